@@ -1,0 +1,164 @@
+//! Step 1: takes connections and serves HTTP/1.1 on them.
+
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use http::Request;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use hyper_util::rt::TokioTimer;
+use tokio::net::TcpListener;
+use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::decide::facts::Transport;
+use crate::doors::proxy::Proxy;
+use crate::observed::Peer;
+use crate::record::entry::Unread;
+use crate::telemetry::Metrics;
+
+/// What a connection may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Bytes of a request's head.
+    pub header_bytes: usize,
+    /// Header lines of a request.
+    pub headers: usize,
+    /// How long a head may take; an idle connection is closed after the same time.
+    pub header_timeout: Duration,
+    /// Connections of the whole process.
+    pub connections: usize,
+}
+
+/// Requests that were refused before there was anything to decide, counted for `dpa.unread`.
+#[derive(Debug, Default)]
+pub struct UnreadCounters {
+    malformed: AtomicU64,
+    too_large: AtomicU64,
+    timed_out: AtomicU64,
+    metrics: Metrics,
+}
+
+impl UnreadCounters {
+    /// Counts here for the next record, and in the metrics for good.
+    #[must_use]
+    pub fn new(metrics: Metrics) -> Self {
+        Self { metrics, ..Self::default() }
+    }
+
+    /// What came since the last time this was asked; `None` if nothing did.
+    pub fn take(&self) -> Option<Unread> {
+        let unread = Unread {
+            malformed: self.malformed.swap(0, Ordering::Relaxed),
+            too_large: self.too_large.swap(0, Ordering::Relaxed),
+            timed_out: self.timed_out.swap(0, Ordering::Relaxed),
+        };
+        (unread != Unread::default()).then_some(unread)
+    }
+
+    fn count(&self, error: &hyper::Error) {
+        let (sum, counter) = if error.is_parse_too_large() {
+            (&self.too_large, &self.metrics.too_large)
+        } else if error.is_parse() {
+            (&self.malformed, &self.metrics.malformed)
+        } else if error.is_timeout() {
+            (&self.timed_out, &self.metrics.timed_out)
+        } else {
+            return;
+        };
+        sum.fetch_add(1, Ordering::Relaxed);
+        counter.inc();
+    }
+}
+
+/// Accepts connections until the drain begins, then waits for those that are open.
+pub async fn serve(
+    listener: TcpListener,
+    door: Rc<Proxy>,
+    limits: Limits,
+    slots: Arc<Semaphore>,
+    unread: Arc<UnreadCounters>,
+    mut draining: watch::Receiver<bool>,
+) {
+    let mut connections = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            accepted = accept(&listener, &slots) => accepted,
+            Some(_ended) = connections.join_next() => continue,
+            _ = draining.wait_for(|draining| *draining) => break,
+        };
+        let (stream, address, slot) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of descriptors, mostly: a pause lets some be closed, and does not spin.
+                tracing::error!(%error, "cannot accept a connection");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let door = Rc::clone(&door);
+        let unread = Arc::clone(&unread);
+        let draining = draining.clone();
+        connections.spawn_local(async move {
+            connection(stream, address, door, limits, &unread, draining).await;
+            drop(slot);
+        });
+    }
+    while connections.join_next().await.is_some() {}
+}
+
+async fn accept(
+    listener: &TcpListener,
+    slots: &Arc<Semaphore>,
+) -> io::Result<(TcpStream, SocketAddr, tokio::sync::OwnedSemaphorePermit)> {
+    let slot = Arc::clone(slots).acquire_owned().await.map_err(io::Error::other)?;
+    let (stream, address) = listener.accept().await?;
+    stream.set_nodelay(true)?;
+    Ok((stream, address, slot))
+}
+
+async fn connection(
+    stream: TcpStream,
+    address: SocketAddr,
+    door: Rc<Proxy>,
+    limits: Limits,
+    unread: &UnreadCounters,
+    mut draining: watch::Receiver<bool>,
+) {
+    let peer = Rc::new(Peer {
+        address: Some(address.ip().to_canonical()),
+        transport: Transport { tls: None, client_certificate: false, is_unix: false },
+    });
+    let service = service_fn(move |request: Request<Incoming>| {
+        let door = Rc::clone(&door);
+        let peer = Rc::clone(&peer);
+        async move { Ok::<_, std::convert::Infallible>(door.handle(&peer, request).await) }
+    });
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new())
+        .header_read_timeout(limits.header_timeout)
+        .max_header_size(limits.header_bytes)
+        .max_headers(limits.headers)
+        .pipeline_flush(true);
+    let connection = http.serve_connection(TokioIo::new(stream), service);
+    let mut connection = std::pin::pin!(connection);
+    let result = tokio::select! {
+        result = connection.as_mut() => result,
+        _ = draining.wait_for(|draining| *draining) => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = result {
+        unread.count(&error);
+    }
+}

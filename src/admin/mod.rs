@@ -1,0 +1,90 @@
+//! The health listener: `/livez`, `/readyz` and `/metrics`, for the kubelet and Prometheus.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use http::Request;
+use http::Response;
+use http::StatusCode;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use hyper_util::rt::TokioTimer;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+use crate::record::log::Counters;
+use crate::telemetry::Metrics;
+
+/// What the health listener knows.
+#[derive(Clone, Debug)]
+pub struct Health {
+    /// Whether the sidecar is stopping.
+    pub draining: watch::Receiver<bool>,
+    /// How the decision log fares.
+    pub log: Arc<Counters>,
+    /// The counters.
+    pub metrics: Metrics,
+    /// Name, revision and digest of the policy.
+    pub policy: String,
+}
+
+/// Serves until it is dropped. Needs a `LocalSet`.
+pub async fn serve(listener: TcpListener, health: Health) {
+    let health = Arc::new(health);
+    loop {
+        let Ok((stream, _)) = listener.accept().await else {
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            continue;
+        };
+        let health = Arc::clone(&health);
+        tokio::task::spawn_local(async move {
+            let service = service_fn(move |request: Request<Incoming>| {
+                let answer = health.answer(request.uri().path(), request.uri().query() == Some("verbose"));
+                async move { Ok::<_, Infallible>(answer) }
+            });
+            // A probe that goes away early has its answer already or does not want it.
+            let _gone = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .keep_alive(false)
+                .serve_connection(TokioIo::new(stream), service)
+                .await;
+        });
+    }
+}
+
+impl Health {
+    fn answer(&self, path: &str, verbose: bool) -> Response<Full<Bytes>> {
+        let (status, text) = match path {
+            "/livez" => (StatusCode::OK, "ok\n".to_owned()),
+            "/readyz" => self.ready(verbose),
+            "/metrics" => (StatusCode::OK, self.metrics.text()),
+            _ => (StatusCode::NOT_FOUND, "known: /livez, /readyz, /metrics\n".to_owned()),
+        };
+        let mut response = Response::new(Full::new(Bytes::from(text)));
+        *response.status_mut() = status;
+        let kind = http::HeaderValue::from_static("text/plain; charset=utf-8");
+        response.headers_mut().insert(http::header::CONTENT_TYPE, kind);
+        response
+    }
+
+    fn ready(&self, verbose: bool) -> (StatusCode, String) {
+        let checks = [
+            ("policy", true, self.policy.as_str()),
+            ("decision_log", !self.log.is_failing.load(Ordering::Relaxed), "takes records"),
+            ("serving", !*self.draining.borrow(), "not stopping"),
+        ];
+        let is_ready = checks.iter().all(|(_, good, _)| *good);
+        let status = if is_ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+        let line = |(name, good, what): &(&str, bool, &str)| {
+            format!("[{}] {name}: {what}\n", if *good { "+" } else { "-" })
+        };
+        let mut text: String = if verbose { checks.iter().map(line).collect() } else { String::new() };
+        text.push_str(if is_ready { "ok\n" } else { "not ready\n" });
+        (status, text)
+    }
+}

@@ -1,0 +1,158 @@
+//! `check`: says everything that is wrong with a file.
+
+use std::io::Write;
+use std::path::Path;
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use super::CliError;
+use super::Exit;
+use super::Output;
+use super::print_problems;
+use crate::config;
+use crate::policy::problem::Problems;
+use crate::policy::problem::Severity;
+use crate::policy::problem::Source;
+use crate::policy::problem::position;
+use crate::reload;
+use crate::yaml;
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  dpa-sidecar check policy.yaml
+  dpa-sidecar check sidecar.yaml -o json
+  cat policy.yaml | dpa-sidecar check -
+
+Exit codes: 0 nothing is wrong (warnings aside), 1 something is, 2 a file cannot be read.")]
+pub(super) struct Arguments {
+    /// sidecar.yaml or policy.yaml, told apart by content; `-` is standard input.
+    #[arg(required = true)]
+    files: Vec<PathBuf>,
+    /// The form of the output.
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Output,
+}
+
+/// What was found in the files that belong together.
+struct Checked {
+    sources: Vec<Source>,
+    problems: Problems,
+    /// What was loaded, if it can be used.
+    loaded: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Found<'a> {
+    schema_version: u8,
+    problems: Vec<FoundProblem<'a>>,
+}
+
+#[derive(Serialize)]
+struct FoundProblem<'a> {
+    path: &'a str,
+    line: usize,
+    column: usize,
+    severity: &'static str,
+    code: &'static str,
+    message: &'a str,
+    help: &'a str,
+}
+
+pub(super) fn check(arguments: &Arguments, out: &mut dyn Write) -> Result<Exit, CliError> {
+    let mut all = Vec::new();
+    for path in &arguments.files {
+        all.extend(check_file(path)?);
+    }
+    match arguments.output {
+        Output::Json => {
+            let problems = all.iter().flat_map(found).collect();
+            serde_json::to_writer_pretty(&mut *out, &Found { schema_version: 1, problems }).map_err(std::io::Error::from)?;
+            writeln!(out)?;
+        }
+        Output::Text => {
+            for checked in &all {
+                print_problems(out, &checked.problems, &checked.sources)?;
+                let path = checked.sources.first().map_or("", |source| source.path.as_str());
+                match &checked.loaded {
+                    Some(what) => writeln!(out, "{path}: ok: {what}")?,
+                    None => {
+                        let is_error = |problem: &&crate::policy::problem::Problem| problem.severity == Severity::Error;
+                        let count = checked.problems.0.iter().filter(is_error).count();
+                        writeln!(out, "{path}: {count} error{}", if count == 1 { "" } else { "s" })?;
+                    }
+                }
+            }
+        }
+    }
+    let bad = all.iter().any(|checked| checked.problems.has_errors());
+    Ok(if bad { Exit::No } else { Exit::Yes })
+}
+
+fn found(checked: &Checked) -> impl Iterator<Item = FoundProblem<'_>> {
+    checked.problems.0.iter().filter_map(|problem| {
+        let source = checked.sources.get(usize::from(problem.at.file))?;
+        let (line, column) = position(&source.text, problem.at.start);
+        Some(FoundProblem {
+            path: &source.path,
+            line,
+            column,
+            severity: problem.severity.as_str(),
+            code: problem.code.as_str(),
+            message: &problem.message,
+            help: &problem.help,
+        })
+    })
+}
+
+/// Whether a text is a sidecar.yaml: it has a key that only such a file has.
+fn is_settings(text: &str) -> bool {
+    let only_there = ["listeners", "upstreams", "routes", "decision_log", "service"];
+    yaml::read(text, 0).is_ok_and(|root| only_there.iter().any(|key| root.get(key).is_some()))
+}
+
+fn check_file(path: &Path) -> Result<Vec<Checked>, CliError> {
+    let source = reload::read(path)?;
+    if !is_settings(&source.text) {
+        return Ok(vec![check_policy(reload::compile(source, None))]);
+    }
+    let (settings, mut problems) = config::compile(&source, &config::environment);
+    let mut checked = Vec::new();
+    if let Some(settings) = &settings {
+        match reload::load(&settings.policy_file, None) {
+            Ok(loaded) => {
+                if let Some(policy) = &loaded.policy {
+                    problems.0.extend(settings.check_against(policy).0);
+                }
+                checked.push(check_policy(loaded));
+            }
+            Err(error) => problems.push(unreadable_policy(settings, &error)),
+        }
+    }
+    let loaded = settings.filter(|_| !problems.has_errors()).map(|settings| {
+        let routes = settings.routes.all().len();
+        format!("{} listener(s), {} upstream(s), {routes} route(s)", settings.listeners.len(), settings.upstreams.len())
+    });
+    checked.insert(0, Checked { sources: vec![source], problems, loaded });
+    Ok(checked)
+}
+
+fn check_policy(loaded: reload::Loaded) -> Checked {
+    let reload::Loaded { sources, policy, problems } = loaded;
+    let what = policy.map(|policy| format!("{} revision {}, {}", policy.name, policy.revision, policy.counts()));
+    Checked { sources, problems, loaded: what }
+}
+
+/// The policy that the settings name cannot be read: a mistake in the settings.
+pub(super) fn unreadable_policy(
+    settings: &config::Settings,
+    error: &reload::ReadError,
+) -> crate::policy::problem::Problem {
+    crate::policy::problem::Problem::error(
+        crate::policy::problem::Code::Unreadable,
+        settings.policy_file_at,
+        crate::telemetry::chain(error).to_string(),
+        "name the policy's file; a relative path counts from the folder of this file",
+    )
+}

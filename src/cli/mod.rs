@@ -1,0 +1,157 @@
+//! The commands. Each is a function that says [`Exit`]; data goes to `out`, talk to `err`.
+
+mod check;
+mod demo;
+mod run;
+mod test;
+
+use std::io;
+use std::io::IsTerminal as _;
+use std::io::Write;
+use std::path::PathBuf;
+
+use clap::Parser;
+use clap::Subcommand;
+use clap::ValueEnum;
+
+use crate::policy::problem::Problems;
+use crate::policy::problem::Source;
+use crate::reload::ReadError;
+use crate::serve::StartError;
+use crate::telemetry;
+use crate::telemetry::LogFormat;
+
+/// How a command ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// 0: yes, clean.
+    Yes,
+    /// 1: no, findings.
+    No,
+    /// 2: could not tell.
+    Unable,
+}
+
+impl Exit {
+    /// The exit code of the process.
+    #[must_use]
+    pub fn code(self) -> u8 {
+        match self {
+            Self::Yes => 0,
+            Self::No => 1,
+            Self::Unable => 2,
+        }
+    }
+}
+
+/// What keeps a command from telling.
+#[derive(Debug, thiserror::Error)]
+enum CliError {
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    #[error(transparent)]
+    Start(#[from] StartError),
+    #[error("cannot write the output")]
+    Write(#[from] io::Error),
+    #[error("{0}")]
+    Usage(&'static str),
+    #[error("cannot prepare the demo in `{path}`")]
+    Prepare { path: PathBuf, source: io::Error },
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  dpa-sidecar demo                                             see it at work, nothing to set up
+  dpa-sidecar run --policy policy.yaml --upstream 127.0.0.1:3000
+  dpa-sidecar run --config sidecar.yaml
+  dpa-sidecar check sidecar.yaml policy.yaml
+  dpa-sidecar test policy-tests.yaml
+
+Exit codes: 0 yes or clean, 1 no or findings, 2 could not tell (usage, unreadable file).";
+
+/// Lets a request pass only if the data processing agreement with the customer allows it.
+#[derive(Debug, Parser)]
+#[command(name = "dpa-sidecar", version, after_help = EXAMPLES)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+    /// How the operational log on standard error is written.
+    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text, env = "DPA_LOG_FORMAT")]
+    log_format: LogFormat,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the sidecar.
+    Run(run::Arguments),
+    /// Show the sidecar at work: a data service, the sample agreement, a scripted tour.
+    Demo(demo::Arguments),
+    /// Check sidecar.yaml and policy.yaml files; a sidecar.yaml also checks the policy it names.
+    Check(check::Arguments),
+    /// Run the cases of a policy test file against its policy, with a fixed clock.
+    Test(test::Arguments),
+}
+
+/// The form of a command's output.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum Output {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object.
+    Json,
+}
+
+/// Reads the arguments of the process and runs the command.
+#[must_use]
+pub fn run() -> Exit {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            let exit = if error.use_stderr() { Exit::Unable } else { Exit::Yes };
+            // Nobody reads it: then nobody misses it.
+            let _unread = error.print();
+            return exit;
+        }
+    };
+    let mut out = io::stdout().lock();
+    let mut err = io::stderr();
+    let result = match &arguments.command {
+        Command::Run(run) => {
+            telemetry::start_log(arguments.log_format);
+            // The decision log may go to standard output, which its writer thread locks.
+            drop(out);
+            return told(run::run(run, &mut err), &mut err);
+        }
+        Command::Demo(demo) => {
+            drop(out);
+            return told(demo::demo(demo, &mut io::stdout()), &mut err);
+        }
+        Command::Check(check) => check::check(check, &mut out),
+        Command::Test(test) => test::test(test, &mut out),
+    };
+    told(result, &mut err)
+}
+
+fn told(result: Result<Exit, CliError>, err: &mut dyn Write) -> Exit {
+    match result {
+        Ok(exit) => exit,
+        // Whoever read the output went away: not our failure, and nobody to tell.
+        Err(CliError::Write(error)) if error.kind() == io::ErrorKind::BrokenPipe => Exit::Unable,
+        Err(error) => {
+            let _unread = writeln!(err, "error: {}", telemetry::chain(&error));
+            Exit::Unable
+        }
+    }
+}
+
+/// Whether to colour what goes to standard output: a terminal, and nobody asked for none.
+fn colour() -> bool {
+    io::stdout().is_terminal()
+        && crate::config::environment("NO_COLOR").is_none_or(|value| value.is_empty())
+        && crate::config::environment("TERM").is_none_or(|term| term != "dumb")
+}
+
+fn print_problems(out: &mut dyn Write, problems: &Problems, sources: &[Source]) -> io::Result<()> {
+    out.write_all(problems.render(sources, colour()).as_bytes())
+}

@@ -1,0 +1,223 @@
+//! `run`: the sidecar itself.
+
+use std::fmt::Write as _;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use http::HeaderMap;
+use http::Method;
+use http::header;
+use jiff::Timestamp;
+
+use super::CliError;
+use super::Exit;
+use super::check::unreadable_policy;
+use super::print_problems;
+use crate::config;
+use crate::config::Settings;
+use crate::decide::facts::Direction;
+use crate::decide::facts::Transport;
+use crate::gate::weigh;
+use crate::identify::Way;
+use crate::observed::Observed;
+use crate::observed::Peer;
+use crate::observed::Target;
+use crate::policy::Policy;
+use crate::policy::problem::Source;
+use crate::policy::terms::Location;
+use crate::reload;
+use crate::serve;
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  dpa-sidecar run --config sidecar.yaml
+  dpa-sidecar run --policy policy.yaml --upstream 127.0.0.1:3000
+  dpa-sidecar run --policy policy.yaml --upstream 127.0.0.1:3000 --observe
+
+The short form (without --config) has one route for every path; customer and purpose come from the header
+DPA-Context, the caller from the header DPA-Caller, believed from this machine only; decisions go to
+standard output.
+
+Exit codes: 0 stopped cleanly, 1 refused to start, 2 could not start (usage, unreadable file, address taken).")]
+pub(super) struct Arguments {
+    /// The settings: a sidecar.yaml.
+    #[arg(short, long, env = "DPA_CONFIG", conflicts_with_all = ["policy", "upstream", "observe", "listen", "storage_location"])]
+    config: Option<PathBuf>,
+    /// Short form: the policy.
+    #[arg(long, requires = "upstream")]
+    policy: Option<PathBuf>,
+    /// Short form: the data service, HOST:PORT.
+    #[arg(long, requires = "policy")]
+    upstream: Option<String>,
+    /// Short form: write denials down and let the requests pass.
+    #[arg(long)]
+    observe: bool,
+    /// Short form: where to listen.
+    #[arg(long, default_value = "127.0.0.1:8080")]
+    listen: SocketAddr,
+    /// Short form: where the data service keeps its data [default: the policy's first default location].
+    #[arg(long)]
+    storage_location: Option<Location>,
+}
+
+pub(super) fn run(arguments: &Arguments, err: &mut dyn Write) -> Result<Exit, CliError> {
+    let (source, is_short) = match (&arguments.config, &arguments.policy, &arguments.upstream) {
+        (Some(config), ..) => (reload::read(config)?, false),
+        (None, Some(policy), Some(upstream)) => (short_form(arguments, policy, upstream)?, true),
+        (None, ..) => {
+            return Err(CliError::Usage(
+                "give `--config sidecar.yaml`, or `--policy policy.yaml --upstream HOST:PORT`; see `dpa-sidecar run --help`",
+            ));
+        }
+    };
+    let Some((settings, policy)) = prepare(&source, err)? else { return Ok(Exit::No) };
+    if settings.enforcement == crate::policy::Enforcement::Observe {
+        tracing::warn!("this sidecar observes: denied requests are recorded and pass");
+    }
+    tracing::info!(policy = %policy.name, revision = policy.revision, digest = %policy.digest, "policy loaded");
+    let told = is_short.then(|| how_to_try(arguments, &settings, &policy));
+    let sidecar = serve::start(settings, policy, None)?;
+    for (name, address) in &sidecar.addresses {
+        tracing::info!(%name, %address, "listening");
+    }
+    if let Some(told) = told {
+        err.write_all(told.as_bytes())?;
+    }
+    sidecar.run_until_stopped()?;
+    Ok(Exit::Yes)
+}
+
+/// Settings and policy, or nothing after what is wrong was told.
+pub(super) fn prepare(source: &Source, err: &mut dyn Write) -> Result<Option<(Settings, Policy)>, CliError> {
+    let (settings, mut problems) = config::compile(source, &config::environment);
+    let sources = std::slice::from_ref(source);
+    let Some(settings) = settings else {
+        print_problems(err, &problems, sources)?;
+        return Ok(None);
+    };
+    let loaded = match reload::load(&settings.policy_file, None) {
+        Ok(loaded) => loaded,
+        Err(error) => {
+            problems.push(unreadable_policy(&settings, &error));
+            print_problems(err, &problems, sources)?;
+            return Ok(None);
+        }
+    };
+    if let Some(policy) = &loaded.policy {
+        problems.0.extend(settings.check_against(policy).0);
+    }
+    print_problems(err, &problems, sources)?;
+    print_problems(err, &loaded.problems, &loaded.sources)?;
+    match loaded.policy {
+        Some(policy) if !problems.has_errors() => Ok(Some((settings, policy))),
+        Some(_) | None => Ok(None),
+    }
+}
+
+/// The settings that the short form stands for, as the text of a sidecar.yaml.
+fn short_form(arguments: &Arguments, policy: &std::path::Path, upstream: &str) -> Result<Source, CliError> {
+    let storage = match arguments.storage_location {
+        Some(location) => location.to_string(),
+        None => {
+            let loaded = reload::load(policy, None)?;
+            let first = loaded.policy.and_then(|policy| policy.default_storage().map(|place| place.to_string()));
+            // A policy that does not load is told about when it is loaded to be run.
+            first.unwrap_or_else(|| "US".to_owned())
+        }
+    };
+    let policy = std::path::absolute(policy).unwrap_or_else(|_| policy.to_owned());
+    let quoted = |text: &str| serde_json::Value::from(text).to_string();
+    let text = format!(
+        "service: {{name: service, storage_location: {storage}}}
+policy: {{file: {policy}}}
+enforcement: {enforcement}
+listeners: [{{name: main, address: {listen}, upstream: app}}]
+upstreams: [{{name: app, address: {upstream}}}]
+identity: [{{header: {{name: DPA-Caller, trusted_peers: [127.0.0.0/8, \"::1/128\"]}}}}]
+routes:
+  - path: /{{*rest}}
+    customer: {{from: context}}
+    purpose: {{from: context}}
+    data_categories: [user]
+decision_log: {{stdout: true}}
+",
+        policy = quoted(&policy.to_string_lossy()),
+        enforcement = if arguments.observe { "observe" } else { "enforce" },
+        listen = quoted(&arguments.listen.to_string()),
+        upstream = quoted(upstream),
+    );
+    Ok(Source { path: "(short form)".to_owned(), text })
+}
+
+/// What the short form assumes, and a request that passes.
+fn how_to_try(arguments: &Arguments, settings: &Settings, policy: &Policy) -> String {
+    let mut text = format!(
+        "
+This is the short form of `run`. It assumes:
+  listening on        {listen}
+  every path          is one route with data category `user`; the method says the operation
+  customer, purpose   from the header DPA-Context
+  caller              from the header DPA-Caller, believed from this machine only
+  data is kept in     {storage}
+  decisions           one JSON line each on standard output
+Write a sidecar.yaml to say more; `dpa-sidecar check` helps.
+",
+        listen = arguments.listen,
+        storage = settings.storage_location,
+    );
+    let _infallible = match passing(settings, policy, Timestamp::now()) {
+        Some((caller, context)) => writeln!(
+            text,
+            "
+A request that passes:
+  curl -i http://{listen}/ \\
+    -H 'DPA-Caller: {caller}' \\
+    -H 'DPA-Context: {context}'
+",
+            listen = arguments.listen,
+        ),
+        None => writeln!(text, "\nToday no caller of this policy may retrieve `user` data: nothing passes.\n"),
+    };
+    text
+}
+
+/// Caller and `DPA-Context` of a request that these settings and this policy permit.
+fn passing(settings: &Settings, policy: &Policy, now: Timestamp) -> Option<(String, String)> {
+    let (target, host) = {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::HOST, http::HeaderValue::from_static("localhost"));
+        Target::read(&http::Uri::from_static("/"), &headers, http::Version::HTTP_11).ok()?
+    };
+    let peer = Peer {
+        address: Some(std::net::Ipv4Addr::LOCALHOST.into()),
+        transport: Transport { tls: None, client_certificate: false, is_unix: false },
+    };
+    let caller_header = settings.trust.ways.iter().find_map(|way| match way {
+        Way::Header { name, .. } => Some(name.clone()),
+        Way::Stated { .. } => None,
+    })?;
+    for (party, customer, purpose) in policy.combinations() {
+        let Some(identity) = policy.identity_of(party) else { continue };
+        let context = format!("customer=\"{customer}\", purpose={purpose}");
+        let mut headers = HeaderMap::new();
+        headers.insert(caller_header.clone(), http::HeaderValue::from_str(identity.as_str()).ok()?);
+        headers.insert(crate::establish::context::DPA_CONTEXT, http::HeaderValue::from_str(&context).ok()?);
+        let seen = Observed {
+            method: &Method::GET,
+            target: target.clone(),
+            host: host.clone(),
+            headers: &headers,
+            peer: &peer,
+            direction: Direction::Ingress,
+            storage: settings.storage_location,
+            time: now,
+        };
+        let weighed = weigh(&seen, policy, &settings.trust, &settings.routes);
+        if weighed.is_ok_and(|(_, decision)| decision.reasons().is_empty()) {
+            return Some((identity.to_string(), context));
+        }
+    }
+    None
+}

@@ -1,0 +1,601 @@
+//! `test`: cases in YAML, each a request and what has to come out, with a fixed clock.
+//!
+//! A case becomes a request as a door would see it and goes the way of every request: identify,
+//! establish, decide.
+
+use std::collections::BTreeSet;
+use std::collections::HashMap;
+use std::io::Write;
+use std::path::Path;
+use std::path::PathBuf;
+
+use http::HeaderMap;
+use http::HeaderValue;
+use http::Method;
+use http::header;
+use jiff::Timestamp;
+use serde::Deserialize;
+use serde::Deserializer;
+use serde::Serialize;
+use serde::de;
+
+use super::CliError;
+use super::Exit;
+use super::Output;
+use super::print_problems;
+use crate::decide::decision::Decision;
+use crate::decide::decision::Outcome;
+use crate::decide::facts::Customers;
+use crate::decide::facts::Direction;
+use crate::decide::facts::Fact;
+use crate::decide::facts::Facts;
+use crate::decide::facts::Source as FactSource;
+use crate::decide::facts::Transport;
+use crate::decide::facts::Why;
+use crate::decide::reason::Code as ReasonCode;
+use crate::establish::context::DPA_CONTEXT;
+use crate::establish::route::Route;
+use crate::establish::route::Routes;
+use crate::establish::route::Subject;
+use crate::establish::route::Take;
+use crate::gate::act;
+use crate::gate::weigh;
+use crate::identify::Trust;
+use crate::identify::Way;
+use crate::observed::Observed;
+use crate::observed::Peer;
+use crate::observed::Target;
+use crate::policy::Enforcement;
+use crate::policy::Party;
+use crate::policy::Policy;
+use crate::policy::TlsVersion;
+use crate::policy::problem::Code;
+use crate::policy::problem::Problem;
+use crate::policy::problem::Problems;
+use crate::policy::problem::Source;
+use crate::policy::problem::nearest;
+use crate::policy::terms::DataCategory;
+use crate::policy::terms::Date;
+use crate::policy::terms::Id;
+use crate::policy::terms::Identity;
+use crate::policy::terms::Location;
+use crate::policy::terms::Operation;
+use crate::reload;
+use crate::yaml;
+use crate::yaml::List;
+use crate::yaml::Node;
+use crate::yaml::Spanned;
+use crate::yaml::Table;
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  dpa-sidecar test policy-tests.yaml
+  dpa-sidecar test policy-tests.yaml --fail-on-empty -o json
+
+Exit codes: 0 every case came out as expected, 1 one did not, 2 a file cannot be read or is no test file.")]
+pub(super) struct Arguments {
+    /// Files of cases.
+    #[arg(required = true)]
+    files: Vec<PathBuf>,
+    /// A file without cases is a finding.
+    #[arg(long)]
+    fail_on_empty: bool,
+    /// The form of the output.
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Output,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Document {
+    version: Spanned<u32>,
+    policy: Spanned<String>,
+    clock: Spanned<Date>,
+    #[serde(default)]
+    services: Table<Service>,
+    #[serde(default)]
+    defaults: Defaults,
+    cases: List<Case>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Service {
+    storage_location: Location,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Defaults {
+    service: Option<Spanned<String>>,
+    operation: Option<Operation>,
+    subscriber: Option<Subscriber>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Case {
+    name: Spanned<String>,
+    at: Option<Date>,
+    request: Spanned<Request>,
+    amend: Option<Spanned<de::IgnoredAny>>,
+    expect: Expect,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Request {
+    customer: Option<OneOrMore>,
+    caller: Option<Spanned<String>>,
+    purpose: Option<Spanned<String>>,
+    data_categories: Option<Vec<DataCategory>>,
+    operation: Option<Operation>,
+    service: Option<Spanned<String>>,
+    subscriber: Option<Subscriber>,
+    instruction: Option<Spanned<String>>,
+    request_ref: Option<Spanned<String>>,
+    location: Option<String>,
+    recipient: Option<Spanned<String>>,
+    transport: Option<TransportCase>,
+    #[serde(default = "yes")]
+    mapped: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TransportCase {
+    tls: Option<TlsVersion>,
+    #[serde(default)]
+    client_certificate: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Expect {
+    decision: Word,
+    action: Option<String>,
+    reasons: Option<Vec<String>>,
+    kinds: Option<Vec<String>>,
+    authority: Option<String>,
+    transfer_ref: Option<String>,
+    status: Option<u16>,
+    records: Option<u32>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Word {
+    Permit,
+    Deny,
+}
+
+/// One name, or a list of names.
+#[derive(Clone)]
+struct OneOrMore(Vec<String>, bool);
+
+/// A subscriber, or `{named: false}`: the route takes one, the request names none.
+#[derive(Clone)]
+enum Subscriber {
+    Named(String),
+    NotNamed,
+}
+
+impl<'de> Deserialize<'de> for OneOrMore {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Names;
+        impl<'de> de::Visitor<'de> for Names {
+            type Value = OneOrMore;
+            fn expecting(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                out.write_str("a name or a list of names")
+            }
+            fn visit_str<E: de::Error>(self, name: &str) -> Result<OneOrMore, E> {
+                Ok(OneOrMore(vec![name.to_owned()], false))
+            }
+            fn visit_seq<A: de::SeqAccess<'de>>(self, mut names: A) -> Result<OneOrMore, A::Error> {
+                let mut all = Vec::new();
+                while let Some(name) = names.next_element()? {
+                    all.push(name);
+                }
+                Ok(OneOrMore(all, true))
+            }
+        }
+        deserializer.deserialize_any(Names)
+    }
+}
+
+impl<'de> Deserialize<'de> for Subscriber {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Fields {
+            named: bool,
+        }
+        struct Either;
+        impl<'de> de::Visitor<'de> for Either {
+            type Value = Subscriber;
+            fn expecting(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                out.write_str("a subscriber, or `{named: false}`")
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Subscriber, E> {
+                Ok(Subscriber::Named(text.to_owned()))
+            }
+            fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<Subscriber, A::Error> {
+                let Fields { named } = Fields::deserialize(de::value::MapAccessDeserializer::new(map))?;
+                if named {
+                    return Err(de::Error::custom("`named` is only ever false\nwrite the subscriber itself: `subscriber: 7c1e`"));
+                }
+                Ok(Subscriber::NotNamed)
+            }
+        }
+        deserializer.deserialize_any(Either)
+    }
+}
+
+/// What came of a case.
+#[derive(Serialize)]
+struct CaseResult {
+    file: String,
+    line: usize,
+    name: String,
+    as_expected: bool,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    differences: Vec<Difference>,
+}
+
+#[derive(Serialize)]
+struct Difference {
+    what: &'static str,
+    expected: String,
+    got: String,
+}
+
+#[derive(Serialize)]
+struct Report {
+    schema_version: u8,
+    cases: Vec<CaseResult>,
+    reasons_not_covered: Vec<&'static str>,
+}
+
+pub(super) fn test(arguments: &Arguments, out: &mut dyn Write) -> Result<Exit, CliError> {
+    let mut results = Vec::new();
+    let mut covered = BTreeSet::new();
+    let mut is_empty = false;
+    for path in &arguments.files {
+        let source = reload::read(path)?;
+        match run_file(&source, &mut covered) {
+            Ok(cases) => {
+                is_empty |= cases.is_empty();
+                results.extend(cases);
+            }
+            Err((sources, problems)) => {
+                print_problems(out, &problems, &sources)?;
+                return Ok(Exit::Unable);
+            }
+        }
+    }
+    let differing = results.iter().filter(|result| !result.as_expected).count();
+    let missing = ReasonCode::ALL.iter().filter(|code| !covered.contains(code.as_str())).map(|code| code.as_str());
+    let report = Report { schema_version: 1, cases: results, reasons_not_covered: missing.collect() };
+    match arguments.output {
+        Output::Json => {
+            serde_json::to_writer_pretty(&mut *out, &report).map_err(std::io::Error::from)?;
+            writeln!(out)?;
+        }
+        Output::Text => print(&report, differing, out)?,
+    }
+    Ok(if differing > 0 || (is_empty && arguments.fail_on_empty) { Exit::No } else { Exit::Yes })
+}
+
+fn print(report: &Report, differing: usize, out: &mut dyn Write) -> Result<(), CliError> {
+    for CaseResult { file, line, name, as_expected, differences } in &report.cases {
+        if *as_expected {
+            writeln!(out, "ok    {name}")?;
+            continue;
+        }
+        writeln!(out, "FAIL  {name}\n      {file}:{line}")?;
+        for Difference { what, expected, got } in differences {
+            writeln!(out, "      {what}\n        expected: {expected}\n        got:      {got}")?;
+        }
+    }
+    let all = ReasonCode::ALL.len();
+    let seen = all - report.reasons_not_covered.len();
+    write!(out, "\n{} cases, {differing} not as expected; {seen} of {all} reasons occur", report.cases.len())?;
+    match report.reasons_not_covered.as_slice() {
+        [] => writeln!(out)?,
+        missing => writeln!(out, "\nreasons that no case shows: {}", missing.join(", "))?,
+    }
+    Ok(())
+}
+
+type Failed = (Vec<Source>, Problems);
+
+fn run_file(source: &Source, covered: &mut BTreeSet<&'static str>) -> Result<Vec<CaseResult>, Failed> {
+    let mut problems = Problems::default();
+    let read = yaml::read(&source.text, 0);
+    let root = match read {
+        Ok(root) => root,
+        Err(faults) => {
+            problems.extend_faults(faults);
+            return Err((vec![source.clone()], problems));
+        }
+    };
+    let (document, faults) = root.decode::<Document>();
+    problems.extend_faults(faults);
+    let Some(document) = document.filter(|_| !problems.has_errors()) else {
+        return Err((vec![source.clone()], problems));
+    };
+    if document.version.value != 1 {
+        let message = format!("version {} is not known", document.version.value);
+        problems.push(Problem::error(Code::Version, document.version.at, message, "write `version: 1`"));
+        return Err((vec![source.clone()], problems));
+    }
+    let folder = Path::new(&source.path).parent().map(Path::to_path_buf).unwrap_or_default();
+    let policy_file = folder.join(&document.policy.value);
+    let unreadable = |error: &reload::ReadError| {
+        let message = crate::telemetry::chain(error).to_string();
+        let help = "name the policy's file; a relative path counts from the folder of this file";
+        Problems(vec![Problem::error(Code::Unreadable, document.policy.at, message, help)])
+    };
+    let loaded = reload::load(&policy_file, None).map_err(|error| (vec![source.clone()], unreadable(&error)))?;
+    let Some(policy) = loaded.policy else { return Err((loaded.sources, loaded.problems)) };
+
+    let mut results = Vec::new();
+    for (case, node) in document.cases.items.iter().zip(case_nodes(&root)) {
+        let amended;
+        let mut case_policy = &policy;
+        if case.amend.is_some() {
+            let loaded = reload::load(&policy_file, node.get("amend"));
+            let loaded = loaded.map_err(|error| (vec![source.clone()], unreadable(&error)))?;
+            amended = match loaded.policy {
+                Some(policy) => policy,
+                None => {
+                    let first = loaded.problems.0.first().map(ToString::to_string).unwrap_or_default();
+                    let at = case.amend.as_ref().map_or(case.name.at, |amend| amend.at);
+                    let message = format!("the policy is not valid with this amendment: {first}");
+                    let help = "amend it with what could stand in a policy file";
+                    problems.push(Problem::error(Code::Case, at, message, help));
+                    continue;
+                }
+            };
+            case_policy = &amended;
+        }
+        let setup = match Setup::of(case, &document, case_policy) {
+            Ok(setup) => setup,
+            Err(problem) => {
+                problems.push(problem);
+                continue;
+            }
+        };
+        let now = case.at.unwrap_or(document.clock.value).begins();
+        let differences = setup.run(case, case_policy, now, covered);
+        let (line, _) = crate::policy::problem::position(&source.text, case.name.at.start);
+        results.push(CaseResult {
+            file: source.path.clone(),
+            line,
+            name: case.name.value.clone(),
+            as_expected: differences.is_empty(),
+            differences,
+        });
+    }
+    if problems.has_errors() { Err((vec![source.clone()], problems)) } else { Ok(results) }
+}
+
+fn case_nodes(root: &Node) -> impl Iterator<Item = &Node> {
+    let cases = root.get("cases").map(|node| &node.value);
+    let cases: &[Node] = match cases {
+        Some(yaml::Value::List(cases)) => cases,
+        Some(yaml::Value::Map(_) | yaml::Value::Scalar { .. }) | None => &[],
+    };
+    cases.iter()
+}
+
+/// A case as a request that could come in.
+struct Setup {
+    trust: Trust,
+    routes: Routes,
+    headers: HeaderMap,
+    target: Target,
+    host: String,
+    peer: Peer,
+    direction: Direction,
+    storage: Location,
+}
+
+impl Setup {
+    fn of(case: &Case, document: &Document, policy: &Policy) -> Result<Self, Problem> {
+        let request = &case.request.value;
+        let impossible = |at, message: String, help: &str| Problem::error(Code::Case, at, message, help);
+        let trust = match &request.caller {
+            None => Trust::default(),
+            Some(caller) => {
+                let identity = identity(caller, policy)?;
+                let location = match &request.location {
+                    None => Fact::Unknown(Why::Missing),
+                    Some(text) => text
+                        .parse()
+                        .map_or(Fact::Unknown(Why::Malformed), |location| Fact::Known(location, FactSource::Claim)),
+                };
+                Trust { ways: vec![Way::Stated { identity, location }] }
+            }
+        };
+        let services: HashMap<&str, Location> =
+            document.services.entries.iter().map(|(name, it)| (name.value.as_str(), it.storage_location)).collect();
+        let service = request.service.as_ref().or(document.defaults.service.as_ref());
+        let Some(service) = service else {
+            let help = "add `service: …` to the request or to `defaults`";
+            return Err(impossible(case.request.at, "the case does not say which service is asked".to_owned(), help));
+        };
+        let Some(storage) = services.get(service.value.as_str()).copied() else {
+            let help = "add it under `services` with its `storage_location`";
+            return Err(impossible(service.at, format!("there is no service `{}`", service.value), help));
+        };
+        let direction = match &request.recipient {
+            None => Direction::Ingress,
+            Some(recipient) => match policy.subprocessor_named(&recipient.value) {
+                Some(id) => Direction::Egress(id),
+                None => {
+                    let message = format!("there is no subprocessor `{}`", recipient.value);
+                    return Err(impossible(recipient.at, message, "name one of the policy"));
+                }
+            },
+        };
+        let subscriber = request.subscriber.clone().or_else(|| document.defaults.subscriber.clone());
+        let (target, host) = target(subscriber.as_ref())
+            .map_err(|error| impossible(case.request.at, error.to_string(), "name a subscriber in plain text"))?;
+        let subject = Subject {
+            customer: Take::Context,
+            subscriber: subscriber.map(|_| Take::Query("subscriber".to_owned())),
+            purpose: Take::Context,
+            operation: request.operation.or(document.defaults.operation),
+            data_categories: request.data_categories.clone().unwrap_or_default(),
+        };
+        let route = Route { path: "/".to_owned(), methods: Vec::new(), host: None, subject: Some(subject) };
+        let routes = if request.mapped { Routes::new(vec![route]) } else { Routes::new(Vec::new()) };
+        let routes = routes.map_err(|_| impossible(case.request.at, "the case has no route".to_owned(), ""))?;
+        let mut headers = HeaderMap::new();
+        if let Some(context) = context(request) {
+            let value = HeaderValue::from_str(&context).map_err(|_| {
+                let message = "a header cannot carry these names".to_owned();
+                impossible(case.request.at, message, "write names in printable ASCII")
+            })?;
+            headers.insert(DPA_CONTEXT, value);
+        }
+        let transport = request.transport.as_ref();
+        let transport = Transport {
+            tls: transport.and_then(|transport| transport.tls),
+            client_certificate: transport.is_some_and(|transport| transport.client_certificate),
+            is_unix: false,
+        };
+        let peer = Peer { address: None, transport };
+        Ok(Self { trust, routes, headers, target, host, peer, direction, storage })
+    }
+
+    fn run(
+        &self,
+        case: &Case,
+        policy: &Policy,
+        now: Timestamp,
+        covered: &mut BTreeSet<&'static str>,
+    ) -> Vec<Difference> {
+        let seen = Observed {
+            method: &Method::OPTIONS,
+            target: self.target.clone(),
+            host: self.host.clone(),
+            headers: &self.headers,
+            peer: &self.peer,
+            direction: self.direction,
+            storage: self.storage,
+            time: now,
+        };
+        match weigh(&seen, policy, &self.trust, &self.routes) {
+            Ok((facts, decision)) => {
+                covered.extend(decision.reasons().iter().map(|reason| reason.code.as_str()));
+                compare(&case.expect, &facts, &decision)
+            }
+            Err(unreadable) => {
+                vec![Difference { what: "decision", expected: "a decision".to_owned(), got: format!("400: {unreadable}") }]
+            }
+        }
+    }
+}
+
+fn compare(expect: &Expect, facts: &Facts<'_>, decision: &Decision<'_>) -> Vec<Difference> {
+    let Expect { decision: word, action, reasons, kinds, authority, transfer_ref, status, records } = expect;
+    let mut differences = Vec::new();
+    let mut hold = |what, expected: Option<String>, got: String| {
+        if let Some(expected) = expected.filter(|expected| *expected != got) {
+            differences.push(Difference { what, expected, got });
+        }
+    };
+    let word = match word {
+        Word::Permit => "permit",
+        Word::Deny => "deny",
+    };
+    let (got_authority, got_transfer) = match &decision.outcome {
+        Outcome::Permit { authority, transfer_ref } => (authority.as_str(), transfer_ref.unwrap_or("none")),
+        Outcome::Deny(_) => ("none", "none"),
+    };
+    let list = |words: Vec<&str>| if words.is_empty() { "none".to_owned() } else { words.join(", ") };
+    let expected_list = |words: &Vec<String>| list(words.iter().map(String::as_str).collect());
+    let (_, got_action) = act(decision, Enforcement::Enforce);
+    let got_records = match facts.customers.known() {
+        Some(Customers::Several { known, .. }) => known.len().max(1),
+        Some(Customers::One(_)) | None => 1,
+    };
+    hold("decision", Some(word.to_owned()), decision.as_str().to_owned());
+    let got_reasons = list(decision.reasons().iter().map(|reason| reason.code.as_str()).collect());
+    hold("reasons", reasons.as_ref().map(expected_list).or(Some("none".to_owned()).filter(|_| word == "permit")), got_reasons);
+    let got_kinds = list(decision.reasons().iter().map(|reason| reason.kind.as_str()).collect());
+    hold("kinds", kinds.as_ref().map(expected_list), got_kinds);
+    hold("authority", authority.clone(), got_authority.to_owned());
+    hold("transfer_ref", transfer_ref.clone(), got_transfer.to_owned());
+    hold("action", action.clone(), got_action.as_str().to_owned());
+    let got_status = decision.reasons().first().map_or(200, |reason| reason.code.status());
+    hold("status", status.map(|status| status.to_string()), got_status.to_string());
+    hold("records", records.map(|records| records.to_string()), got_records.to_string());
+    differences
+}
+
+/// The identity that a case's caller proves: one that is written out, or the first of a party.
+fn identity(caller: &Spanned<String>, policy: &Policy) -> Result<Identity, Problem> {
+    let wrong = |message: String, help: String| Problem::error(Code::Case, caller.at, message, help);
+    let name = caller.value.as_str();
+    if name.contains(':') {
+        return name.parse::<Identity>().map_err(|error| wrong(error.wrong, error.help));
+    }
+    let party = policy
+        .caller_named(name)
+        .map(Party::Own)
+        .or_else(|| policy.subprocessor_named(name).map(Party::Subprocessor))
+        .or_else(|| policy.customer_named(name).map(Party::Customer));
+    let Some(party) = party else {
+        let near = nearest(name, policy.party_names().map(Id::as_str));
+        let help = near.map_or_else(
+            || "name a caller, subprocessor or customer of the policy, or an identity".to_owned(),
+            |near| format!("did you mean `{near}`?"),
+        );
+        return Err(wrong(format!("`{name}` is no party of the policy"), help));
+    };
+    policy.identity_of(party).ok_or_else(|| {
+        wrong(format!("`{name}` has no identity in the policy"), "give it one, or write an identity here".to_owned())
+    })
+}
+
+fn target(subscriber: Option<&Subscriber>) -> Result<(Target, String), crate::observed::Unreadable> {
+    let query = match subscriber {
+        Some(Subscriber::Named(name)) => {
+            name.bytes().fold("?subscriber=".to_owned(), |query, byte| query + &format!("%{byte:02X}"))
+        }
+        Some(Subscriber::NotNamed) | None => String::new(),
+    };
+    let mut headers = HeaderMap::new();
+    headers.insert(header::HOST, HeaderValue::from_static("test"));
+    let uri = http::Uri::try_from(format!("/{query}")).map_err(|_| crate::observed::Unreadable::TargetByte)?;
+    Target::read(&uri, &headers, http::Version::HTTP_11)
+}
+
+/// `DPA-Context` as the case's request would carry it.
+fn context(request: &Request) -> Option<String> {
+    let quoted = |text: &str| format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""));
+    let mut members = Vec::new();
+    if let Some(OneOrMore(names, is_list)) = &request.customer {
+        let names: Vec<String> = names.iter().map(|name| quoted(name)).collect();
+        members.push(if *is_list { format!("customer=({})", names.join(" ")) } else { format!("customer={}", names.concat()) });
+    }
+    let named = [
+        ("purpose", &request.purpose),
+        ("instruction", &request.instruction),
+        ("request_ref", &request.request_ref),
+    ];
+    for (key, value) in named {
+        if let Some(value) = value {
+            members.push(format!("{key}={}", quoted(&value.value)));
+        }
+    }
+    (!members.is_empty()).then(|| members.join(", "))
+}

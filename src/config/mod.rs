@@ -1,0 +1,594 @@
+//! Settings: `sidecar.yaml`, checked, as the steps want them.
+//!
+//! The only place that reads the environment.
+
+mod document;
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use http::HeaderName;
+use http::Method;
+use ipnet::IpNet;
+
+use self::document::From;
+use self::document::Later;
+use self::document::Protocol;
+use self::document::Take as TakeDocument;
+use crate::accept::Limits;
+use crate::establish::route;
+use crate::establish::route::Route;
+use crate::establish::route::RouteError;
+use crate::establish::route::Routes;
+use crate::establish::route::Subject;
+use crate::establish::route::Take;
+use crate::forward::UpstreamSettings;
+use crate::identify::Trust;
+use crate::identify::Way;
+use crate::policy::Durability;
+use crate::policy::Enforcement;
+use crate::policy::Policy;
+use crate::policy::problem::Code;
+use crate::policy::problem::Problem;
+use crate::policy::problem::Problems;
+use crate::policy::problem::Source;
+use crate::policy::problem::nearest;
+use crate::policy::terms::Location;
+use crate::record::log::LogSettings;
+use crate::yaml;
+use crate::yaml::At;
+use crate::yaml::List;
+use crate::yaml::Spanned;
+use crate::yaml::What;
+
+/// Where requests come in.
+#[derive(Clone, Debug)]
+pub struct Listener {
+    /// Its name.
+    pub name: String,
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Place of its upstream in [`Settings::upstreams`].
+    pub upstream: usize,
+}
+
+/// The settings of one sidecar.
+#[derive(Debug)]
+pub struct Settings {
+    /// `service.name`.
+    pub service: String,
+    /// `service.instance`.
+    pub instance: String,
+    /// `service.storage_location`.
+    pub storage_location: Location,
+    /// Worker threads.
+    pub workers: usize,
+    /// The policy file.
+    pub policy_file: PathBuf,
+    /// Where in the settings it is named.
+    pub policy_file_at: At,
+    /// `enforcement`.
+    pub enforcement: Enforcement,
+    /// `listeners`.
+    pub listeners: Vec<Listener>,
+    /// `upstreams`.
+    pub upstreams: Vec<UpstreamSettings>,
+    /// `identity`.
+    pub trust: Trust,
+    /// `routes` and `probes`.
+    pub routes: Routes,
+    /// `decision_log`.
+    pub log: LogSettings,
+    /// `health.address`.
+    pub health: Option<SocketAddr>,
+    /// `limits`.
+    pub limits: Limits,
+    /// `drain_timeout`.
+    pub drain_timeout: Duration,
+    /// Constants of routes that have to be in the policy.
+    constants: Vec<(Constant, Spanned<String>)>,
+    log_at: At,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Constant {
+    Customer,
+    Purpose,
+}
+
+/// Reads a variable of the environment.
+#[must_use]
+pub fn environment(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+/// Compiles the text of a `sidecar.yaml`. Relative paths in it count from its folder.
+///
+/// The settings are there unless a problem is an error.
+#[must_use]
+pub fn compile(source: &Source, environment: &dyn Fn(&str) -> Option<String>) -> (Option<Settings>, Problems) {
+    let mut compiler = Compiler { problems: Problems::default(), folder: folder_of(&source.path) };
+    let settings = compiler.compile(&source.text, environment);
+    let problems = compiler.problems;
+    if problems.has_errors() { (None, problems) } else { (settings, problems) }
+}
+
+impl Settings {
+    /// What the policy demands and these settings do not give, and names in routes that it does not have.
+    #[must_use]
+    pub fn check_against(&self, policy: &Policy) -> Problems {
+        let mut problems = Problems::default();
+        let mut below = |at, message: &str, help: &str| problems.push(Problem::error(Code::BelowPolicy, at, message, help));
+        if policy.require_enforce && self.enforcement == Enforcement::Observe {
+            let help = "write `enforcement: enforce`, or remove `require_enforce` from the policy";
+            below(self.policy_file_at, "the policy requires `enforce`, and this sidecar would only observe", help);
+        }
+        if policy.security.decision_log > Durability::Written {
+            let help = "this version writes records to the kernel only (`written`): lower the measure in the policy";
+            below(self.log_at, "the policy promises a decision log that is `synced` to disk", help);
+        }
+        if policy.security.signed_policy {
+            let help = "this version cannot check signatures: remove `signed_policy` from the policy";
+            below(self.policy_file_at, "the policy promises to be signed", help);
+        }
+        for (constant, Spanned { value, at }) in &self.constants {
+            let (found, what) = match constant {
+                Constant::Customer => (policy.customer_named(value).is_some(), "customer"),
+                Constant::Purpose => (policy.purpose_named(value).is_some(), "purpose"),
+            };
+            if !found {
+                let message = format!("the policy has no {what} `{value}`");
+                let help = "name one of the policy, or take it from the request: `{from: context}`";
+                problems.push(Problem::error(Code::UnknownReference, *at, message, help));
+            }
+        }
+        problems
+    }
+}
+
+fn folder_of(path: &str) -> PathBuf {
+    Path::new(path).parent().map(Path::to_path_buf).unwrap_or_default()
+}
+
+struct Compiler {
+    problems: Problems,
+    folder: PathBuf,
+}
+
+impl Compiler {
+    fn error(&mut self, code: Code, at: At, message: impl Into<String>, help: impl Into<String>) {
+        self.problems.push(Problem::error(code, at, message, help));
+    }
+
+    fn compile(&mut self, text: &str, environment: &dyn Fn(&str) -> Option<String>) -> Option<Settings> {
+        let mut root = match yaml::read(text, 0) {
+            Ok(root) => root,
+            Err(faults) => {
+                self.problems.extend_faults(faults);
+                return None;
+            }
+        };
+        let change = |text: &str| substitute(text, environment);
+        if let Err(faults) = root.rewrite(&change) {
+            for fault in faults {
+                let mut problem = Problem::from(fault);
+                problem.code = Code::Environment;
+                self.problems.push(problem);
+            }
+        }
+        let (document, faults) = root.decode::<document::Document>();
+        self.problems.extend_faults(faults);
+        self.document(document?)
+    }
+
+    fn document(&mut self, document: document::Document) -> Option<Settings> {
+        let document::Document {
+            service,
+            workers,
+            policy,
+            enforcement,
+            listeners,
+            upstreams,
+            identity,
+            routes,
+            probes,
+            decision_log,
+            health,
+            admin,
+            limits,
+            drain_timeout,
+        } = document;
+        self.later("service.caller", &service.caller);
+        self.later("policy.public_key", &policy.public_key);
+        self.later("policy.baseline", &policy.baseline);
+        self.later("policy.max_age", &policy.max_age);
+        self.later("policy.on_stale", &policy.on_stale);
+        self.later("admin", &admin);
+        if let Some(Spanned { value: 0, at }) = workers {
+            self.error(Code::Invalid, at, "there has to be a worker", "write 1 or more, or leave `workers` out");
+        }
+        let upstream_names: Vec<Spanned<String>> = upstreams.items.iter().map(|it| named(&it.name)).collect();
+        self.distinct(&upstream_names);
+        self.distinct(&listeners.items.iter().map(|it| named(&it.name)).collect::<Vec<_>>());
+        self.not_empty(&listeners);
+        self.not_empty(&identity);
+        let mut constants = Vec::new();
+        let routes = self.routes(routes, probes, &mut constants);
+        let log_at = decision_log.at;
+        let listeners = listeners.items.into_iter().filter_map(|it| self.listener(it, &upstream_names)).collect();
+        Some(Settings {
+            service: service.name.to_string(),
+            instance: service.instance.map_or_else(host_name, |instance| instance.to_string()),
+            storage_location: service.storage_location,
+            workers: workers.map_or_else(default_workers, |workers| usize::from(workers.value)),
+            policy_file: self.folder.join(&policy.file.value),
+            policy_file_at: policy.file.at,
+            enforcement: enforcement.unwrap_or(Enforcement::Enforce),
+            listeners,
+            upstreams: upstreams.items.into_iter().map(|upstream| self.upstream(upstream)).collect(),
+            trust: Trust { ways: identity.items.into_iter().filter_map(|way| self.way(way)).collect() },
+            routes,
+            log: self.log(decision_log),
+            health: health.and_then(|health| self.address(&health.address)),
+            limits: self.limits(limits),
+            drain_timeout: drain_timeout.map_or(Duration::from_secs(25), |span| span.0),
+            constants,
+            log_at,
+        })
+    }
+
+    fn later(&mut self, key: &str, setting: &Later) {
+        if let Some(setting) = setting {
+            let message = format!("this version does not have `{key}` yet");
+            self.error(Code::NotYet, setting.at, message, "remove the key: the sidecar does not start half configured");
+        }
+    }
+
+    fn not_empty<T>(&mut self, list: &List<T>) {
+        if list.is_empty {
+            self.error(Code::EmptyList, list.at, "this list is empty", "name at least one");
+        }
+    }
+
+    fn distinct(&mut self, names: &[Spanned<String>]) {
+        for (place, name) in names.iter().enumerate() {
+            if names.iter().take(place).any(|earlier| earlier.value == name.value) {
+                let message = format!("the name `{}` stands twice in this list", name.value);
+                self.error(Code::DuplicateId, name.at, message, "give each entry a name of its own");
+            }
+        }
+    }
+
+    fn address(&mut self, Spanned { value, at }: &Spanned<String>) -> Option<SocketAddr> {
+        if value.starts_with("unix:") {
+            let message = "this version does not have Unix sockets yet";
+            self.error(Code::NotYet, *at, message, "write an address such as `127.0.0.1:8080`");
+            return None;
+        }
+        let address = value.parse().ok();
+        if address.is_none() {
+            let message = format!("`{value}` is not an address to listen on");
+            let help = "write an IP address and a port such as `0.0.0.0:8443`, `127.0.0.1:8080` or `[::]:8443`";
+            self.error(Code::Invalid, *at, message, help);
+        }
+        address
+    }
+
+    fn listener(&mut self, listener: document::Listener, upstreams: &[Spanned<String>]) -> Option<Listener> {
+        let document::Listener { name, address, upstream, direction, tls } = listener;
+        self.later("listeners.tls", &tls);
+        if let Some(Spanned { value: document::Way::Egress, at }) = direction {
+            self.error(Code::NotYet, at, "this version does not have `direction: egress` yet", "remove the listener");
+        }
+        let place = upstreams.iter().position(|known| known.value == upstream.value.as_str());
+        if place.is_none() {
+            let near = nearest(upstream.value.as_str(), upstreams.iter().map(|known| known.value.as_str()));
+            let help = near.map_or_else(
+                || "name one that stands under `upstreams`".to_owned(),
+                |near| format!("did you mean `{near}`?"),
+            );
+            let message = format!("there is no upstream `{}`", upstream.value);
+            self.error(Code::UnknownReference, upstream.at, message, help);
+        }
+        let address = self.address(&address)?;
+        Some(Listener { name: name.value.to_string(), address, upstream: place? })
+    }
+
+    fn upstream(&mut self, upstream: document::Upstream) -> UpstreamSettings {
+        let document::Upstream {
+            name,
+            address,
+            protocol,
+            tls,
+            storage_location,
+            recipient,
+            connect_timeout,
+            response_timeout,
+            idle_timeout,
+            max_connections,
+        } = upstream;
+        self.later("upstreams.tls", &tls);
+        self.later("upstreams.recipient", &recipient);
+        self.later("upstreams.max_connections", &max_connections);
+        if let Some(Spanned { value: Protocol::Http2, at }) = protocol {
+            self.error(Code::NotYet, at, "this version does not have `protocol: http2` yet", "write `http1`");
+        }
+        let port = address.value.rsplit_once(':').map(|(host, port)| (host, port.parse::<u16>()));
+        if !matches!(port, Some((host, Ok(1..))) if !host.is_empty() && !address.value.contains("://")) {
+            let message = format!("`{}` is not the address of an upstream", address.value);
+            self.error(Code::Invalid, address.at, message, "write a host and a port such as `127.0.0.1:3000`");
+        }
+        let or = |span: Option<document::Span>, default| span.map_or(Duration::from_secs(default), |span| span.0);
+        UpstreamSettings {
+            name: name.value.to_string(),
+            address: address.value,
+            storage_location,
+            connect_timeout: or(connect_timeout, 1),
+            response_timeout: or(response_timeout, 30),
+            idle_timeout: or(idle_timeout, 15),
+        }
+    }
+
+    fn way(&mut self, way: document::Identity) -> Option<Way> {
+        let document::Identity { certificate, token, forwarded_certificate, header } = way;
+        self.later("identity.certificate", &certificate);
+        self.later("identity.token", &token);
+        self.later("identity.forwarded_certificate", &forwarded_certificate);
+        let document::Header { name, trusted_peers } = header?;
+        self.not_empty(&trusted_peers);
+        let header = HeaderName::from_bytes(name.value.as_bytes()).ok();
+        if header.is_none() {
+            let message = format!("`{}` is not the name of a header", name.value);
+            self.error(Code::Invalid, name.at, message, "write a name such as `DPA-Caller`");
+        }
+        let mut nets = Vec::new();
+        for peer in &trusted_peers.items {
+            let single = || peer.value.parse::<std::net::IpAddr>().map(IpNet::from);
+            match peer.value.parse::<IpNet>().or_else(|_| single()) {
+                Ok(net) => nets.push(net),
+                Err(_) => {
+                    let message = format!("`{}` is not a network", peer.value);
+                    let help = "write a CIDR such as `127.0.0.1/32`; identities of peers come with certificates";
+                    self.error(Code::Invalid, peer.at, message, help);
+                }
+            }
+        }
+        Some(Way::Header { name: header?, trusted_peers: nets })
+    }
+
+    fn routes(
+        &mut self,
+        documents: List<document::Route>,
+        probes: Option<List<Spanned<String>>>,
+        constants: &mut Vec<(Constant, Spanned<String>)>,
+    ) -> Routes {
+        self.not_empty(&documents);
+        let mut places = Vec::new();
+        let mut routes = Vec::new();
+        for document in documents.items {
+            places.push(document.path.at);
+            routes.push(self.route(document, constants));
+        }
+        for probe in probes.into_iter().flat_map(|list| list.items) {
+            if probe.value.contains(['{', '}']) {
+                let message = format!("the probe `{}` is not an exact path", probe.value);
+                self.error(Code::Invalid, probe.at, message, "write a path without `{name}`");
+            }
+            places.push(probe.at);
+            let methods = vec![Method::GET, Method::HEAD];
+            routes.push(Route { path: probe.value, methods, host: None, subject: None });
+        }
+        match Routes::new(routes) {
+            Ok(routes) => routes,
+            Err(errors) => {
+                for error in errors {
+                    let (code, index, help) = match &error {
+                        RouteError::Template { index, .. } => {
+                            (Code::Invalid, *index, "write a path such as `/v1/customers/{customer}/{*rest}`")
+                        }
+                        RouteError::Conflict { index, .. } => {
+                            (Code::RouteConflict, *index, "remove one, or give them different methods or hosts")
+                        }
+                    };
+                    let at = places.get(index).copied().unwrap_or_default();
+                    self.error(code, at, error.to_string(), help);
+                }
+                Routes::default()
+            }
+        }
+    }
+
+    fn route(&mut self, route: document::Route, constants: &mut Vec<(Constant, Spanned<String>)>) -> Route {
+        let document::Route {
+            path,
+            methods,
+            host,
+            customer,
+            subscriber,
+            purpose,
+            operation,
+            data_categories,
+            subscriber_data,
+            upgrade,
+            body_limit,
+            response_timeout,
+        } = route;
+        self.later("routes.upgrade", &upgrade);
+        self.later("routes.body_limit", &body_limit);
+        self.later("routes.response_timeout", &response_timeout);
+        let methods = methods.map(|list| self.methods(&list)).unwrap_or_default();
+        let host = host.map(|host| host.to_ascii_lowercase());
+        if subscriber_data.as_ref().is_some_and(|data| !data.value) {
+            for take in [&customer, &subscriber, &purpose].into_iter().flatten() {
+                let message = "a route outside the agreement has no facts";
+                self.error(Code::OneOf, take.at, message, "remove this key, or `subscriber_data: false`");
+            }
+            return Route { path: path.value, methods, host, subject: None };
+        }
+        let mut needed = |key: &str, is_there: bool| {
+            if !is_there {
+                let message = format!("the route `{}` does not say `{key}`", path.value);
+                let help = format!("add `{key}: …`, or `subscriber_data: false` if no subscriber data passes here");
+                self.error(Code::MissingField, path.at, message, help);
+            }
+        };
+        needed("customer", customer.is_some());
+        needed("purpose", purpose.is_some());
+        needed("data_categories", data_categories.is_some());
+        if let Some(list) = &data_categories {
+            self.not_empty(list);
+        }
+        for (constant, take) in [(Constant::Customer, &customer), (Constant::Purpose, &purpose)] {
+            if let Some(Spanned { value: TakeDocument::Constant(text), at }) = take {
+                constants.push((constant, Spanned { value: text.clone(), at: *at }));
+            }
+        }
+        let mut take = |key, take: Option<Spanned<TakeDocument>>| take.map(|take| self.take(key, take, &path.value));
+        let subject = Subject {
+            customer: take("customer", customer).unwrap_or(Take::Context),
+            subscriber: take("subscriber", subscriber),
+            purpose: take("purpose", purpose).unwrap_or(Take::Context),
+            operation,
+            data_categories: data_categories.map(|list| list.items).unwrap_or_default(),
+        };
+        Route { path: path.value, methods, host, subject: Some(subject) }
+    }
+
+    fn methods(&mut self, list: &List<Spanned<String>>) -> Vec<Method> {
+        self.not_empty(list);
+        let mut methods = Vec::new();
+        for Spanned { value, at } in &list.items {
+            match Method::from_bytes(value.as_bytes()) {
+                Ok(method) if value.bytes().all(|b| b.is_ascii_uppercase() || b == b'-') => methods.push(method),
+                Ok(_) | Err(_) => {
+                    let message = format!("`{value}` is not a method");
+                    self.error(Code::Invalid, *at, message, "write it in capitals, such as `GET`");
+                }
+            }
+        }
+        methods
+    }
+
+    fn take(&mut self, key: &str, Spanned { value, at }: Spanned<TakeDocument>, path: &str) -> Take {
+        match value {
+            TakeDocument::Constant(text) => Take::Constant(text),
+            TakeDocument::From(From::Path, Some(name)) => {
+                if !route::names(path).any(|known| known == name) {
+                    let message = format!("the path `{path}` has no `{{{name}}}`");
+                    self.error(Code::FactSource, at, message, "name a part of the path that stands in braces");
+                }
+                Take::Path(name)
+            }
+            TakeDocument::From(From::Query, Some(name)) => Take::Query(name),
+            TakeDocument::From(From::Path | From::Query, None) => {
+                let help = "add `name: …`: the part of the path, or the parameter of the query";
+                self.error(Code::FactSource, at, "this does not say which part of the request it takes", help);
+                Take::Context
+            }
+            TakeDocument::From(From::Context, _) => {
+                if key == "subscriber" {
+                    let message = "a subscriber is never taken from the context";
+                    self.error(Code::FactSource, at, message, "take it from where the service reads it: path or query");
+                }
+                Take::Context
+            }
+            TakeDocument::From(From::Claim, _) => {
+                let message = "this version does not have claims yet: they come with tokens";
+                self.error(Code::NotYet, at, message, "take it from the path, the query or the context");
+                Take::Claim
+            }
+        }
+    }
+
+    fn log(&mut self, Spanned { value: log, at }: Spanned<document::DecisionLog>) -> LogSettings {
+        let document::DecisionLog { file, stdout, durability, timeout, on_failure, signing_key, checkpoint_every } = log;
+        self.later("decision_log.signing_key", &signing_key);
+        self.later("decision_log.checkpoint_every", &checkpoint_every);
+        if let Some(Spanned { value: Durability::Synced, at }) = durability {
+            let message = "this version does not have `durability: synced` yet";
+            self.error(Code::NotYet, at, message, "write `written`: records are with the kernel before a request moves");
+        }
+        if file.is_none() && !stdout {
+            let help = "add `file: {path: …}`, `stdout: true`, or both";
+            self.error(Code::NoSink, at, "the decision log has nowhere to go", help);
+        }
+        let file = file.map(|file| {
+            self.later("decision_log.file.rotate_bytes", &file.rotate_bytes);
+            self.later("decision_log.file.rotate_after", &file.rotate_after);
+            self.later("decision_log.file.keep", &file.keep);
+            self.folder.join(file.path)
+        });
+        let timeout = timeout.map_or(Duration::from_secs(1), |span| span.0);
+        LogSettings { file, stdout, timeout, on_failure }
+    }
+
+    fn limits(&mut self, limits: document::Limits) -> Limits {
+        let document::Limits {
+            header_bytes,
+            headers,
+            header_timeout,
+            connections,
+            idle_timeout,
+            concurrent_requests,
+            streams,
+        } = limits;
+        self.later("limits.idle_timeout", &idle_timeout);
+        self.later("limits.concurrent_requests", &concurrent_requests);
+        self.later("limits.streams", &streams);
+        Limits {
+            header_bytes: header_bytes.map_or(64 * 1024, |size| size.0),
+            headers: headers.map_or(100, usize::from),
+            header_timeout: header_timeout.map_or(Duration::from_secs(10), |span| span.0),
+            connections: connections.map_or(10_000, |count| usize::try_from(count).unwrap_or(usize::MAX)),
+        }
+    }
+}
+
+fn named(name: &Spanned<crate::policy::terms::Id>) -> Spanned<String> {
+    Spanned { value: name.value.to_string(), at: name.at }
+}
+
+/// min(4, what the machine has).
+fn default_workers() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get).min(4)
+}
+
+fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let name = name.trim();
+    if name.is_empty() { "unknown".to_owned() } else { name.to_owned() }
+}
+
+/// Replaces `${NAME}` and `${NAME:-default}`.
+fn substitute(text: &str, environment: &dyn Fn(&str) -> Option<String>) -> Result<Option<String>, What> {
+    if !text.contains("${") {
+        return Ok(None);
+    }
+    let mut out = String::new();
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once("${") {
+        out.push_str(before);
+        let Some((inner, behind)) = after.split_once('}') else {
+            let help = "close it: `${NAME}` or `${NAME:-default}`";
+            return Err(What::Invalid("a `${` is not closed".to_owned(), help.to_owned()));
+        };
+        let (name, default) = inner.split_once(":-").map_or((inner, None), |(name, default)| (name, Some(default)));
+        let is_name = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+        if !is_name {
+            let wrong = format!("`{name}` is not the name of an environment variable");
+            return Err(What::Invalid(wrong, "write `${NAME}` or `${NAME:-default}`".to_owned()));
+        }
+        match environment(name).filter(|value| !value.is_empty()).or_else(|| default.map(str::to_owned)) {
+            Some(value) => out.push_str(&value),
+            None => {
+                let wrong = format!("the environment variable `{name}` is not set");
+                return Err(What::Invalid(wrong, format!("set it, or write a default: `${{{name}:-…}}`")));
+            }
+        }
+        rest = behind;
+    }
+    out.push_str(rest);
+    Ok(Some(out))
+}

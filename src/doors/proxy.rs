@@ -1,0 +1,187 @@
+//! The proxy door: an HTTP request in, the upstream's answer or a refusal out.
+
+use std::rc::Rc;
+use std::time::Duration;
+use std::time::Instant;
+
+use http::HeaderName;
+use http::HeaderValue;
+use http::Request;
+use http::Response;
+use http::Uri;
+use http::Version;
+use http::header;
+use http::request::Parts;
+use http_body_util::BodyExt as _;
+use http_body_util::Either;
+use hyper::body::Body as _;
+use hyper::body::Incoming;
+use jiff::Timestamp;
+
+use crate::decide::facts::Direction;
+use crate::forward::Upstream;
+use crate::forward::headers;
+use crate::gate::Clearance;
+use crate::gate::DPA_DECISION_ID;
+use crate::gate::Gate;
+use crate::gate::Ids;
+use crate::gate::Refusal;
+use crate::gate::Verdict;
+use crate::observed::Observed;
+use crate::observed::Peer;
+use crate::observed::Target;
+use crate::policy::terms::Location;
+use crate::respond;
+use crate::respond::AnswerBody;
+
+/// Most bytes of a refused upload that are read before the connection is closed, and how long that may
+/// take: enough for the refusal to be read by a sender that writes first and reads then.
+const DRAIN_BYTES: u64 = 64 * 1024;
+const DRAIN_TIME: Duration = Duration::from_secs(1);
+
+const DPA_CONTEXT: HeaderName = crate::establish::context::DPA_CONTEXT;
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+
+/// Tells the time. The demo's begins at a date of its own.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
+    begin: Timestamp,
+    since: Instant,
+}
+
+impl Clock {
+    /// A clock that shows this moment now, and runs on.
+    #[must_use]
+    pub fn starting_at(begin: Timestamp) -> Self {
+        Self { begin, since: Instant::now() }
+    }
+
+    /// What it shows.
+    #[must_use]
+    pub fn now(&self) -> Timestamp {
+        self.begin.checked_add(self.since.elapsed()).unwrap_or(self.begin)
+    }
+}
+
+/// One listener's door on one worker.
+#[derive(Debug)]
+pub struct Proxy {
+    /// Decides and records.
+    pub gate: Gate,
+    /// Where permitted requests go.
+    pub upstream: Rc<Upstream>,
+    /// Where the service behind keeps its data.
+    pub storage: Location,
+    /// Headers that name identities; they never pass.
+    pub identity_headers: Vec<HeaderName>,
+    /// What time it is.
+    pub clock: Option<Clock>,
+}
+
+impl Proxy {
+    /// Takes one request from the wire to its answer. Never fails: every failure is an answer.
+    pub async fn handle(&self, peer: &Peer, request: Request<Incoming>) -> Response<AnswerBody> {
+        let started = Instant::now();
+        let time = self.clock.map_or_else(Timestamp::now, |clock| clock.now());
+        let (mut head, body) = request.into_parts();
+        let ids = Ids::of(&head.headers, time);
+
+        let (target, host) = match Target::read(&head.uri, &head.headers, head.version) {
+            Ok(read) => read,
+            Err(unreadable) => {
+                let refusal = self.gate.unreadable(unreadable, &head.method, &ids, time).await;
+                return refuse(&refusal, &head, body).await;
+            }
+        };
+        let seen = Observed {
+            method: &head.method,
+            target,
+            host,
+            headers: &head.headers,
+            peer,
+            direction: Direction::Ingress,
+            storage: self.storage,
+            time,
+        };
+        let clearance = match self.gate.check(&seen, &ids, started).await {
+            Verdict::Pass(clearance) => clearance,
+            Verdict::Refuse(refusal) => return refuse(&refusal, &head, body).await,
+        };
+        let target = seen.target;
+
+        self.rebuild(&mut head, &target, peer, &ids, &clearance);
+        let decision = clearance.decision();
+        match self.upstream.send(clearance, Request::from_parts(head, body)).await {
+            Ok(response) => {
+                let mut response = response.map(Either::Right);
+                headers::clean_response(response.headers_mut());
+                response.headers_mut().insert(DPA_DECISION_ID, respond::id_value(decision));
+                response
+            }
+            Err(error) => {
+                tracing::warn!(error = %crate::telemetry::chain(&error), %decision, "no answer from the upstream");
+                respond::no_answer(&error, decision)
+            }
+        }
+    }
+
+    /// The head that is sent on: the canonical target, established facts, nobody else's `DPA-` headers.
+    fn rebuild(&self, head: &mut Parts, target: &Target, peer: &Peer, ids: &Ids, clearance: &Clearance) {
+        let is_chunked = head.headers.contains_key(header::TRANSFER_ENCODING);
+        headers::clean_request(&mut head.headers, &self.identity_headers);
+        let headers = &mut head.headers;
+        if is_chunked {
+            // hyper frames a GET without a length as one without a body, unless it is told.
+            headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+            headers.remove(header::CONTENT_LENGTH);
+        }
+        headers::set(headers, DPA_CONTEXT, clearance.context().cloned());
+        headers.insert(DPA_DECISION_ID, respond::id_value(clearance.decision()));
+        if let Some(traceparent) = &ids.new_traceparent {
+            headers.insert(TRACEPARENT, traceparent.clone());
+            headers.remove(TRACESTATE);
+        }
+        if !headers.get(X_REQUEST_ID).is_some_and(is_request_id) {
+            headers.insert(X_REQUEST_ID, respond::id_value(ids.request));
+        }
+        if let Some(address) = peer.address {
+            headers::set(headers, X_FORWARDED_FOR, HeaderValue::try_from(address.to_string()).ok());
+        }
+        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
+        // A canonical target is a valid URI; hyper would refuse to send anything else.
+        head.uri = Uri::try_from(target.as_str()).unwrap_or_default();
+        head.version = Version::HTTP_11;
+    }
+}
+
+/// A request id that is passed on: up to 128 of `A-Z a-z 0-9 - _ . :`.
+fn is_request_id(value: &HeaderValue) -> bool {
+    let plain = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b':');
+    (1..=128).contains(&value.len()) && value.as_bytes().iter().all(plain)
+}
+
+async fn refuse(refusal: &Refusal, head: &Parts, body: Incoming) -> Response<AnswerBody> {
+    // Who waits for "100 Continue" has sent nothing yet, and asking for the body would send it.
+    if !head.headers.contains_key(header::EXPECT) && !body.is_end_stream() {
+        let _gave_up = tokio::time::timeout(DRAIN_TIME, drain(body)).await;
+    }
+    respond::refused(refusal)
+}
+
+/// Reads a body on to its end or to the bound.
+async fn drain(mut body: Incoming) {
+    let mut read: u64 = 0;
+    while read < DRAIN_BYTES {
+        match body.frame().await {
+            Some(Ok(frame)) => {
+                let more = frame.data_ref().map_or(0, bytes::Bytes::len);
+                read += u64::try_from(more).unwrap_or(DRAIN_BYTES);
+            }
+            Some(Err(_)) | None => return,
+        }
+    }
+}

@@ -1,0 +1,407 @@
+//! Steps 3 to 6 in one place: who, about what, what follows, written down.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use http::HeaderMap;
+use http::HeaderName;
+use http::HeaderValue;
+use http::Method;
+use jiff::Timestamp;
+use uuid::Uuid;
+
+use crate::decide::decide;
+use crate::decide::decision::Decision;
+use crate::decide::facts::Customers;
+use crate::decide::facts::Fact;
+use crate::decide::facts::Facts;
+use crate::decide::facts::Scope;
+use crate::decide::reason::Code;
+use crate::decide::reason::Reason;
+use crate::establish::establish;
+use crate::establish::route::Routes;
+use crate::identify::Trust;
+use crate::identify::identify;
+use crate::observed::Observed;
+use crate::observed::Unreadable;
+use crate::policy::Enforcement;
+use crate::policy::Policy;
+use crate::record::entry;
+use crate::record::entry::About;
+use crate::record::entry::Action;
+use crate::record::entry::Ended;
+use crate::record::entry::Ending;
+use crate::record::log::OnFailure;
+use crate::record::log::Pass;
+use crate::record::log::Receipt;
+use crate::record::log::RecordError;
+use crate::record::log::Recorder;
+use crate::telemetry::Metrics;
+
+/// `DPA-Decision-Id`, on the request that is forwarded and on every answer.
+pub const DPA_DECISION_ID: HeaderName = HeaderName::from_static("dpa-decision-id");
+
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Steps 3 to 5. No I/O, no clock: the same inputs always give the same decision.
+///
+/// # Errors
+///
+/// [`Unreadable`] if `DPA-Context` cannot be read or contradicts the route.
+pub fn weigh<'a>(
+    seen: &Observed<'_>,
+    policy: &'a Policy,
+    trust: &Trust,
+    routes: &'a Routes,
+) -> Result<(Facts<'a>, Decision<'a>), Unreadable> {
+    let proven = identify(seen, trust);
+    let facts = establish(seen, proven, routes, policy)?;
+    let decision = decide(policy, &facts, seen.time);
+    Ok((facts, decision))
+}
+
+/// What is done about a decision: a denial passes only where the enforcement is `observe`.
+#[must_use]
+pub fn act(decision: &Decision<'_>, sidecar: Enforcement) -> (Enforcement, Action) {
+    let enforcement = match sidecar {
+        Enforcement::Observe => Enforcement::Observe,
+        Enforcement::Enforce => decision.enforcement,
+    };
+    let action = match (decision.reasons().is_empty(), enforcement) {
+        (true, _) => Action::Allowed,
+        (false, Enforcement::Observe) => Action::Observed,
+        (false, Enforcement::Enforce) => Action::Denied,
+    };
+    (enforcement, action)
+}
+
+/// Everything that a decision is made with; shared by all workers and replaced whole.
+#[derive(Debug)]
+pub struct Rules {
+    /// The agreement.
+    pub policy: Arc<Policy>,
+    /// Who is believed.
+    pub trust: Trust,
+    /// What paths mean.
+    pub routes: Routes,
+    /// Whether this sidecar as a whole observes.
+    pub enforcement: Enforcement,
+    /// What happens to a request that cannot be recorded.
+    pub on_failure: OnFailure,
+}
+
+/// The gate of one worker. `Send + Sync`: any door may stand in front of it.
+#[derive(Clone, Debug)]
+pub struct Gate {
+    rules: Arc<Rules>,
+    recorder: Recorder,
+    metrics: Metrics,
+}
+
+/// Ids of one request.
+#[derive(Clone, Debug)]
+pub struct Ids {
+    /// Of the decision (UUIDv7).
+    pub decision: Uuid,
+    /// Of the request: the caller's `X-Request-Id` if it is a UUID, else a new one.
+    pub request: Uuid,
+    /// Of the trace: the caller's `traceparent` if it is well formed, else a new one.
+    pub trace: String,
+    /// A `traceparent` to send on, if the caller's was not well formed.
+    pub new_traceparent: Option<HeaderValue>,
+}
+
+impl Ids {
+    /// Takes or makes the ids of a request that was seen at `time`.
+    #[must_use]
+    pub fn of(headers: &HeaderMap, time: Timestamp) -> Self {
+        let seconds = u64::try_from(time.as_second()).unwrap_or(0);
+        let nanos = u32::try_from(time.subsec_nanosecond()).unwrap_or(0);
+        let decision = Uuid::new_v7(uuid::Timestamp::from_unix(uuid::NoContext, seconds, nanos));
+        let named = headers.get(X_REQUEST_ID).and_then(|value| value.to_str().ok());
+        let request = named.filter(|text| text.len() == 36).and_then(|text| Uuid::try_parse(text).ok());
+        let (trace, new_traceparent) = match headers.get(TRACEPARENT).and_then(trace_id) {
+            Some(trace) => (trace, None),
+            None => {
+                let trace = Uuid::now_v7().simple().to_string();
+                let parent = Uuid::now_v7().simple().to_string();
+                let parent = parent.get(16..).unwrap_or("0000000000000001");
+                let header = HeaderValue::try_from(format!("00-{trace}-{parent}-00")).ok();
+                (trace, header)
+            }
+        };
+        Self { decision, request: request.unwrap_or_else(Uuid::now_v7), trace, new_traceparent }
+    }
+}
+
+/// The trace id of a well-formed `traceparent` (W3C Trace Context section 3.2).
+fn trace_id(value: &HeaderValue) -> Option<String> {
+    let text = value.to_str().ok()?;
+    let mut parts = text.split('-');
+    let hex = |part: &str, length: usize| {
+        part.len() == length
+            && part.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+            && part.bytes().any(|b| b != b'0')
+    };
+    let (version, trace, parent, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+    let is_good = version == "00" && hex(trace, 32) && hex(parent, 16) && flags.len() == 2;
+    (is_good && flags.bytes().all(|b| b.is_ascii_hexdigit()) && parts.next().is_none()).then(|| trace.to_owned())
+}
+
+/// What the gate says.
+#[derive(Debug)]
+pub enum Verdict {
+    /// The request may be sent on.
+    Pass(Clearance),
+    /// It may not.
+    Refuse(Refusal),
+}
+
+/// A refusal, as far as the caller may know it.
+#[derive(Clone, Debug)]
+pub struct Refusal {
+    /// The decision's id.
+    pub decision: Uuid,
+    /// Why.
+    pub why: Refused,
+    /// The digest of the policy that was decided with.
+    pub policy_digest: Box<str>,
+}
+
+/// Why a request was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// A rule does not hold.
+    Rule(Reason),
+    /// The request could be read in two ways, or in none.
+    Unreadable(Unreadable),
+    /// Its decision could not be written down.
+    Unrecorded(RecordError),
+}
+
+/// Leave to forward one request: its decision is accounted for.
+///
+/// Only [`Gate::check`] makes one, from a [`Receipt`] that only `record` makes; `forward` takes it by
+/// value. So "forwarded but not decided" and "decided but not accounted for" do not compile:
+///
+/// ```compile_fail,E0451
+/// use dpa_sidecar::gate::Clearance;
+/// fn forge(receipt: dpa_sidecar::record::log::Receipt) -> Clearance {
+///     Clearance { receipt, context: None, outcome: todo!() }
+/// }
+/// ```
+///
+/// ```compile_fail,E0423
+/// fn forge() -> dpa_sidecar::record::log::Receipt {
+///     dpa_sidecar::record::log::Receipt(todo!())
+/// }
+/// ```
+///
+/// ```compile_fail,E0382
+/// use dpa_sidecar::gate::Clearance;
+/// fn forward(_: Clearance) {}
+/// fn twice(clearance: Clearance) {
+///     forward(clearance);
+///     forward(clearance);
+/// }
+/// ```
+///
+/// It carries the guard that writes the outcome: dropped early, it writes `aborted` or `panicked`.
+#[derive(Debug)]
+pub struct Clearance {
+    receipt: Receipt,
+    context: Option<HeaderValue>,
+    outcome: OutcomeGuard,
+}
+
+impl Clearance {
+    /// The proof that the decision is accounted for.
+    #[must_use]
+    pub fn receipt(&self) -> &Receipt {
+        &self.receipt
+    }
+
+    /// The decision's id.
+    #[must_use]
+    pub fn decision(&self) -> Uuid {
+        self.outcome.ended.decision_id
+    }
+
+    /// `DPA-Context` as established, to be sent on.
+    #[must_use]
+    pub fn context(&self) -> Option<&HeaderValue> {
+        self.context.as_ref()
+    }
+
+    /// Gives up the leave and keeps the duty to say how it ended.
+    #[must_use]
+    pub fn into_outcome(self) -> OutcomeGuard {
+        self.outcome
+    }
+}
+
+/// The duty to say how a forwarded request ended. Writes the outcome when it is dropped.
+#[derive(Debug)]
+pub struct OutcomeGuard {
+    recorder: Recorder,
+    started: Instant,
+    ended: Ended,
+}
+
+impl OutcomeGuard {
+    /// The status that is answered.
+    pub fn answered(&mut self, status: u16) {
+        self.ended.status = Some(status);
+    }
+
+    /// Bytes of the request's body that were sent on so far.
+    pub fn sent(&mut self, bytes: u64) {
+        self.ended.request_bytes = bytes;
+    }
+
+    /// More bytes of the answer's body were passed on.
+    pub fn passed(&mut self, bytes: u64) {
+        self.ended.response_bytes += bytes;
+    }
+
+    /// It ended so.
+    pub fn end(mut self, ending: Ending) {
+        self.ended.ending = ending;
+    }
+}
+
+impl Drop for OutcomeGuard {
+    fn drop(&mut self) {
+        let duration = self.started.elapsed();
+        let ended = Ended {
+            time: self.ended.time.checked_add(duration).unwrap_or(self.ended.time),
+            ending: if std::thread::panicking() { Ending::Panicked } else { self.ended.ending },
+            duration,
+            ..self.ended
+        };
+        self.recorder.note(|batch| entry::outcome(batch, self.recorder.writer(), &ended));
+    }
+}
+
+impl Gate {
+    /// A gate that decides by these rules and writes to this log.
+    #[must_use]
+    pub fn new(rules: Arc<Rules>, recorder: Recorder, metrics: Metrics) -> Self {
+        Self { rules, recorder, metrics }
+    }
+
+    /// Steps 3 to 6: decides one request and writes the decision down.
+    pub async fn check(&self, seen: &Observed<'_>, ids: &Ids, started: Instant) -> Verdict {
+        let rules = &*self.rules;
+        let policy = &*rules.policy;
+        let (facts, decision) = match weigh(seen, policy, &rules.trust, &rules.routes) {
+            Ok(weighed) => weighed,
+            Err(unreadable) => {
+                return Verdict::Refuse(self.unreadable(unreadable, seen.method, ids, seen.time).await);
+            }
+        };
+        let (enforcement, action) = act(&decision, rules.enforcement);
+        match action {
+            Action::Allowed => self.metrics.allowed.inc(),
+            Action::Denied => self.metrics.denied.inc(),
+            Action::Observed => self.metrics.observed.inc(),
+        };
+        let pass = Pass {
+            decision_id: ids.decision,
+            time: seen.time,
+            is_permitted: action != Action::Denied,
+            may_be_lost: action != Action::Denied
+                && (rules.on_failure == OnFailure::Allow || enforcement == Enforcement::Observe),
+        };
+        let about = about(ids, seen.method, seen.time);
+        let writer = self.recorder.writer();
+        let receipt = self
+            .recorder
+            .append(pass, |batch| {
+                entry::decision(batch, writer, &about, policy, &facts, &decision, enforcement, action);
+            })
+            .await;
+        match (receipt, action) {
+            (Ok(receipt), Action::Allowed | Action::Observed) => Verdict::Pass(Clearance {
+                receipt,
+                context: context(&facts, policy),
+                outcome: self.outcome(ids.decision, seen.time, started),
+            }),
+            (Ok(_), Action::Denied) => {
+                Verdict::Refuse(self.refusal(ids.decision, Refused::Rule(told(&facts, &decision))))
+            }
+            (Err(error), _) => Verdict::Refuse(self.refusal(ids.decision, Refused::Unrecorded(error))),
+        }
+    }
+
+    /// Writes down and refuses a request that could be read in two ways, or in none.
+    pub async fn unreadable(&self, why: Unreadable, method: &Method, ids: &Ids, time: Timestamp) -> Refusal {
+        let about = about(ids, method, time);
+        let writer = self.recorder.writer();
+        let policy = &*self.rules.policy;
+        let pass = Pass { decision_id: ids.decision, time, is_permitted: false, may_be_lost: false };
+        let receipt = self.recorder.append(pass, |batch| entry::unreadable(batch, writer, &about, policy)).await;
+        let why = receipt.map_or_else(Refused::Unrecorded, |_| Refused::Unreadable(why));
+        self.refusal(ids.decision, why)
+    }
+
+    fn refusal(&self, decision: Uuid, why: Refused) -> Refusal {
+        Refusal { decision, why, policy_digest: self.rules.policy.digest.clone() }
+    }
+
+    fn outcome(&self, decision_id: Uuid, time: Timestamp, started: Instant) -> OutcomeGuard {
+        let ended = Ended {
+            time,
+            decision_id,
+            ending: Ending::Aborted,
+            status: None,
+            request_bytes: 0,
+            response_bytes: 0,
+            duration: std::time::Duration::ZERO,
+        };
+        OutcomeGuard { recorder: self.recorder.clone(), started, ended }
+    }
+}
+
+fn about<'a>(ids: &'a Ids, method: &'a Method, time: Timestamp) -> About<'a> {
+    About { time, decision_id: ids.decision, request_id: ids.request, trace_id: &ids.trace, method }
+}
+
+/// The one reason that the caller is told. Somebody unidentified, or no party to the agreement, learns
+/// nothing else; the record holds all.
+fn told(facts: &Facts<'_>, decision: &Decision<'_>) -> Reason {
+    let reasons = decision.reasons();
+    let of = |code: Code| reasons.iter().find(|reason| reason.code == code).copied();
+    let gap = Reason::new(Code::CallerUnidentified, crate::decide::reason::Kind::Gap);
+    match facts.caller.known() {
+        None => gap,
+        Some(caller) if caller.party.is_none() => of(Code::RecipientUnknown)
+            .unwrap_or_else(|| Reason::new(Code::RecipientUnknown, crate::decide::reason::Kind::Violation)),
+        Some(_) => reasons.first().copied().unwrap_or(gap),
+    }
+}
+
+/// `DPA-Context` anew, from established facts only: an RFC 9651 dictionary.
+fn context(facts: &Facts<'_>, policy: &Policy) -> Option<HeaderValue> {
+    if facts.scope != Scope::Within {
+        return None;
+    }
+    // Ids have no character that a String of RFC 9651 would need to escape.
+    let mut members = Vec::new();
+    if let Fact::Known(Customers::One(id), _) = &facts.customers
+        && let Some(customer) = policy.customer(*id)
+    {
+        members.push(format!("customer=\"{}\"", customer.id));
+        if let Some(instruction) = facts.instruction.known().and_then(|place| customer.instructions.get(*place)) {
+            members.push(format!("instruction=\"{}\"", instruction.id));
+        }
+    }
+    if let Some(purpose) = facts.purpose.known().and_then(|id| policy.purpose(*id)) {
+        members.push(format!("purpose=\"{}\"", purpose.id));
+    }
+    if let Some(reference) = facts.request_ref.known() {
+        members.push(format!("request_ref=\"{reference}\""));
+    }
+    if members.is_empty() { None } else { HeaderValue::try_from(members.join(", ")).ok() }
+}

@@ -1,0 +1,27 @@
+//! An identity that a trusted peer asserts in a header.
+
+use http::HeaderName;
+use ipnet::IpNet;
+
+use crate::decide::facts::Fact;
+use crate::decide::facts::Source;
+use crate::decide::facts::Why;
+use crate::observed::Observed;
+use crate::policy::terms::Identity;
+
+/// Reads the header, if exactly one stands there and the peer may assert it.
+pub(super) fn identify(seen: &Observed<'_>, name: &HeaderName, trusted_peers: &[IpNet]) -> Fact<Identity> {
+    let mut values = seen.headers.get_all(name).iter();
+    let Some(value) = values.next() else { return Fact::Unknown(Why::Missing) };
+    if !seen.peer.address.is_some_and(|address| trusted_peers.iter().any(|net| net.contains(&address))) {
+        return Fact::Unknown(Why::Unproven);
+    }
+    if values.next().is_some() {
+        return Fact::Unknown(Why::Contradicted);
+    }
+    let identity = value.to_str().ok().and_then(|text| text.parse::<Identity>().ok());
+    match identity {
+        Some(identity) if !identity.is_pattern() => Fact::Known(identity, Source::Header),
+        Some(_) | None => Fact::Unknown(Why::Malformed),
+    }
+}

@@ -1,0 +1,19 @@
+//! draft
+pub mod yaml;
+pub mod policy;
+pub mod decide;
+pub mod observed;
+pub mod identify;
+pub mod establish;
+pub mod record;
+pub mod gate;
+pub mod forward;
+pub mod respond;
+pub mod doors;
+pub mod accept;
+pub mod telemetry;
+pub mod config;
+pub mod reload;
+pub mod admin;
+pub mod serve;
+pub mod cli;

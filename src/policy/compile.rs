@@ -1,0 +1,598 @@
+//! Document to policy: resolves every name, reports all mistakes at once, drops nothing.
+
+use std::collections::HashMap;
+use std::collections::HashSet;
+use std::fmt::Write as _;
+
+use jiff::Timestamp;
+
+use super::CallerId;
+use super::CcpaPurpose;
+use super::Customer;
+use super::CustomerId;
+use super::Instruction;
+use super::MAX_PURPOSES;
+use super::OwnCaller;
+use super::Party;
+use super::Period;
+use super::Permits;
+use super::Policy;
+use super::Purpose;
+use super::PurposeId;
+use super::PurposeKind;
+use super::PurposeSet;
+use super::Residency;
+use super::SecurityMeasures;
+use super::Subprocessor;
+use super::SubprocessorId;
+use super::Transfer;
+use super::document;
+use super::problem::Code;
+use super::problem::Problem;
+use super::problem::Problems;
+use super::problem::Source;
+use super::problem::nearest;
+use super::terms::Id;
+use super::terms::Identity;
+use crate::yaml;
+use crate::yaml::At;
+use crate::yaml::List;
+use crate::yaml::Node;
+use crate::yaml::Spanned;
+
+/// Largest file, in bytes. 10,000 customers take about 6 MiB.
+pub(super) const MAX_BYTES: usize = 16 * 1024 * 1024;
+
+/// The globs under `customer_files` of a policy file, if it can be read that far.
+#[must_use]
+pub fn customer_file_globs(text: &str) -> Vec<(String, At)> {
+    let Ok(root) = yaml::read(text, 0) else { return Vec::new() };
+    let Some(Node { value: yaml::Value::List(globs), .. }) = root.get("customer_files") else { return Vec::new() };
+    globs.iter().filter_map(|glob| Some((glob.text()?.to_owned(), glob.at))).collect()
+}
+
+/// Compiles `policy.yaml` (the first source) and its customer files (the others).
+///
+/// `names` are the names under which the files count for the digest, one for each source; `amend` is
+/// laid over the policy first (see [`Node::merge`]), for tests of a policy.
+///
+/// The policy is there unless a problem is an error.
+#[must_use]
+pub fn compile(sources: &[Source], names: &[String], amend: Option<&Node>) -> (Option<Policy>, Problems) {
+    let mut compiler = Compiler::default();
+    let policy = compiler.compile(sources, names, amend);
+    let problems = compiler.problems;
+    if problems.has_errors() { (None, problems) } else { (policy, problems) }
+}
+
+fn digest(sources: &[Source], names: &[String]) -> Box<str> {
+    let hex = |text: &[u8]| {
+        let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, text);
+        digest.as_ref().iter().fold(String::new(), |mut hex, byte| {
+            let _infallible = write!(hex, "{byte:02x}");
+            hex
+        })
+    };
+    let mut lines: Vec<(&String, String)> =
+        names.iter().zip(sources).map(|(name, source)| (name, hex(source.text.as_bytes()))).collect();
+    lines.sort();
+    let list: String = lines.iter().fold(String::new(), |mut list, (name, hash)| {
+        let _infallible = writeln!(list, "{hash}  {name}");
+        list
+    });
+    hex(list.as_bytes()).into()
+}
+
+#[derive(Default)]
+struct Compiler {
+    problems: Problems,
+    purposes: Vec<Purpose>,
+    purpose_ids: HashMap<Id, PurposeId>,
+    sets: HashMap<Id, PurposeSet>,
+    subprocessor_ids: HashMap<Id, SubprocessorId>,
+    /// The names that each section defines, also in entries with a fault: a reference to such an entry
+    /// is no second mistake.
+    defined: HashSet<(&'static str, String)>,
+    identities: Vec<(Spanned<Identity>, Party)>,
+}
+
+/// Where a list of purposes stands, which decides what it may name.
+#[derive(Clone, Copy, PartialEq)]
+enum PurposeList {
+    Set,
+    Party,
+    Customer,
+    Instruction,
+}
+
+impl Compiler {
+    fn error(&mut self, code: Code, at: At, message: impl Into<String>, help: impl Into<String>) {
+        self.problems.push(Problem::error(code, at, message, help));
+    }
+
+    fn compile(&mut self, sources: &[Source], names: &[String], amend: Option<&Node>) -> Option<Policy> {
+        let mut roots = Vec::new();
+        for (file, source) in sources.iter().enumerate() {
+            let file = u16::try_from(file).unwrap_or(u16::MAX);
+            if source.text.len() > MAX_BYTES {
+                let message = format!("the file has {} bytes, more than 16 MiB", source.text.len());
+                self.error(Code::TooMuch, At { file, start: 0, end: 0 }, message, "move customers to `customer_files`");
+                continue;
+            }
+            match yaml::read(&source.text, file) {
+                Ok(root) => roots.push(root),
+                Err(faults) => self.problems.extend_faults(faults),
+            }
+        }
+        if roots.len() != sources.len() {
+            return None;
+        }
+        let (first, others) = roots.split_first_mut()?;
+        if let Some(amend) = amend {
+            first.merge(amend);
+        }
+        let root_at = first.at;
+        self.note_ids(first);
+
+        let (document, faults) = first.decode::<document::Document>();
+        self.problems.extend_faults(faults);
+        let mut customers = Vec::new();
+        for root in others.iter() {
+            let (file, faults) = root.decode::<document::CustomerFile>();
+            self.problems.extend_faults(faults);
+            customers.extend(file.into_iter().flat_map(|file| file.customers.items));
+        }
+        let mut document = document?;
+        customers.splice(0..0, document.customers.take().into_iter().flat_map(|list| list.items));
+        self.document(document, customers, root_at, digest(sources, names))
+    }
+
+    fn note_ids(&mut self, root: &Node) {
+        for section in ["purposes", "purpose_sets", "subprocessors"] {
+            let names: Vec<&str> = match root.get(section).map(|node| &node.value) {
+                Some(yaml::Value::Map(entries)) => entries.iter().map(|(key, _)| key.text.as_str()).collect(),
+                Some(yaml::Value::List(entries)) => entries.iter().filter_map(|entry| entry.get("id")?.text()).collect(),
+                Some(yaml::Value::Scalar { .. }) | None => Vec::new(),
+            };
+            self.defined.extend(names.into_iter().map(|name| (section, name.to_owned())));
+        }
+    }
+
+    fn is_defined(&self, section: &'static str, id: &Id) -> bool {
+        self.defined.contains(&(section, id.as_str().to_owned()))
+    }
+
+    fn document(
+        &mut self,
+        document: document::Document,
+        customers: Vec<document::Customer>,
+        root_at: At,
+        digest: Box<str>,
+    ) -> Option<Policy> {
+        let document::Document {
+            version,
+            metadata,
+            agreement,
+            defaults,
+            require_enforce,
+            security_measures,
+            purposes,
+            purpose_sets,
+            callers,
+            subprocessors,
+            ..
+        } = document;
+        if version.value != 1 {
+            let message = format!("version {} is not known", version.value);
+            self.error(Code::Version, version.at, message, "write `version: 1`");
+        }
+        if let Some(hash) = &agreement.document_sha256
+            && !(hash.value.len() == 64 && hash.value.bytes().all(|byte| byte.is_ascii_hexdigit()))
+        {
+            let message = "`document_sha256` is not a SHA-256 in hex";
+            self.error(Code::Invalid, hash.at, message, "write the 64 characters that `sha256sum` prints");
+        }
+        self.purposes(purposes);
+        self.purpose_sets(purpose_sets);
+        let subprocessor_docs = subprocessors.map(|list| list.items).unwrap_or_default();
+        self.subprocessor_ids = self.number(subprocessor_docs.iter().map(|entry| &entry.id), SubprocessorId);
+        let caller_docs = callers.map(|list| list.items).unwrap_or_default();
+        let caller_ids = self.number(caller_docs.iter().map(|entry| &entry.id), CallerId);
+        if customers.is_empty() && !self.problems.has_errors() {
+            let help = "name at least one under `customers`, or in a file that `customer_files` names";
+            self.error(Code::NoCustomers, root_at, "the policy has no customers", help);
+        }
+        let customer_ids = self.number(customers.iter().map(|entry| &entry.id), CustomerId);
+
+        let residency = self.residency(defaults.residency);
+        let callers = caller_docs.into_iter().map(|caller| self.caller(caller, &caller_ids)).collect();
+        let subprocessors = subprocessor_docs.into_iter().map(|entry| self.subprocessor(entry)).collect();
+        let customers = customers
+            .into_iter()
+            .map(|customer| self.customer(customer, defaults.enforcement, &customer_ids))
+            .collect();
+        let (identities, identity_patterns) = self.distinct_identities();
+        let document::SecurityMeasures { min_tls_version, client_authentication, decision_log, signed_policy } =
+            security_measures;
+        Some(Policy {
+            name: metadata.name,
+            revision: metadata.revision,
+            digest,
+            enforcement: defaults.enforcement,
+            require_enforce,
+            security: SecurityMeasures {
+                min_tls_version,
+                client_certificate_required: client_authentication == Some(document::ClientAuthentication::Required),
+                decision_log: decision_log.unwrap_or_default(),
+                signed_policy,
+            },
+            residency,
+            clauses: agreement
+                .clauses
+                .entries
+                .into_iter()
+                .map(|(clause, text)| (clause.value.into(), text.into()))
+                .collect(),
+            purposes: std::mem::take(&mut self.purposes),
+            callers,
+            subprocessors,
+            customers,
+            purpose_ids: std::mem::take(&mut self.purpose_ids),
+            subprocessor_ids: std::mem::take(&mut self.subprocessor_ids),
+            customer_ids,
+            caller_ids,
+            identities,
+            identity_patterns,
+        })
+    }
+
+    /// Numbers the entries of a list in file order. Parties of one kind may not share an id.
+    fn number<'d, I: Copy>(&mut self, ids: impl Iterator<Item = &'d Spanned<Id>>, id: fn(u32) -> I) -> HashMap<Id, I> {
+        let mut numbers = HashMap::new();
+        for (number, entry) in (0..).zip(ids) {
+            if numbers.insert(entry.value.clone(), id(number)).is_some() {
+                let message = format!("the id `{}` stands twice in this list", entry.value);
+                self.error(Code::DuplicateId, entry.at, message, "give each entry an id of its own");
+            }
+        }
+        numbers
+    }
+
+    fn purposes(&mut self, purposes: yaml::Table<document::Purpose>) {
+        for (name, kind) in PurposeKind::BUILT_IN {
+            if let Ok(id) = name.parse() {
+                self.add_purpose(Purpose { id, kind, is_legal: false, requires_instruction: false });
+            }
+        }
+        for (name, purpose) in purposes.entries {
+            let id = match name.value.parse::<Id>() {
+                Ok(id) => id,
+                Err(error) => {
+                    self.error(Code::Invalid, name.at, error.wrong, error.help);
+                    continue;
+                }
+            };
+            let kind = PurposeKind::of(id.as_str());
+            if self.purpose_ids.contains_key(&id) {
+                let message = format!("the purpose `{id}` is built in and cannot be defined");
+                self.error(Code::NameTaken, name.at, message, "remove it, or give yours another name");
+            } else if self.purposes.len() >= MAX_PURPOSES {
+                let message = format!("more than {MAX_PURPOSES} purposes");
+                self.error(Code::TooMuch, name.at, message, "join purposes that are permitted together");
+            } else {
+                let is_legal = purpose.ccpa_business_purpose == CcpaPurpose::Legal;
+                self.add_purpose(Purpose { id, kind, is_legal, requires_instruction: purpose.requires_instruction });
+            }
+        }
+    }
+
+    fn add_purpose(&mut self, purpose: Purpose) {
+        let number = u32::try_from(self.purposes.len()).unwrap_or(u32::MAX);
+        self.purpose_ids.insert(purpose.id.clone(), PurposeId(number));
+        self.purposes.push(purpose);
+    }
+
+    fn purpose_sets(&mut self, sets: yaml::Table<List<Spanned<Id>>>) {
+        for (name, purposes) in sets.entries {
+            let id = match name.value.parse::<Id>() {
+                Ok(id) => id,
+                Err(error) => {
+                    self.error(Code::Invalid, name.at, error.wrong, error.help);
+                    continue;
+                }
+            };
+            if self.purpose_ids.contains_key(&id) {
+                let message = format!("the set `{id}` bears the name of a purpose");
+                self.error(Code::NameTaken, name.at, message, "give the set another name");
+            }
+            self.not_empty(&purposes);
+            let set = self.purpose_list(&purposes, PurposeList::Set);
+            self.sets.insert(id, set);
+        }
+    }
+
+    fn purpose_list(&mut self, list: &List<Spanned<Id>>, place: PurposeList) -> PurposeSet {
+        let mut set = PurposeSet::default();
+        for Spanned { value: id, at } in &list.items {
+            let in_sets = matches!(place, PurposeList::Party | PurposeList::Customer);
+            if let Some(members) = self.sets.get(id).filter(|_| in_sets) {
+                set.join(*members);
+                continue;
+            }
+            let Some(purpose) = self.purpose_ids.get(id).copied() else {
+                self.unknown_purpose(id, *at, place);
+                continue;
+            };
+            let kind = PurposeKind::of(id.as_str());
+            if kind.is_prohibited() {
+                let message = format!("`{id}` is prohibited by the agreement itself and cannot be permitted");
+                self.error(Code::Prohibited, *at, message, "remove it: no file and no instruction can permit it");
+            } else if kind == PurposeKind::ModelTraining && matches!(place, PurposeList::Set | PurposeList::Customer) {
+                let message = format!("`{id}` can only be permitted by an accepted instruction");
+                let help = "remove it here, and name it under `permits.purposes` of the customer's instruction";
+                self.error(Code::InstructionOnly, *at, message, help);
+            } else {
+                set.insert(purpose);
+            }
+        }
+        set
+    }
+
+    fn unknown_purpose(&mut self, id: &Id, at: At, place: PurposeList) {
+        if self.sets.contains_key(id) {
+            let message = format!("`{id}` is a set, and a set cannot be named here");
+            self.error(Code::UnknownReference, at, message, "name its purposes one by one");
+            return;
+        }
+        if self.is_defined("purposes", id) || (place != PurposeList::Set && self.is_defined("purpose_sets", id)) {
+            return;
+        }
+        let help = {
+            let names = self.purpose_ids.keys().chain(self.sets.keys()).map(Id::as_str);
+            nearest(id.as_str(), names).map_or_else(
+                || "define it under `purposes`, or name one that is defined there".to_owned(),
+                |near| format!("did you mean `{near}`?"),
+            )
+        };
+        let message = format!("there is no purpose `{id}` in this policy");
+        self.error(Code::UnknownReference, at, message, help);
+    }
+
+    fn subprocessor_named(&mut self, Spanned { value: id, at }: &Spanned<Id>) -> Option<SubprocessorId> {
+        let found = self.subprocessor_ids.get(id).copied();
+        if found.is_none() && !self.is_defined("subprocessors", id) {
+            let near = nearest(id.as_str(), self.subprocessor_ids.keys().map(Id::as_str));
+            let help = near.map_or_else(
+                || "list it under `subprocessors`, or name one that is listed there".to_owned(),
+                |near| format!("did you mean `{near}`?"),
+            );
+            let message = format!("there is no subprocessor `{id}` in this policy");
+            self.error(Code::UnknownReference, *at, message, help);
+        }
+        found
+    }
+
+    /// A list that is there has entries: an empty one reads like "anything" to some and "nothing" to others.
+    fn not_empty<T>(&mut self, list: &List<T>) {
+        if list.is_empty {
+            let help = "name at least one; where the key is optional, leave it out to set no limit";
+            self.error(Code::EmptyList, list.at, "this list is empty", help);
+        }
+    }
+
+    fn filled<T>(&mut self, list: List<T>) -> Vec<T> {
+        self.not_empty(&list);
+        list.items
+    }
+
+    fn period(&mut self, from: &Spanned<super::terms::Date>, until: Option<super::terms::Date>) -> Period {
+        let period = Period { from: from.value.begins(), until: until.map(super::terms::Date::ends) };
+        if period.until.is_some_and(|until| until <= period.from) {
+            self.error(Code::Dates, from.at, "this begins after it ends", "swap the two dates, or correct one");
+        }
+        period
+    }
+
+    fn residency(&mut self, document: document::Residency) -> Residency {
+        let transfers = document.transfers.map(|list| self.filled(list)).unwrap_or_default();
+        Residency {
+            storage_locations: self.filled(document.storage_locations),
+            access_locations: self.filled(document.access_locations),
+            transfers: transfers
+                .into_iter()
+                .map(|transfer| Transfer {
+                    to: self.filled(transfer.to),
+                    reference: transfer.r#ref.as_str().into(),
+                    // A name that is not there is an error, so the transfer never opens to everybody.
+                    subprocessor: transfer.subprocessor.and_then(|id| self.subprocessor_named(&id)),
+                })
+                .collect(),
+        }
+    }
+
+    fn identities(&mut self, identities: List<Spanned<Identity>>, party: Option<Party>) {
+        if let Some(party) = party {
+            self.identities.extend(identities.items.into_iter().map(|identity| (identity, party)));
+        }
+    }
+
+    fn caller(&mut self, caller: document::Caller, ids: &HashMap<Id, CallerId>) -> OwnCaller {
+        let document::Caller { id, identities, location, permitted_purposes, operations, human_access } = caller;
+        self.not_empty(&identities);
+        self.identities(identities, ids.get(&id.value).copied().map(Party::Own));
+        OwnCaller {
+            location,
+            permitted_purposes: self.purpose_list(&permitted_purposes, PurposeList::Party),
+            operations: operations.map(|list| self.filled(list).into_iter().collect()),
+            undertaking: human_access
+                .map(|access| access.confidentiality)
+                .map(|paper| self.period(&paper.signed_on, Some(paper.expires_on))),
+            id: id.value,
+        }
+    }
+
+    fn subprocessor(&mut self, entry: document::Subprocessor) -> Subprocessor {
+        let document::Subprocessor {
+            id,
+            identities,
+            permitted_purposes,
+            operations,
+            data_categories,
+            storage_locations,
+            access_locations,
+            agreement,
+            effective_at,
+            removed_at,
+            ..
+        } = entry;
+        let party = self.subprocessor_ids.get(&id.value).copied().map(Party::Subprocessor);
+        self.identities(identities, party);
+        Subprocessor {
+            permitted_purposes: self.purpose_list(&permitted_purposes, PurposeList::Party),
+            operations: operations.map(|list| self.filled(list).into_iter().collect()),
+            data_categories: self.filled(data_categories),
+            storage_locations: self.filled(storage_locations),
+            access_locations: self.filled(access_locations),
+            agreement: agreement
+                .filter(|agreement| agreement.flow_down)
+                .map(|agreement| self.period(&agreement.signed_on, agreement.expires_on)),
+            effective: self.period(&effective_at, removed_at),
+            id: id.value,
+        }
+    }
+
+    fn customer(
+        &mut self,
+        customer: document::Customer,
+        default: super::Enforcement,
+        ids: &HashMap<Id, CustomerId>,
+    ) -> Customer {
+        let document::Customer {
+            id,
+            identities,
+            dpa,
+            permitted_purposes,
+            residency,
+            objections,
+            consents,
+            instructions,
+            enforcement,
+            ..
+        } = customer;
+        if let Some(identities) = identities {
+            self.identities(identities, ids.get(&id.value).copied().map(Party::Customer));
+        }
+        let ending = self.ending(&dpa);
+        let instructions = instructions.map(|list| list.items).unwrap_or_default();
+        self.number(instructions.iter().map(|instruction| &instruction.id), |number| number);
+        Customer {
+            accepted_at: dpa.accepted_at.map(super::terms::Date::begins),
+            suspended_at: dpa.suspended_by_law_at.map(super::terms::Date::begins),
+            ending,
+            permitted_purposes: self.purpose_list(&permitted_purposes, PurposeList::Customer),
+            residency: residency.map(|residency| Box::new(self.residency(residency))),
+            objections: objections
+                .into_iter()
+                .flat_map(|list| list.items)
+                .filter_map(|objection| {
+                    Some((self.subprocessor_named(&objection.subprocessor)?, objection.effective_at.begins()))
+                })
+                .collect(),
+            consents: consents
+                .into_iter()
+                .flat_map(|list| list.items)
+                .filter_map(|consent| self.consent(&consent))
+                .collect(),
+            instructions: instructions.into_iter().map(|instruction| self.instruction(instruction)).collect(),
+            enforcement: enforcement.unwrap_or(default),
+            id: id.value,
+        }
+    }
+
+    fn ending(&mut self, dpa: &document::Dpa) -> Option<(Timestamp, Timestamp)> {
+        match (&dpa.terminated_at, &dpa.return_until) {
+            (None, None) => None,
+            (Some(terminated), Some(until)) => {
+                let ending = (terminated.value.begins(), until.value.ends());
+                if ending.1 <= ending.0 {
+                    let message = "the return window ends before the agreement does";
+                    self.error(Code::Dates, until.at, message, "`return_until` comes after `terminated_at`");
+                }
+                Some(ending)
+            }
+            (Some(terminated), None) => {
+                let help = "add `return_until: …`, the last day on which data may be returned";
+                self.error(Code::Dates, terminated.at, "`terminated_at` needs `return_until`", help);
+                None
+            }
+            (None, Some(until)) => {
+                let help = "add `terminated_at: …`, or remove `return_until`";
+                self.error(Code::Dates, until.at, "`return_until` without `terminated_at`", help);
+                None
+            }
+        }
+    }
+
+    /// A consent to a subprocessor; one to a weakened measure is for the weakening gate, later.
+    fn consent(&mut self, consent: &document::Consent) -> Option<(SubprocessorId, Timestamp)> {
+        match (&consent.subprocessor, consent.weakening) {
+            (Some(subprocessor), None) => {
+                Some((self.subprocessor_named(subprocessor)?, consent.given_at.value.begins()))
+            }
+            (None, Some(_)) => None,
+            (None, None) | (Some(_), Some(_)) => {
+                let help = "a consent names either `subprocessor: …` or `weakening: …`";
+                self.error(Code::OneOf, consent.given_at.at, "this consent does not say to what, or to two things", help);
+                None
+            }
+        }
+    }
+
+    fn instruction(&mut self, instruction: document::Instruction) -> Instruction {
+        let document::Instruction {
+            id, reference, accepted_at, valid_from, valid_until, permits, restricts, ..
+        } = instruction;
+        let valid = self.period(&valid_from, valid_until);
+        let has_reference = reference.is_some_and(|reference| !reference.trim().is_empty());
+        let in_force = accepted_at
+            .filter(|_| has_reference)
+            .map(|accepted| Period { from: valid.from.max(accepted.begins()), ..valid });
+        let permits = permits.map(|permits| Permits {
+            purposes: permits.purposes.map(|list| {
+                self.not_empty(&list);
+                self.purpose_list(&list, PurposeList::Instruction)
+            }),
+            operations: permits.operations.map(|list| self.filled(list).into_iter().collect()),
+            subprocessors: permits.subprocessors.map(|list| {
+                self.filled(list).iter().filter_map(|id| self.subprocessor_named(id)).collect()
+            }),
+            data_categories: permits.data_categories.map(|list| self.filled(list)),
+        });
+        Instruction { id: id.value, in_force, permits, restricts: restricts.map(|it| it.subscriber.into()) }
+    }
+
+    fn distinct_identities(&mut self) -> (HashMap<Identity, Party>, Vec<(Identity, Party)>) {
+        let mut exact: HashMap<Identity, Party> = HashMap::new();
+        let mut patterns: Vec<(Identity, Party)> = Vec::new();
+        for (identity, party) in std::mem::take(&mut self.identities) {
+            let Spanned { value: identity, at } = identity;
+            let same = exact.get(&identity).copied();
+            let overlapping = patterns.iter().find(|(other, _)| other.overlaps(&identity)).map(|(_, party)| *party);
+            let shadowed = || {
+                let other = |(other, _): &(&Identity, &Party)| identity.overlaps(other);
+                identity.is_pattern().then(|| exact.iter().find(other).map(|(_, party)| *party)).flatten()
+            };
+            if same.or(overlapping).or_else(shadowed).is_some_and(|other| other != party) {
+                let message = format!("`{identity}` could belong to two parties");
+                let help = "give each party identities that no other party's entry matches";
+                self.error(Code::AmbiguousIdentity, at, message, help);
+            }
+            if identity.is_pattern() {
+                patterns.push((identity, party));
+            } else {
+                exact.insert(identity, party);
+            }
+        }
+        (exact, patterns)
+    }
+}

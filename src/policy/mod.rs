@@ -1,0 +1,557 @@
+//! The agreement as types. No I/O, no http, no async, no clock.
+//!
+//! [`compile()`] turns the text of `policy.yaml` and its customer files into a [`Policy`] that needs no
+//! further parsing: names are numbers, purposes and operations are bit sets, dates are moments.
+
+mod compile;
+mod document;
+pub mod problem;
+pub mod terms;
+
+use std::collections::HashMap;
+use std::fmt;
+
+use jiff::Timestamp;
+use serde::Deserialize;
+
+pub use self::compile::compile;
+pub use self::compile::customer_file_globs;
+use self::terms::DataCategory;
+use self::terms::Id;
+use self::terms::Identity;
+use self::terms::Location;
+use self::terms::Operation;
+use self::terms::Operations;
+
+/// Whether violations are blocked or only written down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Enforcement {
+    /// Denied requests are refused.
+    Enforce,
+    /// Denied requests are recorded as such and pass.
+    Observe,
+}
+
+impl Enforcement {
+    /// The word in files and records.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Enforce => "enforce",
+            Self::Observe => "observe",
+        }
+    }
+}
+
+macro_rules! indexes {
+    ($($(#[$doc:meta])* $name:ident),* $(,)?) => {$(
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub struct $name(u32);
+    )*};
+}
+
+indexes!(
+    /// A purpose of one policy.
+    PurposeId,
+    /// One of the processor's own callers, in one policy.
+    CallerId,
+    /// A subprocessor of one policy.
+    SubprocessorId,
+    /// A customer of one policy.
+    CustomerId,
+);
+
+/// Most purposes a policy may have, the four built-in ones included: the bits of a [`PurposeSet`].
+pub const MAX_PURPOSES: usize = 256;
+
+/// A set of purposes of one policy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PurposeSet([u64; 4]);
+
+impl PurposeSet {
+    /// Whether the purpose is in the set.
+    #[must_use]
+    pub fn contains(&self, PurposeId(purpose): PurposeId) -> bool {
+        let word = usize::try_from(purpose / 64).ok().and_then(|word| self.0.get(word));
+        word.is_some_and(|word| word >> (purpose % 64) & 1 == 1)
+    }
+
+    fn insert(&mut self, PurposeId(purpose): PurposeId) {
+        if let Some(word) = usize::try_from(purpose / 64).ok().and_then(|word| self.0.get_mut(word)) {
+            *word |= 1 << (purpose % 64);
+        }
+    }
+
+    fn join(&mut self, other: Self) {
+        self.0.iter_mut().zip(other.0).for_each(|(ours, theirs)| *ours |= theirs);
+    }
+}
+
+/// What a purpose is to the rules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PurposeKind {
+    /// `sale`: never (clause 7.1).
+    Sale,
+    /// `cross_context_behavioral_advertising`: never (clause 7.3).
+    CrossContextAdvertising,
+    /// `own_purpose`: never (clause 7.3).
+    OwnPurpose,
+    /// `model_training`: only if an accepted instruction names it.
+    ModelTraining,
+    /// `rights_fulfilment`: a subscriber's request (clauses 4.1 and 4.4).
+    RightsFulfilment,
+    /// `data_return` (clause 1.3).
+    DataReturn,
+    /// `erasure` (clause 1.3).
+    Erasure,
+    /// `legal_compliance` (clause 2.1).
+    LegalCompliance,
+    /// Any other.
+    Other,
+}
+
+impl PurposeKind {
+    /// The purposes that the product brings along, which no file defines.
+    const BUILT_IN: [(&'static str, Self); 4] = [
+        ("sale", Self::Sale),
+        ("cross_context_behavioral_advertising", Self::CrossContextAdvertising),
+        ("own_purpose", Self::OwnPurpose),
+        ("model_training", Self::ModelTraining),
+    ];
+
+    fn of(name: &str) -> Self {
+        match name {
+            "sale" => Self::Sale,
+            "cross_context_behavioral_advertising" => Self::CrossContextAdvertising,
+            "own_purpose" => Self::OwnPurpose,
+            "model_training" => Self::ModelTraining,
+            "rights_fulfilment" => Self::RightsFulfilment,
+            "data_return" => Self::DataReturn,
+            "erasure" => Self::Erasure,
+            "legal_compliance" => Self::LegalCompliance,
+            _ => Self::Other,
+        }
+    }
+
+    /// Whether no file can permit it.
+    #[must_use]
+    pub fn is_prohibited(self) -> bool {
+        matches!(self, Self::Sale | Self::CrossContextAdvertising | Self::OwnPurpose)
+    }
+}
+
+/// The business purpose of the CCPA (Cal. Civ. Code 1798.140(e)) that a purpose falls under.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CcpaPurpose {
+    /// Auditing of ad impressions.
+    E1,
+    /// Security and integrity.
+    E2,
+    /// Debugging.
+    E3,
+    /// Short-term, transient use.
+    E4,
+    /// Performing services.
+    E5,
+    /// Advertising and marketing, not cross-context.
+    E6,
+    /// Internal research.
+    E7,
+    /// Quality and safety.
+    E8,
+    /// Required by law.
+    Legal,
+    /// Agreed in the contract.
+    Contract,
+}
+
+/// A purpose.
+#[derive(Clone, Debug)]
+pub struct Purpose {
+    /// Its name.
+    pub id: Id,
+    /// What it is to the rules.
+    pub kind: PurposeKind,
+    /// Whether it is mapped `legal`.
+    pub is_legal: bool,
+    /// Whether each request needs an instruction that names it.
+    pub requires_instruction: bool,
+}
+
+/// Who a proven identity is in the agreement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Party {
+    /// One of the processor's own.
+    Own(CallerId),
+    /// A subprocessor.
+    Subprocessor(SubprocessorId),
+    /// A customer's own caller.
+    Customer(CustomerId),
+}
+
+/// A span of time, [from, until).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Period {
+    /// First moment.
+    pub from: Timestamp,
+    /// First moment after it.
+    pub until: Option<Timestamp>,
+}
+
+impl Period {
+    /// Whether `now` lies in it.
+    #[must_use]
+    pub fn contains(&self, now: Timestamp) -> bool {
+        self.from <= now && self.until.is_none_or(|until| now < until)
+    }
+}
+
+/// One of the processor's own callers.
+#[derive(Clone, Debug)]
+pub struct OwnCaller {
+    /// Its id.
+    pub id: Id,
+    /// Where it is; without one, a claim says so.
+    pub location: Option<Location>,
+    /// What it may ask for.
+    pub permitted_purposes: PurposeSet,
+    /// What it may do; all if not listed.
+    pub operations: Option<Operations>,
+    /// When the undertaking of its people holds; none if no people are behind it (clause 2.7).
+    pub undertaking: Option<Period>,
+}
+
+/// A subprocessor.
+#[derive(Clone, Debug)]
+pub struct Subprocessor {
+    /// Its id.
+    pub id: Id,
+    /// What it may ask for or be given data for.
+    pub permitted_purposes: PurposeSet,
+    /// What may be done; all if not listed.
+    pub operations: Option<Operations>,
+    /// What data.
+    pub data_categories: Vec<DataCategory>,
+    /// Where it keeps data.
+    pub storage_locations: Vec<Location>,
+    /// Where it reaches data from.
+    pub access_locations: Vec<Location>,
+    /// When its agreement holds; none if it does not flow the duties down (clause 2.3).
+    pub agreement: Option<Period>,
+    /// From when it may be used, until when.
+    pub effective: Period,
+}
+
+/// A transfer on record: opens places for access (clause 4.2).
+#[derive(Clone, Debug)]
+pub struct Transfer {
+    /// The places, each as written.
+    pub to: Vec<Location>,
+    /// The evidence.
+    pub reference: Box<str>,
+    /// For this subprocessor only, or for anybody.
+    pub subprocessor: Option<SubprocessorId>,
+}
+
+/// Where data may be (clause 2.5).
+#[derive(Clone, Debug)]
+pub struct Residency {
+    /// Where it may be kept.
+    pub storage_locations: Vec<Location>,
+    /// Where it may be reached from.
+    pub access_locations: Vec<Location>,
+    /// What else is open for access.
+    pub transfers: Vec<Transfer>,
+}
+
+/// What an instruction permits. A list that is not there limits nothing and lifts nothing.
+#[derive(Clone, Debug)]
+pub struct Permits {
+    /// Purposes.
+    pub purposes: Option<PurposeSet>,
+    /// Operations.
+    pub operations: Option<Operations>,
+    /// Recipients.
+    pub subprocessors: Option<Vec<SubprocessorId>>,
+    /// Data.
+    pub data_categories: Option<Vec<DataCategory>>,
+}
+
+/// A customer's written instruction.
+#[derive(Clone, Debug)]
+pub struct Instruction {
+    /// Its id.
+    pub id: Id,
+    /// When it holds; none while it is proposed (clause 8.3).
+    pub in_force: Option<Period>,
+    /// What it permits.
+    pub permits: Option<Permits>,
+    /// The subscriber whose data it restricts.
+    pub restricts: Option<Box<str>>,
+}
+
+/// A customer and its agreement.
+#[derive(Clone, Debug)]
+pub struct Customer {
+    /// Its id.
+    pub id: Id,
+    /// From when the agreement binds (clause 8.1).
+    pub accepted_at: Option<Timestamp>,
+    /// From when the law bars the service (clause 4.3).
+    pub suspended_at: Option<Timestamp>,
+    /// From when the agreement is ending, and the end of the return window (clause 1.3).
+    pub ending: Option<(Timestamp, Timestamp)>,
+    /// What for (clause 2.8).
+    pub permitted_purposes: PurposeSet,
+    /// Where, if not as by default.
+    pub residency: Option<Box<Residency>>,
+    /// Subprocessors it refused, from when.
+    pub objections: Vec<(SubprocessorId, Timestamp)>,
+    /// Subprocessors it accepted ahead of time, from when.
+    pub consents: Vec<(SubprocessorId, Timestamp)>,
+    /// Its instructions.
+    pub instructions: Vec<Instruction>,
+    /// Whether its violations are blocked.
+    pub enforcement: Enforcement,
+}
+
+/// A TLS version, for the floor of clause 3.1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+pub enum TlsVersion {
+    /// TLS 1.2.
+    #[serde(rename = "1.2")]
+    V1_2,
+    /// TLS 1.3.
+    #[serde(rename = "1.3")]
+    V1_3,
+}
+
+impl TlsVersion {
+    /// The word in files and records.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::V1_2 => "1.2",
+            Self::V1_3 => "1.3",
+        }
+    }
+}
+
+/// When a record counts as made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Durability {
+    /// Handed to the kernel.
+    #[default]
+    Written,
+    /// On disk.
+    Synced,
+}
+
+/// The measures that the agreement promises (clause 3.1).
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SecurityMeasures {
+    /// Lowest TLS version of a request's connection.
+    pub min_tls_version: Option<TlsVersion>,
+    /// Whether a certificate has to be proven on the connection.
+    pub client_certificate_required: bool,
+    /// What a record has to be.
+    pub decision_log: Durability,
+    /// Whether the policy has to be signed.
+    pub signed_policy: bool,
+}
+
+/// The agreement, ready to decide with.
+pub struct Policy {
+    /// `metadata.name`.
+    pub name: Id,
+    /// `metadata.revision`.
+    pub revision: u64,
+    /// SHA-256, in hex, over the list of files it was made of (`HASH  NAME` lines sorted by name).
+    pub digest: Box<str>,
+    /// The default of customers that say nothing.
+    pub enforcement: Enforcement,
+    /// Whether a sidecar may not observe as a whole.
+    pub require_enforce: bool,
+    /// The promised measures.
+    pub security: SecurityMeasures,
+    residency: Residency,
+    clauses: HashMap<Box<str>, Box<str>>,
+    purposes: Vec<Purpose>,
+    callers: Vec<OwnCaller>,
+    subprocessors: Vec<Subprocessor>,
+    customers: Vec<Customer>,
+    purpose_ids: HashMap<Id, PurposeId>,
+    subprocessor_ids: HashMap<Id, SubprocessorId>,
+    customer_ids: HashMap<Id, CustomerId>,
+    caller_ids: HashMap<Id, CallerId>,
+    identities: HashMap<Identity, Party>,
+    identity_patterns: Vec<(Identity, Party)>,
+}
+
+// An id is made by `compile` alone, for the list it points into, so the lookups below always find
+// something; `fallback` keeps them total without a panic, and denies.
+macro_rules! lookup {
+    ($(#[$doc:meta])* $method:ident, $id:ident, $list:ident, $item:ty) => {
+        $(#[$doc])*
+        #[must_use]
+        pub fn $method(&self, id: $id) -> Option<&$item> {
+            usize::try_from(id.0).ok().and_then(|index| self.$list.get(index))
+        }
+    };
+}
+
+impl Policy {
+    lookup!(
+        /// The purpose; `None` only for an id of another policy.
+        purpose, PurposeId, purposes, Purpose
+    );
+    lookup!(
+        /// The processor's own caller; `None` only for an id of another policy.
+        caller, CallerId, callers, OwnCaller
+    );
+    lookup!(
+        /// The subprocessor; `None` only for an id of another policy.
+        subprocessor, SubprocessorId, subprocessors, Subprocessor
+    );
+    lookup!(
+        /// The customer; `None` only for an id of another policy.
+        customer, CustomerId, customers, Customer
+    );
+
+    /// The purpose of a name.
+    #[must_use]
+    pub fn purpose_named(&self, name: &str) -> Option<PurposeId> {
+        name.parse::<Id>().ok().and_then(|id| self.purpose_ids.get(&id).copied())
+    }
+
+    /// The customer of an id.
+    #[must_use]
+    pub fn customer_named(&self, id: &str) -> Option<CustomerId> {
+        id.parse::<Id>().ok().and_then(|id| self.customer_ids.get(&id).copied())
+    }
+
+    /// The subprocessor of an id.
+    #[must_use]
+    pub fn subprocessor_named(&self, id: &str) -> Option<SubprocessorId> {
+        id.parse::<Id>().ok().and_then(|id| self.subprocessor_ids.get(&id).copied())
+    }
+
+    /// The processor's own caller of an id.
+    #[must_use]
+    pub fn caller_named(&self, id: &str) -> Option<CallerId> {
+        id.parse::<Id>().ok().and_then(|id| self.caller_ids.get(&id).copied())
+    }
+
+    /// Who a proven identity is; `None`: nobody in this agreement.
+    #[must_use]
+    pub fn party(&self, identity: &Identity) -> Option<Party> {
+        let pattern =
+            || self.identity_patterns.iter().find(|(pattern, _)| pattern.overlaps(identity)).map(|(_, party)| *party);
+        self.identities.get(identity).copied().or_else(pattern)
+    }
+
+    /// The ids of all parties.
+    pub fn party_names(&self) -> impl Iterator<Item = &Id> {
+        self.caller_ids.keys().chain(self.subprocessor_ids.keys()).chain(self.customer_ids.keys())
+    }
+
+    /// An identity that would be taken for this party; a `*` segment is written `any`.
+    #[must_use]
+    pub fn identity_of(&self, party: Party) -> Option<Identity> {
+        let exact = self.identities.iter().filter(|(_, known)| **known == party).map(|(identity, _)| identity).min();
+        let pattern = self.identity_patterns.iter().find(|(_, known)| *known == party);
+        match (exact, pattern) {
+            (Some(identity), _) => Some(identity.clone()),
+            (None, Some((pattern, _))) => pattern.as_str().replace("/*", "/any").parse().ok(),
+            (None, None) => None,
+        }
+    }
+
+    /// Where this customer's data may be.
+    #[must_use]
+    pub fn residency<'p>(&'p self, customer: &'p Customer) -> &'p Residency {
+        customer.residency.as_deref().unwrap_or(&self.residency)
+    }
+
+    /// The first place where data may be kept by default.
+    #[must_use]
+    pub fn default_storage(&self) -> Option<Location> {
+        self.residency.storage_locations.first().copied()
+    }
+
+    /// Parties, customers and purposes that might go together, for somebody who looks for a request that
+    /// passes: the processor's own callers first, the first 100 customers.
+    pub fn combinations(&self) -> impl Iterator<Item = (Party, &Id, &Id)> {
+        let own = (0..).zip(&self.callers).map(|(id, _)| Party::Own(CallerId(id)));
+        let subprocessors = (0..).zip(&self.subprocessors).map(|(id, _)| Party::Subprocessor(SubprocessorId(id)));
+        own.chain(subprocessors).flat_map(move |party| {
+            self.customers.iter().take(100).flat_map(move |customer| {
+                self.purposes.iter().map(move |purpose| (party, &customer.id, &purpose.id))
+            })
+        })
+    }
+
+    /// The file's own text for a clause, if it has one.
+    #[must_use]
+    pub fn clause_text(&self, clause: &str) -> Option<&str> {
+        self.clauses.get(clause).map(AsRef::as_ref)
+    }
+
+    /// How much was loaded, for people.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        Counts {
+            customers: self.customers.len(),
+            subprocessors: self.subprocessors.len(),
+            callers: self.callers.len(),
+            purposes: self.purposes.len() - PurposeKind::BUILT_IN.len(),
+            instructions: self.customers.iter().map(|customer| customer.instructions.len()).sum(),
+        }
+    }
+}
+
+impl fmt::Debug for Policy {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "Policy {{ {} {} }}", self.name, self.digest)
+    }
+}
+
+/// How much a policy holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counts {
+    /// Customers.
+    pub customers: usize,
+    /// Subprocessors.
+    pub subprocessors: usize,
+    /// The processor's own callers.
+    pub callers: usize,
+    /// Purposes that the file defines.
+    pub purposes: usize,
+    /// Instructions of all customers.
+    pub instructions: usize,
+}
+
+impl fmt::Display for Counts {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let many = |count: usize, one: &str| format!("{count} {one}{}", if count == 1 { "" } else { "s" });
+        write!(
+            out,
+            "{}, {}, {}, {}, {}",
+            many(self.customers, "customer"),
+            many(self.subprocessors, "subprocessor"),
+            many(self.callers, "caller"),
+            many(self.purposes, "purpose"),
+            many(self.instructions, "instruction")
+        )
+    }
+}
+
+/// Whether an operation lies in an optional list: a list that is not there limits nothing.
+#[must_use]
+pub fn within(operations: Option<Operations>, operation: Operation) -> bool {
+    operations.is_none_or(|operations| operations.contains(operation))
+}

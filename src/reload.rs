@@ -1,0 +1,105 @@
+//! Reads the policy's files from disk.
+
+use std::path::Path;
+
+use crate::policy;
+use crate::policy::Policy;
+use crate::policy::problem::Code;
+use crate::policy::problem::Problem;
+use crate::policy::problem::Problems;
+use crate::policy::problem::Source;
+use crate::yaml::Node;
+
+/// A file that cannot be read at all.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot read `{path}`")]
+pub struct ReadError {
+    /// The file.
+    pub path: String,
+    /// Why.
+    pub source: std::io::Error,
+}
+
+/// A policy as it was read, or what is wrong with it.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The files, the policy first.
+    pub sources: Vec<Source>,
+    /// The policy, unless a problem is an error.
+    pub policy: Option<Policy>,
+    /// What was found.
+    pub problems: Problems,
+}
+
+/// Reads a file of at most 16 MiB; a larger one is cut, which no reader of ours accepts.
+///
+/// # Errors
+///
+/// [`ReadError`], also if it is no UTF-8.
+pub fn read(path: &Path) -> Result<Source, ReadError> {
+    use std::io::Read as _;
+    let shown = path.display().to_string();
+    let failed = |source| ReadError { path: shown.clone(), source };
+    let mut text = String::new();
+    if path.as_os_str() == "-" {
+        std::io::stdin().lock().take(MAX_READ).read_to_string(&mut text).map_err(failed)?;
+    } else {
+        let file = std::fs::File::open(path).map_err(failed)?;
+        file.take(MAX_READ).read_to_string(&mut text).map_err(failed)?;
+    }
+    Ok(Source { path: shown, text })
+}
+
+/// One byte more than a file may have, so that a longer one is seen to be too long.
+const MAX_READ: u64 = 16 * 1024 * 1024 + 1;
+
+/// Reads and compiles a policy with its customer files.
+///
+/// # Errors
+///
+/// [`ReadError`] if the policy file itself cannot be read; all else is a problem with a place.
+pub fn load(path: &Path, amend: Option<&Node>) -> Result<Loaded, ReadError> {
+    let first = read(path)?;
+    Ok(compile(first, amend))
+}
+
+/// Compiles a policy that was read, with its customer files.
+#[must_use]
+pub fn compile(first: Source, amend: Option<&Node>) -> Loaded {
+    let folder = Path::new(&first.path).parent().map(Path::to_path_buf).unwrap_or_default();
+    let mut names = vec![Path::new(&first.path).file_name().unwrap_or_default().to_string_lossy().into_owned()];
+    let mut problems = Problems::default();
+    let globs = policy::customer_file_globs(&first.text);
+    let mut sources = vec![first];
+    for (glob, at) in globs {
+        let mut wrong = |message: String, help: &str| problems.push(Problem::error(Code::CustomerFiles, at, message, help));
+        let pattern = folder.join(&glob);
+        let Ok(paths) = glob::glob(&pattern.to_string_lossy()) else {
+            wrong(format!("`{glob}` is not a pattern of file names"), "write one such as `customers.d/*.yaml`");
+            continue;
+        };
+        let mut found = false;
+        for path in paths {
+            found = true;
+            let read = path.map_err(|error| error.into_error()).and_then(|path| {
+                let name = path.strip_prefix(&folder).unwrap_or(&path).to_string_lossy().into_owned();
+                read(&path).map(|source| (name, source)).map_err(|error| error.source)
+            });
+            match read {
+                Ok((name, _)) if names.contains(&name) => {}
+                Ok((name, source)) => {
+                    names.push(name);
+                    sources.push(source);
+                }
+                Err(error) => wrong(format!("a file of `{glob}` cannot be read: {error}"), "make it readable, or remove it"),
+            }
+        }
+        if !found {
+            wrong(format!("no file matches `{glob}`"), "correct the pattern, or add the file");
+        }
+    }
+    let (policy, more) = policy::compile(&sources, &names, amend);
+    problems.0.extend(more.0);
+    let policy = policy.filter(|_| !problems.has_errors());
+    Loaded { sources, policy, problems }
+}

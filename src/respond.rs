@@ -1,0 +1,142 @@
+//! Step 8: answers. Refusals and failures are problem documents (RFC 9457).
+//!
+//! Nothing of the request is in them.
+
+use bytes::Bytes;
+use http::HeaderValue;
+use http::Response;
+use http::StatusCode;
+use http::header;
+use http_body_util::Either;
+use http_body_util::Full;
+use serde::Serialize;
+use uuid::Uuid;
+
+use crate::decide::reason::clause_text;
+use crate::forward::ForwardError;
+use crate::forward::Relay;
+use crate::gate::DPA_DECISION_ID;
+use crate::gate::Refusal;
+use crate::gate::Refused;
+use crate::record::entry::REQUEST_UNREADABLE;
+
+/// The body of an answer: ours, or the upstream's.
+pub type AnswerBody = Either<Full<Bytes>, Relay>;
+
+/// Codes of failures that are no decision.
+const DECISION_UNRECORDED: &str = "decision_unrecorded";
+const UPSTREAM_UNAVAILABLE: &str = "upstream_unavailable";
+const UPSTREAM_TIMEOUT: &str = "upstream_timeout";
+
+/// A problem document.
+#[derive(Serialize)]
+struct Document<'a> {
+    r#type: String,
+    title: &'a str,
+    status: u16,
+    detail: &'a str,
+    instance: String,
+    reason: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    clause: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    policy_digest: Option<&'a str>,
+}
+
+/// The stable URI of a reason. It names the reason and leads nowhere (RFC 9457 section 3.1.1).
+fn type_of(code: &str) -> String {
+    format!("tag:dpa-sidecar.example,2026:reason/{code}")
+}
+
+fn answer(document: &Document<'_>, decision: Uuid) -> Response<AnswerBody> {
+    let body = serde_json::to_vec(document).unwrap_or_default();
+    let mut response = Response::new(Either::Left(Full::new(Bytes::from(body))));
+    *response.status_mut() = StatusCode::from_u16(document.status).unwrap_or(StatusCode::FORBIDDEN);
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(DPA_DECISION_ID, id_value(decision));
+    match document.status {
+        401 => {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("DPA-Caller"));
+        }
+        503 => {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        _ => {}
+    }
+    response
+}
+
+/// A decision id as a header value.
+#[must_use]
+pub fn id_value(decision: Uuid) -> HeaderValue {
+    let mut text = Uuid::encode_buffer();
+    let text = decision.hyphenated().encode_lower(&mut text);
+    HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static(""))
+}
+
+/// Answers a request that the gate refused.
+#[must_use]
+pub fn refused(refusal: &Refusal) -> Response<AnswerBody> {
+    let unreadable;
+    let (code, title, status, detail, clause) = match &refusal.why {
+        Refused::Rule(reason) => {
+            let code = reason.code;
+            (code.as_str(), code.title(), code.status(), clause_text(reason.clause), Some(reason.clause))
+        }
+        Refused::Unreadable(why) => {
+            unreadable = why.to_string();
+            let title = "The request could be read in more than one way, or in none.";
+            (REQUEST_UNREADABLE, title, 400, unreadable.as_str(), None)
+        }
+        Refused::Unrecorded(_) => (
+            DECISION_UNRECORDED,
+            "The decision could not be written down, so nothing was forwarded.",
+            503,
+            "The decision log does not take records at the moment; ask again.",
+            None,
+        ),
+    };
+    let document = Document {
+        r#type: type_of(code),
+        title,
+        status,
+        detail,
+        instance: refusal.decision.urn().to_string(),
+        reason: code,
+        clause,
+        policy_digest: Some(&refusal.policy_digest),
+    };
+    answer(&document, refusal.decision)
+}
+
+/// Answers a request that was sent on, or was about to be, and got no answer.
+#[must_use]
+pub fn no_answer(error: &ForwardError, decision: Uuid) -> Response<AnswerBody> {
+    let (code, title, status, detail) = match error {
+        ForwardError::Connect { .. } | ForwardError::Broken { .. } | ForwardError::Switched { .. } => (
+            UPSTREAM_UNAVAILABLE,
+            "The data service cannot be reached or broke off.",
+            502,
+            "The sidecar permitted the request; the data service behind it did not answer.",
+        ),
+        ForwardError::TimedOut { .. } => (
+            UPSTREAM_TIMEOUT,
+            "The data service did not answer in time.",
+            504,
+            "The sidecar permitted the request; the data service behind it took too long.",
+        ),
+    };
+    let document = Document {
+        r#type: type_of(code),
+        title,
+        status,
+        detail,
+        instance: decision.urn().to_string(),
+        reason: code,
+        clause: None,
+        policy_digest: None,
+    };
+    answer(&document, decision)
+}

@@ -1,0 +1,105 @@
+//! What operators watch: the operational log and the metrics. Decisions go to the decision log, never
+//! here.
+
+use std::error::Error;
+use std::fmt;
+use std::io::IsTerminal as _;
+
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::registry::Registry;
+
+/// How the operational log is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Starts the operational log on standard error. `RUST_LOG` sets its level; the default is `info`.
+pub fn start_log(format: LogFormat) {
+    let filter = tracing_subscriber::EnvFilter::builder()
+        .with_default_directive(tracing::level_filters::LevelFilter::INFO.into())
+        .from_env_lossy();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    // Somebody else's subscriber, in a test, stays.
+    let _already_set = match format {
+        LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).try_init(),
+        LogFormat::Json => log.json().flatten_event(true).try_init(),
+    };
+}
+
+/// An error and its causes on one line, outermost first.
+pub fn chain<'e>(error: &'e (dyn Error + 'static)) -> impl fmt::Display + 'e {
+    fmt::from_fn(move |out| {
+        write!(out, "{error}")?;
+        let mut cause = error.source();
+        while let Some(next) = cause {
+            write!(out, ": {next}")?;
+            cause = next.source();
+        }
+        Ok(())
+    })
+}
+
+/// Counters of the process. A clone counts into the same.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    /// Permitted and forwarded.
+    pub allowed: Counter,
+    /// Denied and refused.
+    pub denied: Counter,
+    /// Denied and forwarded all the same.
+    pub observed: Counter,
+    /// Forwarded without a record.
+    pub unrecorded: Counter,
+    /// Heads that are no HTTP.
+    pub malformed: Counter,
+    /// Heads over a limit.
+    pub too_large: Counter,
+    /// Heads that did not come in time.
+    pub timed_out: Counter,
+    decisions: Family<[(&'static str, &'static str); 1], Counter>,
+    unread: Family<[(&'static str, &'static str); 1], Counter>,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let decisions = Family::<_, Counter>::default();
+        let unread = Family::<_, Counter>::default();
+        let action = |word| decisions.get_or_create(&[("action", word)]).clone();
+        let why = |word| unread.get_or_create(&[("why", word)]).clone();
+        Self {
+            allowed: action("allowed"),
+            denied: action("denied"),
+            observed: action("observed"),
+            unrecorded: Counter::default(),
+            malformed: why("malformed"),
+            too_large: why("too_large"),
+            timed_out: why("timed_out"),
+            decisions,
+            unread,
+        }
+    }
+}
+
+impl Metrics {
+    /// The counters in the text format of Prometheus.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let mut registry = Registry::default();
+        registry.register("dpa_decisions", "Decisions by what was done about them", self.decisions.clone());
+        registry.register(
+            "dpa_decisions_unrecorded",
+            "Requests that were forwarded without a record",
+            self.unrecorded.clone(),
+        );
+        registry.register("dpa_requests_unread", "Requests refused before a decision", self.unread.clone());
+        let mut text = String::new();
+        let _infallible = encode(&mut text, &registry);
+        text
+    }
+}
