@@ -124,14 +124,14 @@ impl Ids {
         let (trace, new_traceparent) = match headers.get(TRACEPARENT).and_then(trace_id) {
             Some(trace) => (trace, None),
             None => {
-                let trace = Uuid::now_v7().simple().to_string();
-                let parent = Uuid::now_v7().simple().to_string();
+                let trace = Uuid::new_v4().simple().to_string();
+                let parent = Uuid::new_v4().simple().to_string();
                 let parent = parent.get(16..).unwrap_or("0000000000000001");
                 let header = HeaderValue::try_from(format!("00-{trace}-{parent}-00")).ok();
                 (trace, header)
             }
         };
-        Self { decision, request: request.unwrap_or_else(Uuid::now_v7), trace, new_traceparent }
+        Self { decision, request: request.unwrap_or_else(Uuid::new_v4), trace, new_traceparent }
     }
 }
 

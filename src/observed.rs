@@ -246,7 +246,8 @@ fn canonical_part(bytes: &[u8], part: Part, out: &mut String) -> Result<(), Unre
                 let byte = high * 16 + low;
                 if is_unreserved(byte) {
                     out.push(char::from(byte));
-                } else if byte == 0 || (part == Part::Path && (byte == b'/' || byte == b'\\' || byte.is_ascii_control()))
+                } else if byte == 0
+                    || (part == Part::Path && (byte == b'/' || byte == b'\\' || byte.is_ascii_control()))
                 {
                     return Err(Unreadable::PathEncoded);
                 } else {
@@ -359,7 +360,7 @@ mod tests {
 
     #[test]
     fn query_values() {
-        let table: [(&str, &str, Result<Option<&str>, Unreadable>); 8] = [
+        let table = [
             ("there", "/?id=7c1e&x=1", Ok(Some("7c1e"))),
             ("not there", "/?x=1", Ok(None)),
             ("no query", "/", Ok(None)),

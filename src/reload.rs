@@ -72,7 +72,8 @@ pub fn compile(first: Source, amend: Option<&Node>) -> Loaded {
     let globs = policy::customer_file_globs(&first.text);
     let mut sources = vec![first];
     for (glob, at) in globs {
-        let mut wrong = |message: String, help: &str| problems.push(Problem::error(Code::CustomerFiles, at, message, help));
+        let mut wrong =
+            |message: String, help: &str| problems.push(Problem::error(Code::CustomerFiles, at, message, help));
         let pattern = folder.join(&glob);
         let Ok(paths) = glob::glob(&pattern.to_string_lossy()) else {
             wrong(format!("`{glob}` is not a pattern of file names"), "write one such as `customers.d/*.yaml`");
@@ -81,7 +82,7 @@ pub fn compile(first: Source, amend: Option<&Node>) -> Loaded {
         let mut found = false;
         for path in paths {
             found = true;
-            let read = path.map_err(|error| error.into_error()).and_then(|path| {
+            let read = path.map_err(std::io::Error::from).and_then(|path| {
                 let name = path.strip_prefix(&folder).unwrap_or(&path).to_string_lossy().into_owned();
                 read(&path).map(|source| (name, source)).map_err(|error| error.source)
             });
@@ -91,7 +92,9 @@ pub fn compile(first: Source, amend: Option<&Node>) -> Loaded {
                     names.push(name);
                     sources.push(source);
                 }
-                Err(error) => wrong(format!("a file of `{glob}` cannot be read: {error}"), "make it readable, or remove it"),
+                Err(error) => {
+                    wrong(format!("a file of `{glob}` cannot be read: {error}"), "make it readable, or remove it")
+                }
             }
         }
         if !found {

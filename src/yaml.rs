@@ -115,7 +115,7 @@ pub fn read(text: &str, file: u16) -> Result<Node, Vec<Fault>> {
         let (event, span) = match next {
             Ok(next) => next,
             Err(error) => {
-                let start = error.marker().byte_offset().unwrap_or_else(|| text.len());
+                let start = error.marker().byte_offset().unwrap_or(text.len());
                 tree.faults.push(Fault { at: tree.at(start, start + 1), what: What::Syntax(error.info()) });
                 return Err(tree.faults);
             }
@@ -181,7 +181,7 @@ impl Tree {
                 self.put(node)
             }
             Event::DocumentStart(..) if self.root.is_some() => refuse("a second document (`---`)"),
-            _ => Ok(()),
+            Event::StreamStart | Event::StreamEnd | Event::DocumentStart(..) | Event::DocumentEnd | _ => Ok(()),
         }
     }
 

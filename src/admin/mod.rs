@@ -80,9 +80,8 @@ impl Health {
         ];
         let is_ready = checks.iter().all(|(_, good, _)| *good);
         let status = if is_ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-        let line = |(name, good, what): &(&str, bool, &str)| {
-            format!("[{}] {name}: {what}\n", if *good { "+" } else { "-" })
-        };
+        let line =
+            |(name, good, what): &(&str, bool, &str)| format!("[{}] {name}: {what}\n", if *good { "+" } else { "-" });
         let mut text: String = if verbose { checks.iter().map(line).collect() } else { String::new() };
         text.push_str(if is_ready { "ok\n" } else { "not ready\n" });
         (status, text)

@@ -68,7 +68,8 @@ pub(super) fn check(arguments: &Arguments, out: &mut dyn Write) -> Result<Exit, 
     match arguments.output {
         Output::Json => {
             let problems = all.iter().flat_map(found).collect();
-            serde_json::to_writer_pretty(&mut *out, &Found { schema_version: 1, problems }).map_err(std::io::Error::from)?;
+            serde_json::to_writer_pretty(&mut *out, &Found { schema_version: 1, problems })
+                .map_err(std::io::Error::from)?;
             writeln!(out)?;
         }
         Output::Text => {

@@ -5,4 +5,6 @@ pub(super) struct Arguments {
     #[arg(long)]
     once: bool,
 }
-pub(super) fn demo(_arguments: &Arguments, _out: &mut dyn Write) -> Result<Exit, CliError> { Err(CliError::Usage("x")) }
+pub(super) fn demo(_arguments: &Arguments, _out: &mut dyn Write) -> Result<Exit, CliError> {
+    Err(CliError::Usage("x"))
+}

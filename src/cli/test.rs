@@ -227,7 +227,9 @@ impl<'de> Deserialize<'de> for Subscriber {
             fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<Subscriber, A::Error> {
                 let Fields { named } = Fields::deserialize(de::value::MapAccessDeserializer::new(map))?;
                 if named {
-                    return Err(de::Error::custom("`named` is only ever false\nwrite the subscriber itself: `subscriber: 7c1e`"));
+                    return Err(de::Error::custom(
+                        "`named` is only ever false\nwrite the subscriber itself: `subscriber: 7c1e`",
+                    ));
                 }
                 Ok(Subscriber::NotNamed)
             }
@@ -498,7 +500,11 @@ impl Setup {
                 compare(&case.expect, &facts, &decision)
             }
             Err(unreadable) => {
-                vec![Difference { what: "decision", expected: "a decision".to_owned(), got: format!("400: {unreadable}") }]
+                vec![Difference {
+                    what: "decision",
+                    expected: "a decision".to_owned(),
+                    got: format!("400: {unreadable}"),
+                }]
             }
         }
     }
@@ -529,7 +535,11 @@ fn compare(expect: &Expect, facts: &Facts<'_>, decision: &Decision<'_>) -> Vec<D
     };
     hold("decision", Some(word.to_owned()), decision.as_str().to_owned());
     let got_reasons = list(decision.reasons().iter().map(|reason| reason.code.as_str()).collect());
-    hold("reasons", reasons.as_ref().map(expected_list).or(Some("none".to_owned()).filter(|_| word == "permit")), got_reasons);
+    hold(
+        "reasons",
+        reasons.as_ref().map(expected_list).or(Some("none".to_owned()).filter(|_| word == "permit")),
+        got_reasons,
+    );
     let got_kinds = list(decision.reasons().iter().map(|reason| reason.kind.as_str()).collect());
     hold("kinds", kinds.as_ref().map(expected_list), got_kinds);
     hold("authority", authority.clone(), got_authority.to_owned());
@@ -585,13 +595,14 @@ fn context(request: &Request) -> Option<String> {
     let mut members = Vec::new();
     if let Some(OneOrMore(names, is_list)) = &request.customer {
         let names: Vec<String> = names.iter().map(|name| quoted(name)).collect();
-        members.push(if *is_list { format!("customer=({})", names.join(" ")) } else { format!("customer={}", names.concat()) });
+        members.push(if *is_list {
+            format!("customer=({})", names.join(" "))
+        } else {
+            format!("customer={}", names.concat())
+        });
     }
-    let named = [
-        ("purpose", &request.purpose),
-        ("instruction", &request.instruction),
-        ("request_ref", &request.request_ref),
-    ];
+    let named =
+        [("purpose", &request.purpose), ("instruction", &request.instruction), ("request_ref", &request.request_ref)];
     for (key, value) in named {
         if let Some(value) = value {
             members.push(format!("{key}={}", quoted(&value.value)));

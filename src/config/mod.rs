@@ -120,7 +120,8 @@ impl Settings {
     #[must_use]
     pub fn check_against(&self, policy: &Policy) -> Problems {
         let mut problems = Problems::default();
-        let mut below = |at, message: &str, help: &str| problems.push(Problem::error(Code::BelowPolicy, at, message, help));
+        let mut below =
+            |at, message: &str, help: &str| problems.push(Problem::error(Code::BelowPolicy, at, message, help));
         if policy.require_enforce && self.enforcement == Enforcement::Observe {
             let help = "write `enforcement: enforce`, or remove `require_enforce` from the policy";
             below(self.policy_file_at, "the policy requires `enforce`, and this sidecar would only observe", help);
@@ -503,12 +504,18 @@ impl Compiler {
     }
 
     fn log(&mut self, Spanned { value: log, at }: Spanned<document::DecisionLog>) -> LogSettings {
-        let document::DecisionLog { file, stdout, durability, timeout, on_failure, signing_key, checkpoint_every } = log;
+        let document::DecisionLog { file, stdout, durability, timeout, on_failure, signing_key, checkpoint_every } =
+            log;
         self.later("decision_log.signing_key", &signing_key);
         self.later("decision_log.checkpoint_every", &checkpoint_every);
         if let Some(Spanned { value: Durability::Synced, at }) = durability {
             let message = "this version does not have `durability: synced` yet";
-            self.error(Code::NotYet, at, message, "write `written`: records are with the kernel before a request moves");
+            self.error(
+                Code::NotYet,
+                at,
+                message,
+                "write `written`: records are with the kernel before a request moves",
+            );
         }
         if file.is_none() && !stdout {
             let help = "add `file: {path: …}`, `stdout: true`, or both";

@@ -141,8 +141,7 @@ fn weigh_caller<'f>(policy: &Policy, facts: &'f Facts<'_>, reasons: &mut Reasons
     // Rule (g). A Unix socket never leaves the machine; on egress the sidecar is the one who connects.
     if facts.direction == Direction::Ingress && !facts.transport.is_unix {
         let version_too_low = policy.security.min_tls_version.is_some_and(|floor| facts.transport.tls < Some(floor));
-        let certificate_missing =
-            policy.security.client_certificate_required && !facts.transport.client_certificate;
+        let certificate_missing = policy.security.client_certificate_required && !facts.transport.client_certificate;
         if version_too_low || certificate_missing {
             reasons.violation(Code::TransportTooWeak);
         }
@@ -194,12 +193,7 @@ fn weigh_customer<'p>(policy: &'p Policy, facts: &Facts<'_>, reasons: &mut Reaso
 }
 
 /// Class agreement.
-fn weigh_agreement(
-    customer: &Customer,
-    purpose: Option<(PurposeId, &Purpose)>,
-    now: Timestamp,
-    reasons: &mut Reasons,
-) {
+fn weigh_agreement(customer: &Customer, purpose: Option<(PurposeId, &Purpose)>, now: Timestamp, reasons: &mut Reasons) {
     if customer.accepted_at.is_none_or(|accepted| now < accepted) {
         reasons.violation(Code::DpaNotInForce);
     }
@@ -462,7 +456,8 @@ impl<'p> Request<'p> {
             places.iter().all(|place| agreed(place) || open(place))
         };
         let first_needed = |places: &[Location], party| {
-            let needed = |transfer: &&Transfer| places.iter().any(|place| !agreed(place) && opens(transfer, party, place));
+            let needed =
+                |transfer: &&Transfer| places.iter().any(|place| !agreed(place) && opens(transfer, party, place));
             residency.transfers.iter().find(needed).map(|transfer| &*transfer.reference)
         };
         if reached(caller_places, caller_id) && reached(recipient_places, recipient_id) {
@@ -480,10 +475,8 @@ impl<'p> Request<'p> {
     fn weigh_data(&self, facts: &Facts<'_>, reasons: &mut Reasons) {
         // Which purposes are exempt cannot be told without one.
         let Some((_, purpose)) = self.purpose else { return };
-        let is_exempt = matches!(
-            purpose.kind,
-            PurposeKind::RightsFulfilment | PurposeKind::LegalCompliance | PurposeKind::Erasure
-        );
+        let is_exempt =
+            matches!(purpose.kind, PurposeKind::RightsFulfilment | PurposeKind::LegalCompliance | PurposeKind::Erasure);
         if is_exempt {
             return;
         }
@@ -516,9 +509,8 @@ impl<'p> Request<'p> {
             Named::Nothing => needs,
             Named::Valid(_) => needs && !self.instruction_names_purpose(),
         };
-        let needs_request = self
-            .ordinary_purpose()
-            .is_some_and(|(_, purpose)| purpose.kind == PurposeKind::RightsFulfilment);
+        let needs_request =
+            self.ordinary_purpose().is_some_and(|(_, purpose)| purpose.kind == PurposeKind::RightsFulfilment);
         if is_missing || (needs_request && facts.request_ref.known().is_none()) {
             reasons.gap(Code::InstructionMissing);
         }

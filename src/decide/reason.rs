@@ -186,10 +186,9 @@ impl Code {
         match self {
             Self::CallerUnidentified | Self::TransportTooWeak => Class::Caller,
             Self::RouteUnmapped => Class::Route,
-            Self::CustomerMissing
-            | Self::CustomerUnknown
-            | Self::CustomerMismatch
-            | Self::CrossCustomerCombination => Class::Customer,
+            Self::CustomerMissing | Self::CustomerUnknown | Self::CustomerMismatch | Self::CrossCustomerCombination => {
+                Class::Customer
+            }
             Self::DpaNotInForce | Self::ProcessingRestricted | Self::ProcessingSuspended => Class::Agreement,
             Self::PurposeProhibited => Class::Prohibited,
             Self::PurposeMissing
@@ -262,7 +261,9 @@ impl Code {
             Self::PurposeNotBoundToCaller => "The caller is not there for this purpose.",
             Self::OperationNotPermitted => "This operation is not permitted to the caller or the recipient.",
             Self::RecipientUnknown => "The caller is no authorized recipient.",
-            Self::SubprocessorAgreementMissing => "The subprocessor has no agreement in force that passes the duties on.",
+            Self::SubprocessorAgreementMissing => {
+                "The subprocessor has no agreement in force that passes the duties on."
+            }
             Self::SubprocessorNotEffective => "The subprocessor may not be used yet.",
             Self::SubprocessorRemoved => "The subprocessor has been removed.",
             Self::SubprocessorObjected => "The customer objected to the subprocessor.",
@@ -332,7 +333,9 @@ pub fn clause_text(clause: &str) -> &'static str {
         "1.1" => "The customer owns its data and decides about it.",
         "1.2" => "Data is used, reached, kept or passed on only for the customer and as its services need it.",
         "1.3" => "Data is given back or deleted on request and when the agreement ends.",
-        "2.1" => "Data is processed only on the customer's behalf, on written instructions, or where a law requires it.",
+        "2.1" => {
+            "Data is processed only on the customer's behalf, on written instructions, or where a law requires it."
+        }
         "2.2" => "Data goes only to subprocessors that are listed, with the customer's consent or on its instruction.",
         "2.3" => "A subprocessor is bound in writing to duties at least as strict.",
         "2.4" => "A customer may refuse a subprocessor that is added later, before it is used.",

@@ -90,10 +90,18 @@ fn single(entry: &ListEntry) -> Result<String, Unreadable> {
 }
 
 fn text(item: &Item) -> Result<String, Unreadable> {
+    if !item.params.is_empty() {
+        return Err(Unreadable::ContextMalformed);
+    }
     match &item.bare_item {
-        BareItem::Token(token) if item.params.is_empty() => Ok(token.as_str().to_owned()),
-        BareItem::String(string) if item.params.is_empty() => Ok(string.as_str().to_owned()),
-        _ => Err(Unreadable::ContextMalformed),
+        BareItem::Token(token) => Ok(token.as_str().to_owned()),
+        BareItem::String(string) => Ok(string.as_str().to_owned()),
+        BareItem::Decimal(_)
+        | BareItem::Integer(_)
+        | BareItem::ByteSequence(_)
+        | BareItem::Boolean(_)
+        | BareItem::Date(_)
+        | BareItem::DisplayString(_) => Err(Unreadable::ContextMalformed),
     }
 }
 

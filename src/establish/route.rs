@@ -120,9 +120,12 @@ impl Routes {
                 Ok(template) => match groups.iter_mut().find(|(known, _)| *known == template) {
                     None => groups.push((template, vec![index])),
                     Some((_, group)) => {
-                        let other = group.iter().find(|other| routes.get(**other).is_some_and(|it| overlaps(it, route)));
-                        errors.extend(other.map(|other| {
-                            RouteError::Conflict { index, other: *other, path: route.path.clone() }
+                        let other =
+                            group.iter().find(|other| routes.get(**other).is_some_and(|it| overlaps(it, route)));
+                        errors.extend(other.map(|other| RouteError::Conflict {
+                            index,
+                            other: *other,
+                            path: route.path.clone(),
                         }));
                         group.push(index);
                     }

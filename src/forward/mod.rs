@@ -162,7 +162,13 @@ impl Upstream {
         self.settings.name.clone()
     }
 
-    fn fail(&self, mut outcome: OutcomeGuard, progress: &Progress, ending: Ending, error: ForwardError) -> ForwardError {
+    fn fail(
+        &self,
+        mut outcome: OutcomeGuard,
+        progress: &Progress,
+        ending: Ending,
+        error: ForwardError,
+    ) -> ForwardError {
         let status = if matches!(error, ForwardError::TimedOut { .. }) { 504 } else { 502 };
         outcome.answered(status);
         outcome.sent(progress.bytes.get());
@@ -224,10 +230,7 @@ impl Body for Outgoing {
     type Data = Bytes;
     type Error = hyper::Error;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
         match &frame {
             Some(Ok(frame)) => {
@@ -297,10 +300,7 @@ impl Body for Relay {
     type Data = Bytes;
     type Error = hyper::Error;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
         match &frame {
             Some(Ok(frame)) => {

@@ -151,7 +151,9 @@ impl Compiler {
         for section in ["purposes", "purpose_sets", "subprocessors"] {
             let names: Vec<&str> = match root.get(section).map(|node| &node.value) {
                 Some(yaml::Value::Map(entries)) => entries.iter().map(|(key, _)| key.text.as_str()).collect(),
-                Some(yaml::Value::List(entries)) => entries.iter().filter_map(|entry| entry.get("id")?.text()).collect(),
+                Some(yaml::Value::List(entries)) => {
+                    entries.iter().filter_map(|entry| entry.get("id")?.text()).collect()
+                }
                 Some(yaml::Value::Scalar { .. }) | None => Vec::new(),
             };
             self.defined.extend(names.into_iter().map(|name| (section, name.to_owned())));
@@ -542,16 +544,20 @@ impl Compiler {
             (None, Some(_)) => None,
             (None, None) | (Some(_), Some(_)) => {
                 let help = "a consent names either `subprocessor: …` or `weakening: …`";
-                self.error(Code::OneOf, consent.given_at.at, "this consent does not say to what, or to two things", help);
+                self.error(
+                    Code::OneOf,
+                    consent.given_at.at,
+                    "this consent does not say to what, or to two things",
+                    help,
+                );
                 None
             }
         }
     }
 
     fn instruction(&mut self, instruction: document::Instruction) -> Instruction {
-        let document::Instruction {
-            id, reference, accepted_at, valid_from, valid_until, permits, restricts, ..
-        } = instruction;
+        let document::Instruction { id, reference, accepted_at, valid_from, valid_until, permits, restricts, .. } =
+            instruction;
         let valid = self.period(&valid_from, valid_until);
         let has_reference = reference.is_some_and(|reference| !reference.trim().is_empty());
         let in_force = accepted_at
@@ -563,9 +569,9 @@ impl Compiler {
                 self.purpose_list(&list, PurposeList::Instruction)
             }),
             operations: permits.operations.map(|list| self.filled(list).into_iter().collect()),
-            subprocessors: permits.subprocessors.map(|list| {
-                self.filled(list).iter().filter_map(|id| self.subprocessor_named(id)).collect()
-            }),
+            subprocessors: permits
+                .subprocessors
+                .map(|list| self.filled(list).iter().filter_map(|id| self.subprocessor_named(id)).collect()),
             data_categories: permits.data_categories.map(|list| self.filled(list)),
         });
         Instruction { id: id.value, in_force, permits, restricts: restricts.map(|it| it.subscriber.into()) }

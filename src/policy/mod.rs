@@ -489,9 +489,10 @@ impl Policy {
         let own = (0..).zip(&self.callers).map(|(id, _)| Party::Own(CallerId(id)));
         let subprocessors = (0..).zip(&self.subprocessors).map(|(id, _)| Party::Subprocessor(SubprocessorId(id)));
         own.chain(subprocessors).flat_map(move |party| {
-            self.customers.iter().take(100).flat_map(move |customer| {
-                self.purposes.iter().map(move |purpose| (party, &customer.id, &purpose.id))
-            })
+            self.customers
+                .iter()
+                .take(100)
+                .flat_map(move |customer| self.purposes.iter().map(move |purpose| (party, &customer.id, &purpose.id)))
         })
     }
 

@@ -197,8 +197,10 @@ impl From<Fault> for Problem {
                 "remove one of the two, or join their values",
             ),
             What::UnknownField(field, known) => {
-                let help = nearest(&field, known.iter().map(String::as_str))
-                    .map_or_else(|| format!("known here: {}", known.join(", ")), |near| format!("did you mean `{near}`?"));
+                let help = nearest(&field, known.iter().map(String::as_str)).map_or_else(
+                    || format!("known here: {}", known.join(", ")),
+                    |near| format!("did you mean `{near}`?"),
+                );
                 Self::error(Code::UnknownField, at, format!("there is no key `{field}` here"), help)
             }
             What::MissingField(field) => Self::error(

@@ -542,7 +542,13 @@ struct EventRecord<'a, D> {
 }
 
 /// Encodes what happened to the log itself: `opened`, `torn`.
-pub fn log_event(out: &mut super::Batch, writer: &Writer, time: Timestamp, what: &'static str, lost_bytes: Option<u64>) {
+pub fn log_event(
+    out: &mut super::Batch,
+    writer: &Writer,
+    time: Timestamp,
+    what: &'static str,
+    lost_bytes: Option<u64>,
+) {
     #[derive(Serialize)]
     struct Detail {
         #[serde(skip_serializing_if = "Option::is_none")]

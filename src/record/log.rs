@@ -369,7 +369,7 @@ fn whole_lines(file: &mut File, length: u64) -> io::Result<u64> {
         let start = end.saturating_sub(STEP);
         file.seek(SeekFrom::Start(start))?;
         chunk.clear();
-        std::io::Read::by_ref(file).take(end - start).read_to_end(&mut chunk)?;
+        io::Read::by_ref(file).take(end - start).read_to_end(&mut chunk)?;
         if let Some(newline) = chunk.iter().rposition(|byte| *byte == b'\n') {
             return Ok(start + u64::try_from(newline).unwrap_or(0) + 1);
         }
@@ -386,7 +386,7 @@ fn log_id(file: &mut File) -> io::Result<Option<Uuid>> {
     }
     let mut head = Vec::new();
     file.seek(SeekFrom::Start(0))?;
-    std::io::Read::by_ref(file).take(4096).read_to_end(&mut head)?;
+    io::Read::by_ref(file).take(4096).read_to_end(&mut head)?;
     let line = head.split(|byte| *byte == b'\n').next().unwrap_or_default();
     Ok(serde_json::from_slice::<First>(line).ok().map(|first| first.log))
 }
