@@ -55,6 +55,8 @@ enum CliError {
     Write(#[from] io::Error),
     #[error("{0}")]
     Usage(&'static str),
+    #[error("the demo cannot go on")]
+    Demo(#[source] io::Error),
     #[error("cannot prepare the demo in `{path}`")]
     Prepare { path: PathBuf, source: io::Error },
 }

@@ -1,0 +1,369 @@
+//! The tour: what is asked, and what has to come out.
+
+use std::collections::HashMap;
+use std::io;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::path::Path;
+
+use bytes::Bytes;
+use http::Request;
+use http::header;
+use http_body_util::BodyExt as _;
+use http_body_util::Empty;
+use hyper_util::rt::TokioIo;
+use serde::Deserialize;
+use tokio::net::TcpStream;
+
+use super::service::Service;
+use crate::cli::CliError;
+
+/// One stop of the tour.
+struct Stop {
+    says: &'static str,
+    /// Place of the listener: 0 Oregon, 1 Québec.
+    listener: usize,
+    caller: Option<&'static str>,
+    path: &'static str,
+    context: &'static str,
+    expect: Expect,
+}
+
+enum Expect {
+    /// Forwarded, on this authority.
+    Permit(&'static str),
+    /// Refused with this status, for these reasons.
+    Refuse(u16, &'static [&'static str]),
+    /// Forwarded all the same, and recorded with these reasons.
+    Observe(&'static [&'static str]),
+}
+
+const CARE_DESK: Option<&str> = Some("spiffe://lumenfield.example/ns/care/sa/care-desk");
+const BILLER: Option<&str> = Some("spiffe://lumenfield.example/ns/bill/sa/biller");
+const ROLLUP: Option<&str> = Some("spiffe://lumenfield.example/ns/insights/sa/rollup");
+const EXPORTER: Option<&str> = Some("spiffe://lumenfield.example/ns/exit/sa/exporter");
+const CALL_CENTRE: Option<&str> = Some("spiffe://appui.example/sa/desk");
+const ANALYTICS: Option<&str> = Some("spiffe://meridian.example/sa/pull");
+const MARKETING: Option<&str> = Some("spiffe://brightpost.example/sa/mail");
+const NIGHT_SUPPORT: Option<&str> = Some("spiffe://helpwright.example/sa/agent");
+const ADVERTISER: Option<&str> = Some("spiffe://adsync.example/sa/bid");
+
+const STOPS: [Stop; 18] = [
+    Stop {
+        says: "The care desk looks up a subscriber",
+        listener: 0,
+        caller: CARE_DESK,
+        path: "/v1/customers/redwood-strand/subscribers/1a2b",
+        context: "purpose=customer_support",
+        expect: Expect::Permit("permitted_purpose"),
+    },
+    Stop {
+        says: "Somebody who does not prove who it is",
+        listener: 0,
+        caller: None,
+        path: "/v1/customers/redwood-strand/subscribers/1a2b",
+        context: "purpose=customer_support",
+        expect: Expect::Refuse(401, &["caller_unidentified"]),
+    },
+    Stop {
+        says: "Model training on usage data: the customer did not permit it",
+        listener: 0,
+        caller: ROLLUP,
+        path: "/v1/customers/redwood-strand/usage",
+        context: "purpose=model_training",
+        expect: Expect::Refuse(403, &["purpose_not_permitted"]),
+    },
+    Stop {
+        says: "The care desk asks for a purpose that is not its own",
+        listener: 0,
+        caller: CARE_DESK,
+        path: "/v1/customers/redwood-strand/subscribers/1a2b",
+        context: "purpose=customer_marketing",
+        expect: Expect::Refuse(403, &["purpose_not_bound_to_caller"]),
+    },
+    Stop {
+        says: "A purpose nobody knows; its text is written nowhere",
+        listener: 0,
+        caller: CARE_DESK,
+        path: "/v1/customers/redwood-strand/subscribers/1a2b",
+        context: "purpose=\"jane@subscribers.example\"",
+        expect: Expect::Refuse(403, &["purpose_unknown"]),
+    },
+    Stop {
+        says: "Billing would sell contacts",
+        listener: 0,
+        caller: BILLER,
+        path: "/v1/customers/redwood-strand/subscribers/1a2b",
+        context: "purpose=sale",
+        expect: Expect::Refuse(403, &["purpose_prohibited"]),
+    },
+    Stop {
+        says: "An advertiser who is no subprocessor",
+        listener: 0,
+        caller: ADVERTISER,
+        path: "/v1/customers/redwood-strand/subscribers/1a2b",
+        context: "purpose=customer_support",
+        expect: Expect::Refuse(403, &["recipient_unknown"]),
+    },
+    Stop {
+        says: "A subprocessor this customer objected to",
+        listener: 0,
+        caller: MARKETING,
+        path: "/v1/customers/granite-notch/subscribers/1a2b",
+        context: "purpose=customer_marketing",
+        expect: Expect::Refuse(403, &["purpose_not_permitted", "subprocessor_objected"]),
+    },
+    Stop {
+        says: "A subprocessor before its first day, and from abroad",
+        listener: 0,
+        caller: NIGHT_SUPPORT,
+        path: "/v1/customers/redwood-strand/subscribers/1a2b",
+        context: "purpose=customer_support",
+        expect: Expect::Refuse(403, &["subprocessor_not_effective", "residency_access"]),
+    },
+    Stop {
+        says: "Data of a Québec customer, kept in and read from Oregon",
+        listener: 0,
+        caller: CARE_DESK,
+        path: "/v1/customers/fibre-outardes/subscribers/1a2b",
+        context: "purpose=customer_support",
+        expect: Expect::Refuse(403, &["residency_storage", "residency_access"]),
+    },
+    Stop {
+        says: "The same data kept in Québec, but read from Oregon",
+        listener: 1,
+        caller: CARE_DESK,
+        path: "/v1/customers/fibre-outardes/subscribers/1a2b",
+        context: "purpose=customer_support",
+        expect: Expect::Refuse(403, &["residency_access"]),
+    },
+    Stop {
+        says: "The same data for a call centre, under a transfer on record",
+        listener: 1,
+        caller: CALL_CENTRE,
+        path: "/v1/customers/fibre-outardes/subscribers/1a2b",
+        context: "purpose=customer_support",
+        expect: Expect::Permit("permitted_purpose"),
+    },
+    Stop {
+        says: "Support for a customer that left",
+        listener: 0,
+        caller: CARE_DESK,
+        path: "/v1/customers/kelp-sound/subscribers/1a2b",
+        context: "purpose=customer_support",
+        expect: Expect::Refuse(403, &["processing_restricted"]),
+    },
+    Stop {
+        says: "Returning the data of a customer that left, on its instruction",
+        listener: 1,
+        caller: EXPORTER,
+        path: "/v1/customers/kelp-sound/export",
+        context: "purpose=data_return, instruction=\"ins-005\"",
+        expect: Expect::Permit("instruction"),
+    },
+    Stop {
+        says: "An export on an instruction that has expired",
+        listener: 0,
+        caller: ANALYTICS,
+        path: "/v1/customers/redwood-strand/usage/export",
+        context: "purpose=customer_analytics, instruction=\"ins-004\"",
+        expect: Expect::Refuse(403, &["operation_not_permitted", "instruction_invalid"]),
+    },
+    Stop {
+        says: "A subscriber whose data is restricted",
+        listener: 0,
+        caller: CARE_DESK,
+        path: "/v1/customers/redwood-strand/subscribers/7c1e",
+        context: "purpose=customer_support",
+        expect: Expect::Refuse(403, &["subscriber_restricted"]),
+    },
+    Stop {
+        says: "The same subscriber's own request",
+        listener: 0,
+        caller: CARE_DESK,
+        path: "/v1/customers/redwood-strand/subscribers/7c1e",
+        context: "purpose=rights_fulfilment, request_ref=\"DSR-98\"",
+        expect: Expect::Permit("legal_requirement"),
+    },
+    Stop {
+        says: "Model training again, for a customer that only observes so far",
+        listener: 0,
+        caller: ROLLUP,
+        path: "/v1/customers/cedar-hollow/usage",
+        context: "purpose=model_training",
+        expect: Expect::Observe(&["purpose_not_permitted"]),
+    },
+];
+
+/// The fields of a record that the tour shows.
+#[derive(Deserialize)]
+struct Record {
+    event: String,
+    #[serde(default)]
+    decision_id: String,
+    #[serde(default)]
+    decision: String,
+    #[serde(default)]
+    action: String,
+    authority: Option<String>,
+    #[serde(default)]
+    reasons: Vec<Reason>,
+    #[serde(default)]
+    time: String,
+    customer_id: Option<String>,
+    caller_id: Option<String>,
+    purpose: Option<String>,
+    operation: Option<String>,
+    transfer_ref: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Reason {
+    code: String,
+    clause: String,
+}
+
+/// What came of a stop.
+struct Outcome {
+    status: u16,
+    decision_id: String,
+}
+
+pub(super) struct Tour<'d> {
+    pub(super) listeners: &'d [(String, SocketAddr)],
+    pub(super) service: &'d Service,
+    pub(super) log: &'d Path,
+}
+
+impl Tour<'_> {
+    /// Walks the tour and shows it. Whether every outcome was as told.
+    pub(super) fn walk(&self, out: &mut dyn Write) -> Result<bool, CliError> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(CliError::Demo)?;
+        let mut outcomes = Vec::new();
+        for stop in &STOPS {
+            let Some((_, address)) = self.listeners.get(stop.listener) else {
+                return Err(CliError::Usage("the demo has no such listener"));
+            };
+            outcomes.push(runtime.block_on(ask(*address, stop))?);
+        }
+        let text = std::fs::read_to_string(self.log).map_err(CliError::Demo)?;
+        let mut records: HashMap<String, (Record, &str)> = HashMap::new();
+        for line in text.lines() {
+            let record: Record = serde_json::from_str(line).map_err(|error| CliError::Demo(error.into()))?;
+            if record.event == "dpa.decision" {
+                records.insert(record.decision_id.clone(), (record, line));
+            }
+        }
+        let mut as_told = true;
+        writeln!(out, "    {:<64} {:<6} {:<15} BY CLAUSE OR AUTHORITY", "ASKED", "ANSWER", "DECIDED")?;
+        for (number, (stop, outcome)) in (1..).zip(STOPS.iter().zip(&outcomes)) {
+            let record = records.get(&outcome.decision_id).map(|(record, _)| record);
+            as_told &= self.show(number, stop, outcome, record, out)?;
+        }
+        show_log(&outcomes, &records, self.log, out)?;
+        let refused = outcomes.iter().filter(|outcome| !self.service.was_reached_by(&outcome.decision_id)).count();
+        let verdict = if as_told { "every outcome was as told" } else { "NOT every outcome was as told" };
+        writeln!(out, "\n{} requests, {refused} never reached the data service; {verdict}.", outcomes.len())?;
+        Ok(as_told)
+    }
+
+    fn show(
+        &self,
+        number: usize,
+        stop: &Stop,
+        outcome: &Outcome,
+        record: Option<&Record>,
+        out: &mut dyn Write,
+    ) -> Result<bool, CliError> {
+        let decided = record.map_or("no record".to_owned(), |record| match record.action.as_str() {
+            "observed" => format!("{}, observed", record.decision),
+            _ => record.decision.clone(),
+        });
+        let reasons: Vec<&Reason> = record.iter().flat_map(|record| &record.reasons).collect();
+        let by = |reason: &&Reason| format!("{:<4} {}", reason.clause, reason.code);
+        let authority = record.and_then(|record| record.authority.clone()).unwrap_or_default();
+        let transfer = record.and_then(|record| record.transfer_ref.as_ref());
+        let mut why: Vec<String> = reasons.iter().map(by).collect();
+        if why.is_empty() {
+            why.push(transfer.map_or(authority.clone(), |transfer| format!("{authority}, transfer {transfer}")));
+        }
+        let was_reached = self.service.was_reached_by(&outcome.decision_id);
+        let codes: Vec<&str> = reasons.iter().map(|reason| reason.code.as_str()).collect();
+        let as_told = match stop.expect {
+            Expect::Permit(expected) => {
+                was_reached && outcome.status == 200 && authority == expected && codes.is_empty()
+            }
+            Expect::Refuse(status, expected) => !was_reached && outcome.status == status && codes == expected,
+            Expect::Observe(expected) => was_reached && outcome.status == 200 && codes == expected,
+        };
+        let mut lines = why.iter();
+        let first = lines.next().map_or("", String::as_str);
+        writeln!(out, "{number:>2}  {:<64} {:<6} {decided:<15} {first}", stop.says, outcome.status)?;
+        for line in lines {
+            writeln!(out, "{:90}{line}", "")?;
+        }
+        if !as_told {
+            writeln!(out, "    ^ NOT AS TOLD: this stop was to end otherwise")?;
+        }
+        Ok(as_told)
+    }
+}
+
+fn show_log(
+    outcomes: &[Outcome],
+    records: &HashMap<String, (Record, &str)>,
+    log: &Path,
+    out: &mut dyn Write,
+) -> Result<(), CliError> {
+    let found: Vec<&(Record, &str)> = outcomes.iter().filter_map(|outcome| records.get(&outcome.decision_id)).collect();
+    writeln!(out, "\nThe decision log, shortened ({}):\n", log.display())?;
+    for (record, _) in &found {
+        let word = |word: &Option<String>| word.clone().unwrap_or_else(|| "-".to_owned());
+        let time = record.time.get(11..23).unwrap_or_default();
+        let codes: Vec<&str> = record.reasons.iter().map(|reason| reason.code.as_str()).collect();
+        let caller = word(&record.caller_id);
+        writeln!(
+            out,
+            "  {time} {:<8} {:<14} {caller:<30} {:<18} {:<8} {}",
+            record.action,
+            word(&record.customer_id),
+            word(&record.purpose),
+            word(&record.operation),
+            codes.join(" ")
+        )?;
+    }
+    if let Some((_, line)) = found.get(7).or(found.first()) {
+        writeln!(out, "\nOne record whole:\n\n{line}")?;
+    }
+    Ok(())
+}
+
+fn broken(error: impl std::error::Error + Send + Sync + 'static) -> CliError {
+    CliError::Demo(io::Error::other(error))
+}
+
+/// Sends one request and reads the answer.
+async fn ask(address: SocketAddr, stop: &Stop) -> Result<Outcome, CliError> {
+    let stream = TcpStream::connect(address).await.map_err(CliError::Demo)?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+    let mut request = Request::get(stop.path)
+        .header(header::HOST, address.to_string())
+        .header(crate::establish::context::DPA_CONTEXT, stop.context);
+    if let Some(caller) = stop.caller {
+        request = request.header("dpa-caller", caller);
+    }
+    let request = request.body(Empty::<Bytes>::new()).map_err(broken)?;
+    let exchange = async {
+        let response = sender.send_request(request).await?;
+        let decision_id = response.headers().get(crate::gate::DPA_DECISION_ID);
+        let decision_id = decision_id.and_then(|id| id.to_str().ok()).unwrap_or_default().to_owned();
+        let status = response.status().as_u16();
+        response.into_body().collect().await?;
+        Ok::<_, hyper::Error>(Outcome { status, decision_id })
+    };
+    let mut connection = std::pin::pin!(connection);
+    tokio::select! {
+        outcome = exchange => outcome.map_err(broken),
+        _ = &mut connection => Err(CliError::Usage("the sidecar closed the demo's connection")),
+    }
+}
