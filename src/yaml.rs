@@ -6,6 +6,7 @@
 //! reports the first fault of each.
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::fmt;
 use std::marker::PhantomData;
 
@@ -141,8 +142,14 @@ struct Tree {
 
 enum Open {
     List(At, Vec<Node>),
-    Map(At, Vec<(Key, Node)>, Option<Key>),
+    Map(At, Vec<(Key, Node)>, Option<Key>, Keys),
 }
+
+/// Where each key of a map stands, once the map is too long to look through.
+type Keys = HashMap<String, At>;
+
+/// Keys up to which a map is looked through: nearly all maps of our files, without a table for each.
+const FEW_KEYS: usize = 16;
 
 impl Tree {
     fn at(&self, start: usize, end: usize) -> At {
@@ -167,13 +174,13 @@ impl Tree {
                 self.put(Node { at, value: Value::Scalar { text: text.into_owned(), quoted } })
             }
             Event::SequenceStart(..) => self.open(Open::List(at, Vec::new())),
-            Event::MappingStart(..) => self.open(Open::Map(at, Vec::new(), None)),
+            Event::MappingStart(..) => self.open(Open::Map(at, Vec::new(), None, Keys::new())),
             Event::SequenceEnd | Event::MappingEnd => {
                 let node = match self.open.pop() {
                     Some(Open::List(from, items)) => {
                         Node { at: At { end: at.end.max(from.end), ..from }, value: Value::List(items) }
                     }
-                    Some(Open::Map(from, entries, _)) => {
+                    Some(Open::Map(from, entries, ..)) => {
                         Node { at: At { end: at.end.max(from.end), ..from }, value: Value::Map(entries) }
                     }
                     None => return Ok(()),
@@ -198,19 +205,24 @@ impl Tree {
         match self.open.last_mut() {
             None => self.root = Some(node),
             Some(Open::List(_, items)) => items.push(node),
-            Some(Open::Map(_, entries, key @ None)) => {
+            Some(Open::Map(_, entries, key @ None, keys)) => {
                 let Value::Scalar { text, .. } = node.value else {
                     return Err(Fault { at: node.at, what: What::Unsupported("a key that is no text") });
                 };
-                // Quadratic only in the keys of one map, and the maps of our files are small but for
-                // `purposes`, which is limited to 256.
-                let first = entries.iter().find(|(key, _)| key.text == text).map(|(key, _)| key.at);
+                let first = if entries.len() < FEW_KEYS {
+                    entries.iter().find(|(key, _)| key.text == text).map(|(key, _)| key.at)
+                } else {
+                    if keys.is_empty() {
+                        keys.extend(entries.iter().map(|(key, _)| (key.text.clone(), key.at)));
+                    }
+                    keys.insert(text.clone(), node.at)
+                };
                 if let Some(first) = first {
                     self.faults.push(Fault { at: node.at, what: What::DuplicateKey(text.clone(), first) });
                 }
                 *key = Some(Key { at: node.at, text });
             }
-            Some(Open::Map(_, entries, key)) => {
+            Some(Open::Map(_, entries, key, _)) => {
                 if let Some(key) = key.take() {
                     entries.push((key, node));
                 }

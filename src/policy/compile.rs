@@ -577,28 +577,36 @@ impl Compiler {
         Instruction { id: id.value, in_force, permits, restricts: restricts.map(|it| it.subscriber.into()) }
     }
 
-    fn distinct_identities(&mut self) -> (HashMap<Identity, Party>, Vec<(Identity, Party)>) {
-        let mut exact: HashMap<Identity, Party> = HashMap::new();
-        let mut patterns: Vec<(Identity, Party)> = Vec::new();
-        for (identity, party) in std::mem::take(&mut self.identities) {
-            let Spanned { value: identity, at } = identity;
-            let same = exact.get(&identity).copied();
-            let overlapping = patterns.iter().find(|(other, _)| other.overlaps(&identity)).map(|(_, party)| *party);
-            let shadowed = || {
-                let other = |(other, _): &(&Identity, &Party)| identity.overlaps(other);
-                identity.is_pattern().then(|| exact.iter().find(other).map(|(_, party)| *party)).flatten()
-            };
-            if same.or(overlapping).or_else(shadowed).is_some_and(|other| other != party) {
-                let message = format!("`{identity}` could belong to two parties");
-                let help = "give each party identities that no other party's entry matches";
-                self.error(Code::AmbiguousIdentity, at, message, help);
+    fn distinct_identities(&mut self) -> (HashMap<Identity, Party>, HashMap<Box<str>, Vec<(Identity, Party)>>) {
+        let (patterns, exact): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.identities).into_iter().partition(|(identity, _)| identity.value.is_pattern());
+        let mut by_identity: HashMap<Identity, Party> = HashMap::new();
+        // Only identities of one trust domain can overlap.
+        let mut by_domain: HashMap<Box<str>, Vec<(Identity, Party)>> = HashMap::new();
+        for (Spanned { value: identity, at }, party) in exact {
+            if by_identity.insert(identity.clone(), party).is_some_and(|other| other != party) {
+                self.ambiguous(&identity, at);
             }
-            if identity.is_pattern() {
-                patterns.push((identity, party));
-            } else {
-                exact.insert(identity, party);
+            if let Some(domain) = identity.trust_domain() {
+                by_domain.entry(domain.into()).or_default().push((identity, party));
             }
         }
-        (exact, patterns)
+        let mut patterns_by_domain: HashMap<Box<str>, Vec<(Identity, Party)>> = HashMap::new();
+        for (Spanned { value: pattern, at }, party) in patterns {
+            let Some(domain) = pattern.trust_domain().map(Box::<str>::from) else { continue };
+            let exact = by_domain.get(&domain).into_iter().flatten();
+            let mut others = exact.chain(patterns_by_domain.get(&domain).into_iter().flatten());
+            if others.any(|(other, owner)| *owner != party && other.overlaps(&pattern)) {
+                self.ambiguous(&pattern, at);
+            }
+            patterns_by_domain.entry(domain).or_default().push((pattern, party));
+        }
+        (by_identity, patterns_by_domain)
+    }
+
+    fn ambiguous(&mut self, identity: &Identity, at: At) {
+        let message = format!("`{identity}` could belong to two parties");
+        let help = "give each party identities that no other party's entry matches";
+        self.error(Code::AmbiguousIdentity, at, message, help);
     }
 }

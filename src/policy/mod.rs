@@ -389,7 +389,8 @@ pub struct Policy {
     customer_ids: HashMap<Id, CustomerId>,
     caller_ids: HashMap<Id, CallerId>,
     identities: HashMap<Identity, Party>,
-    identity_patterns: Vec<(Identity, Party)>,
+    /// By trust domain, which is never a `*`.
+    identity_patterns: HashMap<Box<str>, Vec<(Identity, Party)>>,
 }
 
 // An id is made by `compile` alone, for the list it points into, so the lookups below always find
@@ -425,32 +426,34 @@ impl Policy {
     /// The purpose of a name.
     #[must_use]
     pub fn purpose_named(&self, name: &str) -> Option<PurposeId> {
-        name.parse::<Id>().ok().and_then(|id| self.purpose_ids.get(&id).copied())
+        self.purpose_ids.get(name).copied()
     }
 
     /// The customer of an id.
     #[must_use]
     pub fn customer_named(&self, id: &str) -> Option<CustomerId> {
-        id.parse::<Id>().ok().and_then(|id| self.customer_ids.get(&id).copied())
+        self.customer_ids.get(id).copied()
     }
 
     /// The subprocessor of an id.
     #[must_use]
     pub fn subprocessor_named(&self, id: &str) -> Option<SubprocessorId> {
-        id.parse::<Id>().ok().and_then(|id| self.subprocessor_ids.get(&id).copied())
+        self.subprocessor_ids.get(id).copied()
     }
 
     /// The processor's own caller of an id.
     #[must_use]
     pub fn caller_named(&self, id: &str) -> Option<CallerId> {
-        id.parse::<Id>().ok().and_then(|id| self.caller_ids.get(&id).copied())
+        self.caller_ids.get(id).copied()
     }
 
     /// Who a proven identity is; `None`: nobody in this agreement.
     #[must_use]
     pub fn party(&self, identity: &Identity) -> Option<Party> {
-        let pattern =
-            || self.identity_patterns.iter().find(|(pattern, _)| pattern.overlaps(identity)).map(|(_, party)| *party);
+        let pattern = || {
+            let patterns = self.identity_patterns.get(identity.trust_domain()?)?;
+            patterns.iter().find(|(pattern, _)| pattern.overlaps(identity)).map(|(_, party)| *party)
+        };
         self.identities.get(identity).copied().or_else(pattern)
     }
 
@@ -463,7 +466,8 @@ impl Policy {
     #[must_use]
     pub fn identity_of(&self, party: Party) -> Option<Identity> {
         let exact = self.identities.iter().filter(|(_, known)| **known == party).map(|(identity, _)| identity).min();
-        let pattern = self.identity_patterns.iter().find(|(_, known)| *known == party);
+        let pattern =
+            self.identity_patterns.values().flatten().filter(|(_, known)| *known == party).min_by_key(|it| &it.0);
         match (exact, pattern) {
             (Some(identity), _) => Some(identity.clone()),
             (None, Some((pattern, _))) => pattern.as_str().replace("/*", "/any").parse().ok(),

@@ -1,5 +1,6 @@
 //! The words of a policy: types that exist only if their text was good.
 
+use std::borrow::Borrow;
 use std::fmt;
 use std::str::FromStr;
 
@@ -64,6 +65,12 @@ impl Id {
     /// The id's text.
     #[must_use]
     pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Borrow<str> for Id {
+    fn borrow(&self) -> &str {
         &self.0
     }
 }
@@ -359,6 +366,12 @@ impl Identity {
     #[must_use]
     pub fn is_spiffe(&self) -> bool {
         self.0.starts_with("spiffe://")
+    }
+
+    /// The trust domain of a SPIFFE ID.
+    #[must_use]
+    pub fn trust_domain(&self) -> Option<&str> {
+        self.0.strip_prefix("spiffe://").and_then(|rest| rest.split('/').next())
     }
 
     /// Whether it has a `*` segment.
