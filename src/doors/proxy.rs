@@ -119,6 +119,8 @@ impl Proxy {
             Ok(response) => {
                 let mut response = response.map(Either::Right);
                 headers::clean_response(response.headers_mut());
+                // The version is the connection's, not the message's (RFC 9110 section 2.5).
+                *response.version_mut() = Version::HTTP_11;
                 response.headers_mut().insert(DPA_DECISION_ID, respond::id_value(decision));
                 response
             }

@@ -14,6 +14,7 @@ use super::Instruction;
 use super::MAX_PURPOSES;
 use super::OwnCaller;
 use super::Party;
+use super::Patterns;
 use super::Period;
 use super::Permits;
 use super::Policy;
@@ -577,12 +578,12 @@ impl Compiler {
         Instruction { id: id.value, in_force, permits, restricts: restricts.map(|it| it.subscriber.into()) }
     }
 
-    fn distinct_identities(&mut self) -> (HashMap<Identity, Party>, HashMap<Box<str>, Vec<(Identity, Party)>>) {
+    fn distinct_identities(&mut self) -> (HashMap<Identity, Party>, Patterns) {
         let (patterns, exact): (Vec<_>, Vec<_>) =
             std::mem::take(&mut self.identities).into_iter().partition(|(identity, _)| identity.value.is_pattern());
         let mut by_identity: HashMap<Identity, Party> = HashMap::new();
         // Only identities of one trust domain can overlap.
-        let mut by_domain: HashMap<Box<str>, Vec<(Identity, Party)>> = HashMap::new();
+        let mut by_domain = Patterns::new();
         for (Spanned { value: identity, at }, party) in exact {
             if by_identity.insert(identity.clone(), party).is_some_and(|other| other != party) {
                 self.ambiguous(&identity, at);
@@ -591,7 +592,7 @@ impl Compiler {
                 by_domain.entry(domain.into()).or_default().push((identity, party));
             }
         }
-        let mut patterns_by_domain: HashMap<Box<str>, Vec<(Identity, Party)>> = HashMap::new();
+        let mut patterns_by_domain = Patterns::new();
         for (Spanned { value: pattern, at }, party) in patterns {
             let Some(domain) = pattern.trust_domain().map(Box::<str>::from) else { continue };
             let exact = by_domain.get(&domain).into_iter().flatten();

@@ -364,6 +364,9 @@ pub struct SecurityMeasures {
     pub signed_policy: bool,
 }
 
+/// Identities by trust domain, which is never a `*`.
+type Patterns = HashMap<Box<str>, Vec<(Identity, Party)>>;
+
 /// The agreement, ready to decide with.
 pub struct Policy {
     /// `metadata.name`.
@@ -389,8 +392,7 @@ pub struct Policy {
     customer_ids: HashMap<Id, CustomerId>,
     caller_ids: HashMap<Id, CallerId>,
     identities: HashMap<Identity, Party>,
-    /// By trust domain, which is never a `*`.
-    identity_patterns: HashMap<Box<str>, Vec<(Identity, Party)>>,
+    identity_patterns: Patterns,
 }
 
 // An id is made by `compile` alone, for the list it points into, so the lookups below always find
