@@ -1,5 +1,6 @@
 //! The commands. Each is a function that says [`Exit`]; data goes to `out`, talk to `err`.
 
+mod ask;
 mod check;
 mod demo;
 mod run;

@@ -5,27 +5,24 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use http::HeaderMap;
-use http::Method;
-use http::header;
 use jiff::Timestamp;
 
 use super::CliError;
 use super::Exit;
+use super::ask::Ask;
+use super::ask::AskedSubscriber;
+use super::ask::CLEAR;
 use super::check::unreadable_policy;
 use super::print_problems;
 use crate::config;
 use crate::config::Settings;
 use crate::decide::facts::Direction;
-use crate::decide::facts::Transport;
-use crate::gate::weigh;
-use crate::identify::Way;
-use crate::observed::Observed;
-use crate::observed::Peer;
-use crate::observed::Target;
+use crate::decide::facts::Fact;
+use crate::decide::facts::Why;
 use crate::policy::Policy;
 use crate::policy::problem::Source;
 use crate::policy::terms::Location;
+use crate::policy::terms::Operation;
 use crate::reload;
 use crate::serve;
 
@@ -167,7 +164,7 @@ Write a sidecar.yaml to say more; `dpa-sidecar check` helps.
         listen = arguments.listen,
         storage = settings.storage_location,
     );
-    let _infallible = match passing(settings, policy, Timestamp::now()) {
+    let _infallible = match passing(settings.storage_location, policy, Timestamp::now()) {
         Some((caller, context)) => writeln!(
             text,
             "
@@ -183,41 +180,28 @@ A request that passes:
     text
 }
 
-/// Caller and `DPA-Context` of a request that these settings and this policy permit.
-fn passing(settings: &Settings, policy: &Policy, now: Timestamp) -> Option<(String, String)> {
-    let (target, host) = {
-        let mut headers = HeaderMap::new();
-        headers.insert(header::HOST, http::HeaderValue::from_static("localhost"));
-        Target::read(&http::Uri::from_static("/"), &headers, http::Version::HTTP_11).ok()?
-    };
-    let peer = Peer {
-        address: Some(std::net::Ipv4Addr::LOCALHOST.into()),
-        transport: Transport { tls: None, client_certificate: false, is_unix: false },
-    };
-    let caller_header = settings.trust.ways.iter().find_map(|way| match way {
-        Way::Header { name, .. } => Some(name.clone()),
-        Way::Stated { .. } => None,
-    })?;
-    for (party, customer, purpose) in policy.combinations() {
-        let Some(identity) = policy.identity_of(party) else { continue };
-        let context = format!("customer=\"{customer}\", purpose={purpose}");
-        let mut headers = HeaderMap::new();
-        headers.insert(caller_header.clone(), http::HeaderValue::from_str(identity.as_str()).ok()?);
-        headers.insert(crate::establish::context::DPA_CONTEXT, http::HeaderValue::from_str(&context).ok()?);
-        let seen = Observed {
-            method: &Method::GET,
-            target: target.clone(),
-            host: host.clone(),
-            headers: &headers,
-            peer: &peer,
+/// Caller and `DPA-Context` of a GET that this policy permits under the short form's settings.
+fn passing(storage: Location, policy: &Policy, now: Timestamp) -> Option<(String, String)> {
+    let data_categories: Vec<_> = "user".parse().into_iter().collect();
+    policy.combinations().find_map(|(party, customer, purpose)| {
+        let identity = policy.identity_of(party)?;
+        let ask = Ask {
+            caller: Some((identity.clone(), Fact::Unknown(Why::Missing))),
+            customers: Some((vec![customer.to_string()], false)),
+            purpose: Some(purpose.to_string()),
+            instruction: None,
+            request_ref: None,
+            operation: Some(Operation::Retrieve),
+            data_categories: data_categories.clone(),
+            subscriber: AskedSubscriber::NotEstablished,
             direction: Direction::Ingress,
-            storage: settings.storage_location,
-            time: now,
+            transport: CLEAR,
+            storage,
+            is_mapped: true,
         };
-        let weighed = weigh(&seen, policy, &settings.trust, &settings.routes);
-        if weighed.is_ok_and(|(_, decision)| decision.reasons().is_empty()) {
-            return Some((identity.to_string(), context));
-        }
-    }
-    None
+        let asked = ask.asked().ok()?;
+        let (_, decision) = asked.weigh(policy, now).ok()?;
+        let passes = decision.reasons().is_empty();
+        passes.then(|| (identity.to_string(), format!("customer=\"{customer}\", purpose={purpose}")))
+    })
 }

@@ -4,15 +4,10 @@
 //! establish, decide.
 
 use std::collections::BTreeSet;
-use std::collections::HashMap;
 use std::io::Write;
 use std::path::Path;
 use std::path::PathBuf;
 
-use http::HeaderMap;
-use http::HeaderValue;
-use http::Method;
-use http::header;
 use jiff::Timestamp;
 use serde::Deserialize;
 use serde::Deserializer;
@@ -22,6 +17,10 @@ use serde::de;
 use super::CliError;
 use super::Exit;
 use super::Output;
+use super::ask;
+use super::ask::Ask;
+use super::ask::Asked;
+use super::ask::AskedSubscriber;
 use super::print_problems;
 use crate::decide::decision::Decision;
 use crate::decide::decision::Outcome;
@@ -33,31 +32,16 @@ use crate::decide::facts::Source as FactSource;
 use crate::decide::facts::Transport;
 use crate::decide::facts::Why;
 use crate::decide::reason::Code as ReasonCode;
-use crate::establish::context::DPA_CONTEXT;
-use crate::establish::route::Route;
-use crate::establish::route::Routes;
-use crate::establish::route::Subject;
-use crate::establish::route::Take;
 use crate::gate::act;
-use crate::gate::weigh;
-use crate::identify::Trust;
-use crate::identify::Way;
-use crate::observed::Observed;
-use crate::observed::Peer;
-use crate::observed::Target;
 use crate::policy::Enforcement;
-use crate::policy::Party;
 use crate::policy::Policy;
 use crate::policy::TlsVersion;
 use crate::policy::problem::Code;
 use crate::policy::problem::Problem;
 use crate::policy::problem::Problems;
 use crate::policy::problem::Source;
-use crate::policy::problem::nearest;
 use crate::policy::terms::DataCategory;
 use crate::policy::terms::Date;
-use crate::policy::terms::Id;
-use crate::policy::terms::Identity;
 use crate::policy::terms::Location;
 use crate::policy::terms::Operation;
 use crate::reload;
@@ -366,15 +350,19 @@ fn run_file(source: &Source, covered: &mut BTreeSet<&'static str>) -> Result<Vec
             };
             case_policy = &amended;
         }
-        let setup = match Setup::of(case, &document, case_policy) {
-            Ok(setup) => setup,
+        let unsayable = |_| {
+            let help = "write names in printable ASCII, and at most one customer outside a list";
+            Problem::error(Code::Case, case.request.at, "no request can say this", help)
+        };
+        let asked = match ask(case, &document, case_policy).and_then(|ask| ask.asked().map_err(unsayable)) {
+            Ok(asked) => asked,
             Err(problem) => {
                 problems.push(problem);
                 continue;
             }
         };
         let now = case.at.unwrap_or(document.clock.value).begins();
-        let differences = setup.run(case, case_policy, now, covered);
+        let differences = run_case(case, &asked, case_policy, now, covered);
         let (line, _) = crate::policy::problem::position(&source.text, case.name.at.start);
         results.push(CaseResult {
             file: source.path.clone(),
@@ -396,116 +384,82 @@ fn case_nodes(root: &Node) -> impl Iterator<Item = &Node> {
     cases.iter()
 }
 
-/// A case as a request that could come in.
-struct Setup {
-    trust: Trust,
-    routes: Routes,
-    headers: HeaderMap,
-    target: Target,
-    host: String,
-    peer: Peer,
-    direction: Direction,
-    storage: Location,
+/// The case as a request.
+fn ask(case: &Case, document: &Document, policy: &Policy) -> Result<Ask, Problem> {
+    let request = &case.request.value;
+    let impossible = |at, message: String, help: &str| Problem::error(Code::Case, at, message, help);
+    let location = match &request.location {
+        None => Fact::Unknown(Why::Missing),
+        Some(text) => {
+            text.parse().map_or(Fact::Unknown(Why::Malformed), |location| Fact::Known(location, FactSource::Claim))
+        }
+    };
+    let caller = match &request.caller {
+        None => None,
+        Some(caller) => match ask::identity(&caller.value, policy) {
+            Ok(identity) => Some((identity, location)),
+            Err((message, help)) => return Err(Problem::error(Code::Case, caller.at, message, help)),
+        },
+    };
+    let Some(service) = request.service.as_ref().or(document.defaults.service.as_ref()) else {
+        let help = "add `service: …` to the request or to `defaults`";
+        return Err(impossible(case.request.at, "the case does not say which service is asked".to_owned(), help));
+    };
+    let known = document.services.entries.iter().find(|(name, _)| name.value == service.value);
+    let Some((_, Service { storage_location })) = known else {
+        let help = "add it under `services` with its `storage_location`";
+        return Err(impossible(service.at, format!("there is no service `{}`", service.value), help));
+    };
+    let direction = match &request.recipient {
+        None => Direction::Ingress,
+        Some(recipient) => match policy.subprocessor_named(&recipient.value) {
+            Some(id) => Direction::Egress(id),
+            None => {
+                let message = format!("there is no subprocessor `{}`", recipient.value);
+                return Err(impossible(recipient.at, message, "name one of the policy"));
+            }
+        },
+    };
+    let subscriber = match request.subscriber.as_ref().or(document.defaults.subscriber.as_ref()) {
+        None => AskedSubscriber::NotEstablished,
+        Some(Subscriber::NotNamed) => AskedSubscriber::NotNamed,
+        Some(Subscriber::Named(name)) => AskedSubscriber::Named(name.clone()),
+    };
+    let text = |text: &Option<Spanned<String>>| text.as_ref().map(|text| text.value.clone());
+    Ok(Ask {
+        caller,
+        customers: request.customer.clone().map(|OneOrMore(names, is_list)| (names, is_list)),
+        purpose: text(&request.purpose),
+        instruction: text(&request.instruction),
+        request_ref: text(&request.request_ref),
+        operation: request.operation.or(document.defaults.operation),
+        data_categories: request.data_categories.clone().unwrap_or_default(),
+        subscriber,
+        direction,
+        transport: request.transport.as_ref().map_or(ask::CLEAR, |transport| Transport {
+            tls: transport.tls,
+            client_certificate: transport.client_certificate,
+            is_unix: false,
+        }),
+        storage: *storage_location,
+        is_mapped: request.mapped,
+    })
 }
 
-impl Setup {
-    fn of(case: &Case, document: &Document, policy: &Policy) -> Result<Self, Problem> {
-        let request = &case.request.value;
-        let impossible = |at, message: String, help: &str| Problem::error(Code::Case, at, message, help);
-        let trust = match &request.caller {
-            None => Trust::default(),
-            Some(caller) => {
-                let identity = identity(caller, policy)?;
-                let location = match &request.location {
-                    None => Fact::Unknown(Why::Missing),
-                    Some(text) => text
-                        .parse()
-                        .map_or(Fact::Unknown(Why::Malformed), |location| Fact::Known(location, FactSource::Claim)),
-                };
-                Trust { ways: vec![Way::Stated { identity, location }] }
-            }
-        };
-        let services: HashMap<&str, Location> =
-            document.services.entries.iter().map(|(name, it)| (name.value.as_str(), it.storage_location)).collect();
-        let service = request.service.as_ref().or(document.defaults.service.as_ref());
-        let Some(service) = service else {
-            let help = "add `service: …` to the request or to `defaults`";
-            return Err(impossible(case.request.at, "the case does not say which service is asked".to_owned(), help));
-        };
-        let Some(storage) = services.get(service.value.as_str()).copied() else {
-            let help = "add it under `services` with its `storage_location`";
-            return Err(impossible(service.at, format!("there is no service `{}`", service.value), help));
-        };
-        let direction = match &request.recipient {
-            None => Direction::Ingress,
-            Some(recipient) => match policy.subprocessor_named(&recipient.value) {
-                Some(id) => Direction::Egress(id),
-                None => {
-                    let message = format!("there is no subprocessor `{}`", recipient.value);
-                    return Err(impossible(recipient.at, message, "name one of the policy"));
-                }
-            },
-        };
-        let subscriber = request.subscriber.clone().or_else(|| document.defaults.subscriber.clone());
-        let (target, host) = target(subscriber.as_ref())
-            .map_err(|error| impossible(case.request.at, error.to_string(), "name a subscriber in plain text"))?;
-        let subject = Subject {
-            customer: Take::Context,
-            subscriber: subscriber.map(|_| Take::Query("subscriber".to_owned())),
-            purpose: Take::Context,
-            operation: request.operation.or(document.defaults.operation),
-            data_categories: request.data_categories.clone().unwrap_or_default(),
-        };
-        let route = Route { path: "/".to_owned(), methods: Vec::new(), host: None, subject: Some(subject) };
-        let routes = if request.mapped { Routes::new(vec![route]) } else { Routes::new(Vec::new()) };
-        let routes = routes.map_err(|_| impossible(case.request.at, "the case has no route".to_owned(), ""))?;
-        let mut headers = HeaderMap::new();
-        if let Some(context) = context(request) {
-            let value = HeaderValue::from_str(&context).map_err(|_| {
-                let message = "a header cannot carry these names".to_owned();
-                impossible(case.request.at, message, "write names in printable ASCII")
-            })?;
-            headers.insert(DPA_CONTEXT, value);
+fn run_case(
+    case: &Case,
+    asked: &Asked,
+    policy: &Policy,
+    now: Timestamp,
+    covered: &mut BTreeSet<&'static str>,
+) -> Vec<Difference> {
+    match asked.weigh(policy, now) {
+        Ok((facts, decision)) => {
+            covered.extend(decision.reasons().iter().map(|reason| reason.code.as_str()));
+            compare(&case.expect, &facts, &decision)
         }
-        let transport = request.transport.as_ref();
-        let transport = Transport {
-            tls: transport.and_then(|transport| transport.tls),
-            client_certificate: transport.is_some_and(|transport| transport.client_certificate),
-            is_unix: false,
-        };
-        let peer = Peer { address: None, transport };
-        Ok(Self { trust, routes, headers, target, host, peer, direction, storage })
-    }
-
-    fn run(
-        &self,
-        case: &Case,
-        policy: &Policy,
-        now: Timestamp,
-        covered: &mut BTreeSet<&'static str>,
-    ) -> Vec<Difference> {
-        let seen = Observed {
-            method: &Method::OPTIONS,
-            target: self.target.clone(),
-            host: self.host.clone(),
-            headers: &self.headers,
-            peer: &self.peer,
-            direction: self.direction,
-            storage: self.storage,
-            time: now,
-        };
-        match weigh(&seen, policy, &self.trust, &self.routes) {
-            Ok((facts, decision)) => {
-                covered.extend(decision.reasons().iter().map(|reason| reason.code.as_str()));
-                compare(&case.expect, &facts, &decision)
-            }
-            Err(unreadable) => {
-                vec![Difference {
-                    what: "decision",
-                    expected: "a decision".to_owned(),
-                    got: format!("400: {unreadable}"),
-                }]
-            }
+        Err(unreadable) => {
+            vec![Difference { what: "decision", expected: "a decision".to_owned(), got: format!("400: {unreadable}") }]
         }
     }
 }
@@ -549,64 +503,4 @@ fn compare(expect: &Expect, facts: &Facts<'_>, decision: &Decision<'_>) -> Vec<D
     hold("status", status.map(|status| status.to_string()), got_status.to_string());
     hold("records", records.map(|records| records.to_string()), got_records.to_string());
     differences
-}
-
-/// The identity that a case's caller proves: one that is written out, or the first of a party.
-fn identity(caller: &Spanned<String>, policy: &Policy) -> Result<Identity, Problem> {
-    let wrong = |message: String, help: String| Problem::error(Code::Case, caller.at, message, help);
-    let name = caller.value.as_str();
-    if name.contains(':') {
-        return name.parse::<Identity>().map_err(|error| wrong(error.wrong, error.help));
-    }
-    let party = policy
-        .caller_named(name)
-        .map(Party::Own)
-        .or_else(|| policy.subprocessor_named(name).map(Party::Subprocessor))
-        .or_else(|| policy.customer_named(name).map(Party::Customer));
-    let Some(party) = party else {
-        let near = nearest(name, policy.party_names().map(Id::as_str));
-        let help = near.map_or_else(
-            || "name a caller, subprocessor or customer of the policy, or an identity".to_owned(),
-            |near| format!("did you mean `{near}`?"),
-        );
-        return Err(wrong(format!("`{name}` is no party of the policy"), help));
-    };
-    policy.identity_of(party).ok_or_else(|| {
-        wrong(format!("`{name}` has no identity in the policy"), "give it one, or write an identity here".to_owned())
-    })
-}
-
-fn target(subscriber: Option<&Subscriber>) -> Result<(Target, String), crate::observed::Unreadable> {
-    let query = match subscriber {
-        Some(Subscriber::Named(name)) => {
-            name.bytes().fold("?subscriber=".to_owned(), |query, byte| query + &format!("%{byte:02X}"))
-        }
-        Some(Subscriber::NotNamed) | None => String::new(),
-    };
-    let mut headers = HeaderMap::new();
-    headers.insert(header::HOST, HeaderValue::from_static("test"));
-    let uri = http::Uri::try_from(format!("/{query}")).map_err(|_| crate::observed::Unreadable::TargetByte)?;
-    Target::read(&uri, &headers, http::Version::HTTP_11)
-}
-
-/// `DPA-Context` as the case's request would carry it.
-fn context(request: &Request) -> Option<String> {
-    let quoted = |text: &str| format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""));
-    let mut members = Vec::new();
-    if let Some(OneOrMore(names, is_list)) = &request.customer {
-        let names: Vec<String> = names.iter().map(|name| quoted(name)).collect();
-        members.push(if *is_list {
-            format!("customer=({})", names.join(" "))
-        } else {
-            format!("customer={}", names.concat())
-        });
-    }
-    let named =
-        [("purpose", &request.purpose), ("instruction", &request.instruction), ("request_ref", &request.request_ref)];
-    for (key, value) in named {
-        if let Some(value) = value {
-            members.push(format!("{key}={}", quoted(&value.value)));
-        }
-    }
-    (!members.is_empty()).then(|| members.join(", "))
 }
