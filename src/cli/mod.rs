@@ -3,6 +3,7 @@
 mod ask;
 mod check;
 mod demo;
+mod explain;
 mod run;
 mod test;
 
@@ -52,6 +53,10 @@ enum CliError {
     Read(#[from] ReadError),
     #[error(transparent)]
     Start(#[from] StartError),
+    #[error("cannot read the log `{path}`")]
+    Log { path: PathBuf, source: io::Error },
+    #[error("{0}")]
+    Unknown(String),
     #[error("cannot write the output")]
     Write(#[from] io::Error),
     #[error("{0}")]
@@ -91,6 +96,8 @@ enum Command {
     Demo(demo::Arguments),
     /// Check sidecar.yaml and policy.yaml files; a sidecar.yaml also checks the policy it names.
     Check(check::Arguments),
+    /// Explain a decision: of a request given as flags, or of a decision id in a log; or a problem code.
+    Explain(explain::Arguments),
     /// Run the cases of a policy test file against its policy, with a fixed clock.
     Test(test::Arguments),
 }
@@ -131,6 +138,7 @@ pub fn run() -> Exit {
             return told(demo::demo(demo, &mut io::stdout()), &mut err);
         }
         Command::Check(check) => check::check(check, &mut out),
+        Command::Explain(explain) => explain::explain(explain, &mut out),
         Command::Test(test) => test::test(test, &mut out),
     };
     told(result, &mut err)

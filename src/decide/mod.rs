@@ -4,6 +4,7 @@
 //! class; each is named after the code that it reports.
 
 pub mod decision;
+pub mod explain;
 pub mod facts;
 pub mod reason;
 

@@ -5,6 +5,7 @@
 
 mod compile;
 mod document;
+pub mod places;
 pub mod problem;
 pub mod terms;
 

@@ -86,6 +86,39 @@ pub enum Code {
 }
 
 impl Code {
+    /// All of them.
+    pub const ALL: [Self; 29] = [
+        Self::Syntax,
+        Self::Unsupported,
+        Self::DuplicateKey,
+        Self::UnknownField,
+        Self::MissingField,
+        Self::UnknownWord,
+        Self::WrongShape,
+        Self::Invalid,
+        Self::TooMuch,
+        Self::Version,
+        Self::DuplicateId,
+        Self::UnknownReference,
+        Self::Prohibited,
+        Self::InstructionOnly,
+        Self::NameTaken,
+        Self::AmbiguousIdentity,
+        Self::EmptyList,
+        Self::NoCustomers,
+        Self::Dates,
+        Self::CustomerFiles,
+        Self::OneOf,
+        Self::Environment,
+        Self::RouteConflict,
+        Self::FactSource,
+        Self::NotYet,
+        Self::NoSink,
+        Self::BelowPolicy,
+        Self::Unreadable,
+        Self::Case,
+    ];
+
     /// The stable code.
     #[must_use]
     pub fn as_str(self) -> &'static str {
@@ -119,6 +152,269 @@ impl Code {
             Self::BelowPolicy => "DPA045",
             Self::Unreadable => "DPA046",
             Self::Case => "DPA060",
+        }
+    }
+}
+
+impl Code {
+    /// What it means, at length, with an example: `explain DPA0NN`.
+    #[must_use]
+    pub fn explanation(self) -> &'static str {
+        match self {
+            Self::Syntax => {
+                r#"the file is not YAML.
+
+A bracket or quote is not closed, a line is indented with a tab, or text with `: ` or ` #` in it stands
+without quotes. Nothing of the file is used.
+
+Example:
+  necessity: Answer: questions   # wrong: `: ` inside plain text
+  necessity: "Answer: questions" # right"#
+            }
+            Self::Unsupported => {
+                r#"the file uses YAML that these files do not have.
+
+Anchors, aliases, tags, several documents in one file and keys that are lists or maps are refused: what a
+reader sees has to be what counts.
+
+Example:
+  permitted_purposes: *base      # wrong: an alias
+  permitted_purposes: [base]     # right: a purpose set"#
+            }
+            Self::DuplicateKey => {
+                r#"a key stands twice in one map.
+
+Most YAML readers silently take the last of the two. Here neither is taken.
+
+Example:
+  enforcement: enforce
+  enforcement: observe           # wrong: which of the two?"#
+            }
+            Self::UnknownField => {
+                r#"a key nobody knows.
+
+A misspelt key would be a rule that does not exist. The nearest known key is suggested.
+
+Example:
+  permited_purposes: [base]      # wrong
+  permitted_purposes: [base]     # right"#
+            }
+            Self::MissingField => {
+                r#"a key is missing.
+
+The entry has to have this key; there is no default for it.
+
+Example:
+  dpa: {version: "3", contract_ref: MSA-1}   # an acceptance may be missing, `version` may not"#
+            }
+            Self::UnknownWord => {
+                r#"a word is not one of a closed list.
+
+The words that fit are listed in the message or in the documentation of the key.
+
+Example:
+  enforcement: strict            # wrong
+  enforcement: enforce           # right"#
+            }
+            Self::WrongShape => {
+                r#"a value has another shape than expected.
+
+Text where a list has to stand, a number in quotes, or a key without a value. A key that is there has a
+value: leave the key out to leave it unset.
+
+Example:
+  permitted_purposes: base       # wrong: text
+  permitted_purposes: [base]     # right: a list"#
+            }
+            Self::Invalid => {
+                r#"a value cannot be read.
+
+Dates, ids, identities, data categories, addresses, sizes and times each have one form, which the message
+names. A US state is written with its country.
+
+Example:
+  effective_at: 1 July 2026      # wrong
+  effective_at: 2026-07-01       # right"#
+            }
+            Self::TooMuch => {
+                r#"the file is too large, too deep or has too many of something.
+
+A file has at most 16 MiB, 32 levels and 256 purposes.
+
+Example:
+  customer_files: ["customers.d/*.yaml"]   # for many customers"#
+            }
+            Self::Version => {
+                r#"the version of the file's format is not known.
+
+This program reads version 1.
+
+Example:
+  version: 1"#
+            }
+            Self::DuplicateId => {
+                r#"an id stands twice.
+
+Ids are what decisions, records and references go by, so each is given once in its list.
+
+Example:
+  - id: sp-07
+  - id: sp-07                    # wrong"#
+            }
+            Self::UnknownReference => {
+                r#"something is named that is not there.
+
+A purpose, set, subprocessor, upstream or customer is referred to and not defined. The nearest name is
+suggested. Nothing is guessed.
+
+Example:
+  objections: [{subprocessor: sp-7, …}]   # wrong, if the list has sp-07"#
+            }
+            Self::Prohibited => {
+                r#"a built-in prohibition would be permitted.
+
+`sale`, `cross_context_behavioral_advertising` and `own_purpose` are prohibited by the agreement itself
+(clauses 7.1 and 7.3). No file and no instruction can permit them.
+
+Example:
+  permitted_purposes: [base, sale]   # wrong"#
+            }
+            Self::InstructionOnly => {
+                r#"a purpose would be permitted that only an instruction can permit.
+
+`model_training` is denied unless an accepted instruction of the customer names it.
+
+Example:
+  permits: {purposes: [model_training]}   # right: in an instruction"#
+            }
+            Self::NameTaken => {
+                r#"a name is taken.
+
+A purpose bears the name of a built-in one, or a set the name of a purpose.
+
+Example:
+  purposes: {sale: {…}}          # wrong"#
+            }
+            Self::AmbiguousIdentity => {
+                r#"an identity could belong to two parties.
+
+A caller has to be exactly one party. `*` stands for one whole path segment and may match more than meant.
+
+Example:
+  identities: ["spiffe://a.example/sa/*"]      # party one
+  identities: ["spiffe://a.example/sa/pull"]   # wrong: party two matches as well"#
+            }
+            Self::EmptyList => {
+                r#"a list is empty.
+
+Some read an empty list as "nothing", some as "anything". Name an entry; where the key is optional, leave it
+out to set no limit.
+
+Example:
+  operations: []                 # wrong"#
+            }
+            Self::NoCustomers => {
+                r#"the policy has no customers.
+
+Every request would be refused. Name customers in the file or in `customer_files`.
+
+Example:
+  customers: [{id: redwood-strand, …}]"#
+            }
+            Self::Dates => {
+                r#"dates do not fit together.
+
+Something ends before it begins, or `terminated_at` and `return_until` are not both there.
+
+Example:
+  terminated_at: 2026-03-31
+  return_until: 2026-06-30"#
+            }
+            Self::CustomerFiles => {
+                r#"a customer file is missing or cannot be read.
+
+A pattern of `customer_files` matches no file, or a file that it matches is unreadable. Paths count from the
+folder of the policy.
+
+Example:
+  customer_files: ["customers.d/*.yaml"]"#
+            }
+            Self::OneOf => {
+                r#"keys exclude each other.
+
+Exactly one of the keys has to be there, or one makes the other meaningless.
+
+Example:
+  consents: [{subprocessor: sp-10, weakening: min_tls_version, …}]   # wrong: one consent, one thing"#
+            }
+            Self::Environment => {
+                r#"an environment variable is not set.
+
+`${NAME}` needs the variable; `${NAME:-default}` does not. An empty variable counts as not set.
+
+Example:
+  address: "127.0.0.1:${PORT:-8080}""#
+            }
+            Self::RouteConflict => {
+                r#"two routes cannot be told apart.
+
+They have the same path, host and a method in common.
+
+Example:
+  - {path: "/v1/{id}", methods: [GET], …}
+  - {path: "/v1/{name}", methods: [GET], …}   # wrong"#
+            }
+            Self::FactSource => {
+                r#"a fact cannot come from there.
+
+The path has no such `{name}`, the part of the request is not named, or a subscriber would come from the
+context, which the caller writes.
+
+Example:
+  customer: {from: path, name: customer}   # the path needs {customer}"#
+            }
+            Self::NotYet => {
+                r#"the setting is not in this version.
+
+The setting is planned and not built. A sidecar that ignored it would do less than its file says, so it does
+not start.
+
+Example:
+  tls: {…}                       # not yet"#
+            }
+            Self::NoSink => {
+                r#"the decision log has nowhere to go.
+
+Without a record nothing is forwarded, so a sidecar without a log does not start.
+
+Example:
+  decision_log: {file: {path: decisions.ndjson}}"#
+            }
+            Self::BelowPolicy => {
+                r#"the settings give less than the policy demands.
+
+The policy promises the customer something (clause 3.1) that this sidecar would not do.
+
+Example:
+  require_enforce: true          # in the policy, and `enforcement: observe` in the settings"#
+            }
+            Self::Unreadable => {
+                r#"a file cannot be read.
+
+The path is wrong, or the sidecar's user may not read the file. Relative paths count from the folder of the
+file that names them.
+
+Example:
+  policy: {file: policy.yaml}"#
+            }
+            Self::Case => {
+                r#"a test case asks for something impossible.
+
+It names a party, service or subprocessor that is not there, or what no request can say.
+
+Example:
+  caller: care-dsk               # wrong, if the policy has care-desk"#
+            }
         }
     }
 }

@@ -247,6 +247,18 @@ pub enum Operation {
 }
 
 impl Operation {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::Retrieve,
+        Self::Store,
+        Self::Modify,
+        Self::Erase,
+        Self::Query,
+        Self::Export,
+        Self::Disclose,
+        Self::Transfer,
+    ];
+
     /// The word in files and records.
     #[must_use]
     pub fn as_str(self) -> &'static str {

@@ -1,0 +1,526 @@
+//! `explain`: why a request is permitted or denied; what a problem code means.
+
+use std::io::BufRead as _;
+use std::io::BufReader;
+use std::io::Write;
+use std::path::Path;
+use std::path::PathBuf;
+
+use jiff::Timestamp;
+use serde::Deserialize;
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::CliError;
+use super::Exit;
+use super::Output;
+use super::ask;
+use super::ask::Ask;
+use super::ask::AskedSubscriber;
+use super::print_problems;
+use crate::decide::decision::Decision;
+use crate::decide::decision::Outcome;
+use crate::decide::explain::Names;
+use crate::decide::explain::missing;
+use crate::decide::facts::Customers;
+use crate::decide::facts::Direction;
+use crate::decide::facts::Fact;
+use crate::decide::facts::Facts;
+use crate::decide::facts::Source as FactSource;
+use crate::decide::facts::Why;
+use crate::decide::reason::Code;
+use crate::decide::reason::clause_text;
+use crate::policy::Party;
+use crate::policy::Policy;
+use crate::policy::places::Places;
+use crate::policy::problem;
+use crate::policy::terms::DataCategory;
+use crate::policy::terms::Date;
+use crate::policy::terms::Location;
+use crate::policy::terms::Operation;
+use crate::reload;
+use crate::reload::Loaded;
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  dpa-sidecar explain --policy policy.yaml --storage-location US-OR --customer redwood-strand \\
+      --caller care-desk --purpose customer_support --data-category user.contact
+  dpa-sidecar explain 019ecb27-2221-72de-8d1f-f65ab3d0291e --log decisions.ndjson --policy policy.yaml
+  dpa-sidecar explain DPA012
+
+Exit codes: 0 permitted (or the code is explained), 1 denied, 2 could not tell.")]
+pub(super) struct Arguments {
+    /// A decision id (with --log), or a problem code such as DPA012. Without it, the flags are the request.
+    subject: Option<String>,
+    /// The policy. For a decision id: the files that it was made with.
+    #[arg(long)]
+    policy: Option<PathBuf>,
+    /// The decision log that has the decision.
+    #[arg(long, requires = "subject")]
+    log: Option<PathBuf>,
+    /// A customer; several times for a request about several.
+    #[arg(long)]
+    customer: Vec<String>,
+    /// Who asks: the id of a caller, subprocessor or customer of the policy, or an identity.
+    #[arg(long)]
+    caller: Option<String>,
+    /// What for.
+    #[arg(long)]
+    purpose: Option<String>,
+    /// Doing what.
+    #[arg(long, default_value = "retrieve", value_parser = operation)]
+    operation: Operation,
+    /// With which data; several times for several.
+    #[arg(long)]
+    data_category: Vec<DataCategory>,
+    /// About whom.
+    #[arg(long)]
+    subscriber: Option<String>,
+    /// On which instruction.
+    #[arg(long)]
+    instruction: Option<String>,
+    /// On which request of a subscriber.
+    #[arg(long)]
+    request_ref: Option<String>,
+    /// Where a signed claim says the caller is.
+    #[arg(long)]
+    location: Option<Location>,
+    /// The subprocessor that the service sends to (egress).
+    #[arg(long)]
+    recipient: Option<String>,
+    /// Where the service keeps its data.
+    #[arg(long)]
+    storage_location: Option<Location>,
+    /// When [default: now].
+    #[arg(long)]
+    at: Option<Date>,
+    /// The form of the output.
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Output,
+}
+
+fn operation(text: &str) -> Result<Operation, String> {
+    let known = Operation::ALL.into_iter().find(|operation| operation.as_str() == text);
+    known.ok_or_else(|| format!("one of: {}", Operation::ALL.map(Operation::as_str).join(", ")))
+}
+
+/// A decision, explained.
+#[derive(Serialize)]
+struct Explanation {
+    schema_version: u8,
+    decision: String,
+    enforcement: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    authority: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    transfer_ref: Option<String>,
+    facts: Vec<FactShown>,
+    reasons: Vec<ReasonShown>,
+    policy: PolicyShown,
+}
+
+#[derive(Serialize)]
+struct FactShown {
+    fact: String,
+    value: String,
+    source: String,
+}
+
+#[derive(Serialize)]
+struct ReasonShown {
+    code: &'static str,
+    kind: String,
+    clause: String,
+    clause_text: String,
+    obligation: String,
+    missing: String,
+    policy: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct PolicyShown {
+    name: String,
+    revision: u64,
+    digest: String,
+}
+
+impl PolicyShown {
+    fn of(policy: &Policy) -> Self {
+        Self { name: policy.name.to_string(), revision: policy.revision, digest: policy.digest.to_string() }
+    }
+}
+
+pub(super) fn explain(arguments: &Arguments, out: &mut dyn Write) -> Result<Exit, CliError> {
+    let explanation = match &arguments.subject {
+        Some(code) if code.starts_with("DPA") => return explain_code(code, out),
+        Some(id) => {
+            let id = Uuid::try_parse(id).map_err(|_| {
+                CliError::Unknown(format!("`{id}` is neither a decision id (a UUID) nor a problem code such as DPA012"))
+            })?;
+            let Some(log) = &arguments.log else {
+                return Err(CliError::Usage("a decision id needs `--log FILE`, the decision log that has it"));
+            };
+            let Some((policy, loaded)) = load(arguments, out)? else { return Ok(Exit::Unable) };
+            recorded(id, log, &policy, &loaded)?
+        }
+        None => {
+            let Some((policy, loaded)) = load(arguments, out)? else { return Ok(Exit::Unable) };
+            stated(arguments, &policy, &loaded)?
+        }
+    };
+    match arguments.output {
+        Output::Json => {
+            serde_json::to_writer_pretty(&mut *out, &explanation).map_err(std::io::Error::from)?;
+            writeln!(out)?;
+        }
+        Output::Text => print(&explanation, out)?,
+    }
+    Ok(if explanation.reasons.is_empty() { Exit::Yes } else { Exit::No })
+}
+
+fn explain_code(text: &str, out: &mut dyn Write) -> Result<Exit, CliError> {
+    let Some(code) = problem::Code::ALL.into_iter().find(|code| code.as_str() == text) else {
+        let codes = problem::Code::ALL.map(problem::Code::as_str).join(", ");
+        return Err(CliError::Unknown(format!("there is no problem code `{text}`; known: {codes}")));
+    };
+    writeln!(out, "{}: {}", code.as_str(), code.explanation())?;
+    Ok(Exit::Yes)
+}
+
+fn load(arguments: &Arguments, out: &mut dyn Write) -> Result<Option<(Policy, Loaded)>, CliError> {
+    let Some(path) = &arguments.policy else {
+        return Err(CliError::Usage("give `--policy policy.yaml`: the agreement that the decision rests on"));
+    };
+    let mut loaded = reload::load(path, None)?;
+    let policy = loaded.policy.take();
+    if policy.is_none() {
+        print_problems(out, &loaded.problems, &loaded.sources)?;
+    }
+    Ok(policy.map(|policy| (policy, loaded)))
+}
+
+// ---- a request given as flags ----------------------------------------------------------------------
+
+fn stated(arguments: &Arguments, policy: &Policy, loaded: &Loaded) -> Result<Explanation, CliError> {
+    let location = match arguments.location {
+        Some(location) => Fact::Known(location, FactSource::Claim),
+        None => Fact::Unknown(Why::Missing),
+    };
+    let caller = match &arguments.caller {
+        None => None,
+        Some(name) => {
+            let found = ask::identity(name, policy);
+            let identity = found.map_err(|(wrong, help)| CliError::Unknown(format!("--caller: {wrong}: {help}")))?;
+            Some((identity, location))
+        }
+    };
+    let direction = match &arguments.recipient {
+        None => Direction::Ingress,
+        Some(name) => match policy.subprocessor_named(name) {
+            Some(id) => Direction::Egress(id),
+            None => return Err(CliError::Unknown(format!("--recipient: the policy has no subprocessor `{name}`"))),
+        },
+    };
+    let Some(storage) = arguments.storage_location else {
+        return Err(CliError::Usage("give `--storage-location`, such as US-OR: where the service keeps its data"));
+    };
+    let is_list = arguments.customer.len() > 1;
+    let ask = Ask {
+        caller,
+        customers: (!arguments.customer.is_empty()).then(|| (arguments.customer.clone(), is_list)),
+        purpose: arguments.purpose.clone(),
+        instruction: arguments.instruction.clone(),
+        request_ref: arguments.request_ref.clone(),
+        operation: Some(arguments.operation),
+        data_categories: arguments.data_category.clone(),
+        subscriber: arguments.subscriber.clone().map_or(AskedSubscriber::NotEstablished, AskedSubscriber::Named),
+        direction,
+        transport: ask::CLEAR,
+        storage,
+        is_mapped: true,
+    };
+    let unsayable = |error: crate::observed::Unreadable| CliError::Unknown(error.to_string());
+    let now = arguments.at.map_or_else(Timestamp::now, Date::begins);
+    let asked = ask.asked().map_err(unsayable)?;
+    let (facts, decision) = asked.weigh(policy, now).map_err(unsayable)?;
+    let (authority, transfer_ref) = match &decision.outcome {
+        Outcome::Permit { authority, transfer_ref } => {
+            (Some(authority.as_str().to_owned()), transfer_ref.map(str::to_owned))
+        }
+        Outcome::Deny(_) => (None, None),
+    };
+    Ok(Explanation {
+        schema_version: 1,
+        decision: decision.as_str().to_owned(),
+        enforcement: decision.enforcement.as_str().to_owned(),
+        authority,
+        transfer_ref,
+        facts: facts_shown(&facts, arguments, policy),
+        reasons: reasons_shown(&decision, &Names::of(&facts, policy), policy, loaded),
+        policy: PolicyShown::of(policy),
+    })
+}
+
+fn facts_shown(facts: &Facts<'_>, arguments: &Arguments, policy: &Policy) -> Vec<FactShown> {
+    fn shown<T>(name: &str, fact: &Fact<T>, value: impl Fn(&T) -> String) -> Option<FactShown> {
+        let (value, source) = match fact {
+            Fact::Known(known, _) => (value(known), "stated".to_owned()),
+            Fact::None => return None,
+            Fact::Unknown(why) => ("unknown".to_owned(), why.as_str().to_owned()),
+        };
+        Some(FactShown { fact: name.to_owned(), value, source })
+    }
+    let customer = |id: &_| policy.customer(*id).map(|customer| customer.id.to_string()).unwrap_or_default();
+    let caller = shown("caller", &facts.caller, |caller| match caller.party {
+        Some(Party::Own(id)) => {
+            let id = policy.caller(id).map(|caller| caller.id.to_string()).unwrap_or_default();
+            format!("{id}, one of the processor's own")
+        }
+        Some(Party::Subprocessor(id)) => {
+            let id = policy.subprocessor(id).map(|entry| entry.id.to_string()).unwrap_or_default();
+            format!("{id}, a subprocessor")
+        }
+        Some(Party::Customer(id)) => format!("a caller of the customer {}", customer(&id)),
+        None => format!("{}, no party to the agreement", caller.identity),
+    });
+    let customers = shown("customer", &facts.customers, |customers| match customers {
+        Customers::One(id) => customer(id),
+        Customers::Several { known, unknown } => {
+            let names: Vec<String> = known.iter().map(customer).collect();
+            let others = if *unknown > 0 { format!(" and {unknown} unknown") } else { String::new() };
+            format!("{}{others}", names.join(", "))
+        }
+    });
+    let purpose =
+        shown("purpose", &facts.purpose, |id| policy.purpose(*id).map(|it| it.id.to_string()).unwrap_or_default());
+    let operation = shown("operation", &facts.operation, |operation| operation.as_str().to_owned());
+    let instruction = shown("instruction", &facts.instruction, |_| arguments.instruction.clone().unwrap_or_default());
+    let request_ref = shown("request_ref", &facts.request_ref, Clone::clone);
+    let subscriber = shown("subscriber", &facts.subscriber, Clone::clone);
+    let location =
+        shown("caller's location", &facts.location, ToString::to_string).filter(|_| arguments.location.is_some());
+    let plain = |name: &str, value: String| FactShown { fact: name.to_owned(), value, source: "stated".to_owned() };
+    let categories: Vec<&str> = facts.data_categories.iter().map(DataCategory::as_str).collect();
+    let data = (!categories.is_empty()).then(|| plain("data_categories", categories.join(", ")));
+    let storage = Some(plain("kept in", facts.storage.to_string()));
+    [caller, customers, purpose, operation, data, subscriber, instruction, request_ref, location, storage]
+        .into_iter()
+        .flatten()
+        .collect()
+}
+
+fn reasons_shown(decision: &Decision<'_>, names: &Names, policy: &Policy, loaded: &Loaded) -> Vec<ReasonShown> {
+    let places = Places::new(&loaded.sources);
+    let shown = |reason: &crate::decide::reason::Reason| {
+        reason_shown(reason.code, reason.kind.as_str(), reason.clause, reason.obligation, names, policy, &places)
+    };
+    decision.reasons().iter().map(shown).collect()
+}
+
+fn reason_shown(
+    code: Code,
+    kind: &str,
+    clause: &str,
+    obligation: &str,
+    names: &Names,
+    policy: &Policy,
+    places: &Places<'_>,
+) -> ReasonShown {
+    let (missing, at) = missing(code, names);
+    ReasonShown {
+        code: code.as_str(),
+        kind: kind.to_owned(),
+        clause: clause.to_owned(),
+        clause_text: policy.clause_text(clause).unwrap_or_else(|| clause_text(clause)).to_owned(),
+        obligation: obligation.to_owned(),
+        missing,
+        policy: at.iter().filter_map(|place| places.find(place)).collect(),
+    }
+}
+
+// ---- a decision in a log ---------------------------------------------------------------------------
+
+/// What is read of a `dpa.decision` record.
+#[derive(Deserialize)]
+struct Record {
+    event: String,
+    decision_id: Option<Uuid>,
+    #[serde(default)]
+    decision: String,
+    #[serde(default)]
+    enforcement: String,
+    authority: Option<String>,
+    transfer_ref: Option<String>,
+    #[serde(default)]
+    reasons: Vec<RecordReason>,
+    customer_id: Option<String>,
+    caller_id: Option<String>,
+    recipient: Option<RecordRecipient>,
+    purpose: Option<String>,
+    operation: Option<String>,
+    #[serde(default)]
+    data_categories: Vec<String>,
+    instruction_id: Option<String>,
+    request_ref: Option<String>,
+    location: Option<RecordLocation>,
+    route: Option<String>,
+    #[serde(default)]
+    sources: serde_json::Map<String, serde_json::Value>,
+    #[serde(default)]
+    unknown: serde_json::Map<String, serde_json::Value>,
+    policy: Option<RecordPolicy>,
+}
+
+#[derive(Deserialize)]
+struct RecordReason {
+    code: String,
+    clause: String,
+    obligation: String,
+    kind: String,
+}
+
+#[derive(Deserialize)]
+struct RecordRecipient {
+    r#type: String,
+    id: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct RecordLocation {
+    storage: String,
+    access: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct RecordPolicy {
+    digest: String,
+}
+
+fn recorded(id: Uuid, log: &Path, policy: &Policy, loaded: &Loaded) -> Result<Explanation, CliError> {
+    let failed = |source| CliError::Log { path: log.to_owned(), source };
+    let file = BufReader::new(std::fs::File::open(log).map_err(failed)?);
+    let mut found = None;
+    for line in file.lines() {
+        let line = line.map_err(failed)?;
+        // A line that is no record is for `audit verify` to complain about.
+        let Ok(record) = serde_json::from_str::<Record>(&line) else { continue };
+        if record.event == "dpa.decision" && record.decision_id == Some(id) {
+            found = Some(record);
+            break;
+        }
+    }
+    let Some(record) = found else {
+        return Err(CliError::Unknown(format!("`{}` has no decision {id}", log.display())));
+    };
+    if let Some(then) =
+        record.policy.as_ref().map(|policy| policy.digest.as_str()).filter(|then| **then != *policy.digest)
+    {
+        let now = &policy.digest;
+        return Err(CliError::Unknown(format!(
+            "the decision was made with the policy files of digest {then}; these have {now}: give the files of then"
+        )));
+    }
+    let names = Names {
+        customer: record.customer_id.clone(),
+        own_caller: record
+            .caller_id
+            .clone()
+            .filter(|_| record.recipient.as_ref().is_none_or(|to| matches!(to.r#type.as_str(), "internal"))),
+        subprocessor: record.recipient.as_ref().filter(|to| to.r#type == "subprocessor").and_then(|to| to.id.clone()),
+        purpose: record.purpose.clone(),
+        operation: record.operation.clone(),
+        instruction: record.instruction_id.clone(),
+    };
+    let places = Places::new(&loaded.sources);
+    let mut reasons = Vec::new();
+    for reason in &record.reasons {
+        let Some(code) = Code::ALL.into_iter().find(|code| code.as_str() == reason.code) else { continue };
+        reasons.push(reason_shown(code, &reason.kind, &reason.clause, &reason.obligation, &names, policy, &places));
+    }
+    Ok(Explanation {
+        schema_version: 1,
+        decision: record.decision.clone(),
+        enforcement: record.enforcement.clone(),
+        authority: record.authority.clone(),
+        transfer_ref: record.transfer_ref.clone(),
+        facts: record_facts(&record),
+        reasons,
+        policy: PolicyShown::of(policy),
+    })
+}
+
+fn record_facts(record: &Record) -> Vec<FactShown> {
+    let categories = (!record.data_categories.is_empty()).then(|| record.data_categories.join(", "));
+    let facts = [
+        ("caller", record.caller_id.clone()),
+        ("customer", record.customer_id.clone()),
+        ("purpose", record.purpose.clone()),
+        ("operation", record.operation.clone()),
+        ("data_categories", categories),
+        ("subscriber", record.sources.contains_key("subscriber").then(|| "named; not recorded".to_owned())),
+        ("instruction", record.instruction_id.clone()),
+        ("request_ref", record.request_ref.clone()),
+        ("caller's location", record.location.as_ref().and_then(|location| location.access.clone())),
+        ("kept in", record.location.as_ref().map(|location| location.storage.clone())),
+        ("route", record.route.clone()),
+    ];
+    let mut shown = Vec::new();
+    for (fact, value) in facts {
+        let source = match fact {
+            "data_categories" | "route" => Some("route".to_owned()),
+            "kept in" => Some("settings".to_owned()),
+            "caller's location" if !record.sources.contains_key("location") => Some("policy".to_owned()),
+            "caller's location" => Some("claim".to_owned()),
+            _ => record.sources.get(fact).and_then(|source| source.as_str()).map(str::to_owned),
+        };
+        let unknown = record.unknown.get(fact).and_then(|unknown| unknown.get("why")).and_then(|why| why.as_str());
+        match (value, unknown) {
+            (Some(value), _) => {
+                shown.push(FactShown { fact: fact.to_owned(), value, source: source.unwrap_or_default() });
+            }
+            (None, Some(why)) => {
+                let (value, source) = ("unknown".to_owned(), why.to_owned());
+                shown.push(FactShown { fact: fact.to_owned(), value, source });
+            }
+            (None, None) => {}
+        }
+    }
+    shown
+}
+
+fn print(explanation: &Explanation, out: &mut dyn Write) -> Result<(), CliError> {
+    let Explanation { schema_version: _, decision, enforcement, authority, transfer_ref, facts, reasons, policy } =
+        explanation;
+    write!(out, "{decision}")?;
+    if let Some(authority) = authority {
+        write!(out, ", on {authority}")?;
+    }
+    if let Some(transfer) = transfer_ref {
+        write!(out, ", under transfer {transfer}")?;
+    }
+    if let Some(first) = reasons.first() {
+        write!(out, ": {}", first.code)?;
+        if enforcement == "observe" {
+            write!(out, " (enforcement is observe: recorded, and forwarded)")?;
+        }
+    }
+    writeln!(out, "\n\nFacts")?;
+    for FactShown { fact, value, source } in facts {
+        writeln!(out, "  {fact:<18} {value:<40} {source}")?;
+    }
+    if !reasons.is_empty() {
+        writeln!(out, "\nRules that do not hold")?;
+    }
+    for ReasonShown { code, kind, clause, clause_text, obligation, missing, policy } in reasons {
+        writeln!(out, "  {code} ({kind})")?;
+        writeln!(out, "    clause {clause}, {obligation}: {clause_text}")?;
+        writeln!(out, "    missing: {missing}")?;
+        if !policy.is_empty() {
+            writeln!(out, "    policy: {}", policy.join(", "))?;
+        }
+    }
+    let PolicyShown { name, revision, digest } = policy;
+    writeln!(out, "\nPolicy {name} revision {revision}, digest {digest}")?;
+    Ok(())
+}
