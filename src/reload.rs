@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use jiff::Timestamp;
+
 use crate::policy;
 use crate::policy::Policy;
 use crate::policy::problem::Code;
@@ -53,19 +55,19 @@ pub fn read(path: &Path) -> Result<Source, ReadError> {
 /// One byte more than a file may have, so that a longer one is seen to be too long.
 const MAX_READ: u64 = 16 * 1024 * 1024 + 1;
 
-/// Reads and compiles a policy with its customer files.
+/// Reads and compiles a policy with its customer files. See [`policy::compile`] for `amend` and `look_out`.
 ///
 /// # Errors
 ///
 /// [`ReadError`] if the policy file itself cannot be read; all else is a problem with a place.
-pub fn load(path: &Path, amend: Option<&Node>) -> Result<Loaded, ReadError> {
+pub fn load(path: &Path, amend: Option<&Node>, look_out: Option<Timestamp>) -> Result<Loaded, ReadError> {
     let first = read(path)?;
-    Ok(compile(first, amend))
+    Ok(compile(first, amend, look_out))
 }
 
 /// Compiles a policy that was read, with its customer files.
 #[must_use]
-pub fn compile(first: Source, amend: Option<&Node>) -> Loaded {
+pub fn compile(first: Source, amend: Option<&Node>, look_out: Option<Timestamp>) -> Loaded {
     let folder = Path::new(&first.path).parent().map(Path::to_path_buf).unwrap_or_default();
     let mut names = vec![Path::new(&first.path).file_name().unwrap_or_default().to_string_lossy().into_owned()];
     let mut problems = Problems::default();
@@ -101,7 +103,7 @@ pub fn compile(first: Source, amend: Option<&Node>) -> Loaded {
             wrong(format!("no file matches `{glob}`"), "correct the pattern, or add the file");
         }
     }
-    let (policy, more) = policy::compile(&sources, &names, amend);
+    let (policy, more) = policy::compile(&sources, &names, amend, look_out);
     problems.0.extend(more.0);
     let policy = policy.filter(|_| !problems.has_errors());
     Loaded { sources, policy, problems }

@@ -4,6 +4,7 @@ use std::io::Write;
 use std::path::Path;
 use std::path::PathBuf;
 
+use jiff::Timestamp;
 use serde::Serialize;
 
 use super::CliError;
@@ -15,6 +16,7 @@ use crate::policy::problem::Problems;
 use crate::policy::problem::Severity;
 use crate::policy::problem::Source;
 use crate::policy::problem::position;
+use crate::policy::terms::Date;
 use crate::reload;
 use crate::yaml;
 
@@ -23,6 +25,7 @@ use crate::yaml;
 Examples:
   dpa-sidecar check policy.yaml
   dpa-sidecar check sidecar.yaml -o json
+  dpa-sidecar check policy.yaml --at 2027-01-01    warn of what will have ended by then
   cat policy.yaml | dpa-sidecar check -
 
 Exit codes: 0 nothing is wrong (warnings aside), 1 something is, 2 a file cannot be read.")]
@@ -30,6 +33,9 @@ pub(super) struct Arguments {
     /// sidecar.yaml or policy.yaml, told apart by content; `-` is standard input.
     #[arg(required = true)]
     files: Vec<PathBuf>,
+    /// From when to look for what ends soon [default: now].
+    #[arg(long)]
+    at: Option<Date>,
     /// The form of the output.
     #[arg(short, long, value_enum, default_value_t)]
     output: Output,
@@ -61,9 +67,10 @@ struct FoundProblem<'a> {
 }
 
 pub(super) fn check(arguments: &Arguments, out: &mut dyn Write) -> Result<Exit, CliError> {
+    let look_out = Some(arguments.at.map_or_else(Timestamp::now, Date::begins));
     let mut all = Vec::new();
     for path in &arguments.files {
-        all.extend(check_file(path)?);
+        all.extend(check_file(path, look_out)?);
     }
     match arguments.output {
         Output::Json => {
@@ -113,15 +120,15 @@ fn is_settings(text: &str) -> bool {
     yaml::read(text, 0).is_ok_and(|root| only_there.iter().any(|key| root.get(key).is_some()))
 }
 
-fn check_file(path: &Path) -> Result<Vec<Checked>, CliError> {
+fn check_file(path: &Path, look_out: Option<Timestamp>) -> Result<Vec<Checked>, CliError> {
     let source = reload::read(path)?;
     if !is_settings(&source.text) {
-        return Ok(vec![check_policy(reload::compile(source, None))]);
+        return Ok(vec![check_policy(reload::compile(source, None, look_out))]);
     }
     let (settings, mut problems) = config::compile(&source, &config::environment);
     let mut checked = Vec::new();
     if let Some(settings) = &settings {
-        match reload::load(&settings.policy_file, None) {
+        match reload::load(&settings.policy_file, None, look_out) {
             Ok(loaded) => {
                 if let Some(policy) = &loaded.policy {
                     problems.0.extend(settings.check_against(policy).0);

@@ -192,7 +192,7 @@ fn load(arguments: &Arguments, out: &mut dyn Write) -> Result<Option<(Policy, Lo
     let Some(path) = &arguments.policy else {
         return Err(CliError::Usage("give `--policy policy.yaml`: the agreement that the decision rests on"));
     };
-    let mut loaded = reload::load(path, None)?;
+    let mut loaded = reload::load(path, None, None)?;
     let policy = loaded.policy.take();
     if policy.is_none() {
         print_problems(out, &loaded.problems, &loaded.sources)?;

@@ -94,7 +94,7 @@ pub(super) fn prepare(source: &Source, err: &mut dyn Write) -> Result<Option<(Se
         print_problems(err, &problems, sources)?;
         return Ok(None);
     };
-    let loaded = match reload::load(&settings.policy_file, None) {
+    let loaded = match reload::load(&settings.policy_file, None, Some(Timestamp::now())) {
         Ok(loaded) => loaded,
         Err(error) => {
             problems.push(unreadable_policy(&settings, &error));
@@ -105,8 +105,13 @@ pub(super) fn prepare(source: &Source, err: &mut dyn Write) -> Result<Option<(Se
     if let Some(policy) = &loaded.policy {
         problems.0.extend(settings.check_against(policy).0);
     }
-    print_problems(err, &problems, sources)?;
-    print_problems(err, &loaded.problems, &loaded.sources)?;
+    if problems.has_errors() || loaded.policy.is_none() {
+        print_problems(err, &problems, sources)?;
+        print_problems(err, &loaded.problems, &loaded.sources)?;
+    } else if !problems.0.is_empty() || !loaded.problems.0.is_empty() {
+        let count = problems.0.len() + loaded.problems.0.len();
+        tracing::warn!(count, "settings and policy have warnings: `dpa-sidecar check` shows them");
+    }
     match loaded.policy {
         Some(policy) if !problems.has_errors() => Ok(Some((settings, policy))),
         Some(_) | None => Ok(None),
@@ -118,7 +123,7 @@ fn short_form(arguments: &Arguments, policy: &std::path::Path, upstream: &str) -
     let storage = match arguments.storage_location {
         Some(location) => location.to_string(),
         None => {
-            let loaded = reload::load(policy, None)?;
+            let loaded = reload::load(policy, None, None)?;
             let first = loaded.policy.and_then(|policy| policy.default_storage().map(|place| place.to_string()));
             // A policy that does not load is told about when it is loaded to be run.
             first.unwrap_or_else(|| "US".to_owned())

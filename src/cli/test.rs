@@ -327,7 +327,7 @@ fn run_file(source: &Source, covered: &mut BTreeSet<&'static str>) -> Result<Vec
         let help = "name the policy's file; a relative path counts from the folder of this file";
         Problems(vec![Problem::error(Code::Unreadable, document.policy.at, message, help)])
     };
-    let loaded = reload::load(&policy_file, None).map_err(|error| (vec![source.clone()], unreadable(&error)))?;
+    let loaded = reload::load(&policy_file, None, None).map_err(|error| (vec![source.clone()], unreadable(&error)))?;
     let Some(policy) = loaded.policy else { return Err((loaded.sources, loaded.problems)) };
 
     let mut results = Vec::new();
@@ -335,7 +335,7 @@ fn run_file(source: &Source, covered: &mut BTreeSet<&'static str>) -> Result<Vec
         let amended;
         let mut case_policy = &policy;
         if case.amend.is_some() {
-            let loaded = reload::load(&policy_file, node.get("amend"));
+            let loaded = reload::load(&policy_file, node.get("amend"), None);
             let loaded = loaded.map_err(|error| (vec![source.clone()], unreadable(&error)))?;
             amended = match loaded.policy {
                 Some(policy) => policy,

@@ -89,6 +89,8 @@ pub struct Settings {
     pub drain_timeout: Duration,
     /// Constants of routes that have to be in the policy.
     constants: Vec<(Constant, Spanned<String>)>,
+    /// Where each route stands.
+    route_places: Vec<At>,
     log_at: At,
 }
 
@@ -145,7 +147,35 @@ impl Settings {
                 problems.push(Problem::error(Code::UnknownReference, *at, message, help));
             }
         }
+        self.look_out(policy, &mut problems);
         problems
+    }
+
+    /// What can never pass, and what cannot be seen.
+    fn look_out(&self, policy: &Policy, problems: &mut Problems) {
+        for (constant, Spanned { value, at }) in &self.constants {
+            let Some(purpose) = policy.purpose_named(value).filter(|_| *constant == Constant::Purpose) else {
+                continue;
+            };
+            if !policy.is_permitted_anywhere(purpose) {
+                let message = format!("no customer permits `{value}`, so nothing passes on this route");
+                let help = "correct the purpose, or remove the route";
+                problems.push(Problem::warning(Code::NeverWorks, *at, message, help));
+            }
+        }
+        for (route, at) in self.routes.all().iter().zip(&self.route_places) {
+            let establishes_none = route.subject.as_ref().is_some_and(|subject| subject.subscriber.is_none());
+            if establishes_none && policy.restricts_subscribers() {
+                let message = format!("`{}` does not say which subscriber a request is about", route.path);
+                let help = "instructions restrict subscribers and are not seen here; add `subscriber: …` if the request says it";
+                problems.push(Problem::warning(Code::UnseenRestriction, *at, message, help));
+            }
+            if route.subject.is_none() && route.path.starts_with("/{*") {
+                let message = format!("`{}` lets every path pass that no other route maps", route.path);
+                let help = "name the paths without subscriber data, such as `/assets/{*rest}`";
+                problems.push(Problem::warning(Code::CatchAll, *at, message, help));
+            }
+        }
     }
 }
 
@@ -216,7 +246,7 @@ impl Compiler {
         self.not_empty(&listeners);
         self.not_empty(&identity);
         let mut constants = Vec::new();
-        let routes = self.routes(routes, probes, &mut constants);
+        let (routes, route_places) = self.routes(routes, probes, &mut constants);
         let log_at = decision_log.at;
         let listeners = listeners.items.into_iter().filter_map(|it| self.listener(it, &upstream_names)).collect();
         Some(Settings {
@@ -236,6 +266,7 @@ impl Compiler {
             limits: self.limits(limits),
             drain_timeout: drain_timeout.map_or(Duration::from_secs(25), |span| span.0),
             constants,
+            route_places,
             log_at,
         })
     }
@@ -364,7 +395,7 @@ impl Compiler {
         documents: List<document::Route>,
         probes: Option<List<Spanned<String>>>,
         constants: &mut Vec<(Constant, Spanned<String>)>,
-    ) -> Routes {
+    ) -> (Routes, Vec<At>) {
         self.not_empty(&documents);
         let mut places = Vec::new();
         let mut routes = Vec::new();
@@ -382,7 +413,7 @@ impl Compiler {
             routes.push(Route { path: probe.value, methods, host: None, subject: None });
         }
         match Routes::new(routes) {
-            Ok(routes) => routes,
+            Ok(routes) => (routes, places),
             Err(errors) => {
                 for error in errors {
                     let (code, index, help) = match &error {
@@ -396,7 +427,7 @@ impl Compiler {
                     let at = places.get(index).copied().unwrap_or_default();
                     self.error(code, at, error.to_string(), help);
                 }
-                Routes::default()
+                (Routes::default(), places)
             }
         }
     }

@@ -110,7 +110,7 @@ pub fn missing(code: Code, names: &Names) -> (String, Vec<Place>) {
         Code::PurposeMissing => ("the purpose, where the route takes it from".to_owned(), vec![]),
         Code::PurposeUnknown => ("a purpose that the policy has".to_owned(), vec![Some(Place::Top("purposes"))]),
         Code::PurposeNotPermitted => (
-            format!("{purpose} among the purposes of {customer}, or an accepted instruction that names it"),
+            format!("{purpose} is not among the purposes of {customer}, and no instruction that counts names it"),
             vec![names.customer_at("permitted_purposes")],
         ),
         Code::PurposeNotBoundToCaller => (
@@ -122,7 +122,7 @@ pub fn missing(code: Code, names: &Names) -> (String, Vec<Place>) {
             vec![names.caller_at("operations"), names.subprocessor_at("operations")],
         ),
         Code::RecipientUnknown => (
-            "an entry for this caller: it is proven, and no party to the agreement".to_owned(),
+            "nothing: the caller is proven, and no party to the agreement".to_owned(),
             vec![Some(Place::Top("subprocessors"))],
         ),
         Code::SubprocessorAgreementMissing => (

@@ -57,10 +57,17 @@ pub fn customer_file_globs(text: &str) -> Vec<(String, At)> {
 /// `names` are the names under which the files count for the digest, one for each source; `amend` is
 /// laid over the policy first (see [`Node::merge`]), for tests of a policy.
 ///
+/// `look_out` is the moment from which to look for what ends soon; without one nothing is warned of.
+///
 /// The policy is there unless a problem is an error.
 #[must_use]
-pub fn compile(sources: &[Source], names: &[String], amend: Option<&Node>) -> (Option<Policy>, Problems) {
-    let mut compiler = Compiler::default();
+pub fn compile(
+    sources: &[Source],
+    names: &[String],
+    amend: Option<&Node>,
+    look_out: Option<Timestamp>,
+) -> (Option<Policy>, Problems) {
+    let mut compiler = Compiler { look_out, ..Compiler::default() };
     let policy = compiler.compile(sources, names, amend);
     let problems = compiler.problems;
     if problems.has_errors() { (None, problems) } else { (policy, problems) }
@@ -95,6 +102,12 @@ struct Compiler {
     /// is no second mistake.
     defined: HashSet<(&'static str, String)>,
     identities: Vec<(Spanned<Identity>, Party)>,
+    look_out: Option<Timestamp>,
+    /// Purposes that customers or instructions permit, and that parties are there for.
+    permitted: PurposeSet,
+    served: PurposeSet,
+    /// Where each party's purposes stand.
+    party_purposes: Vec<(At, PurposeSet)>,
 }
 
 /// Where a list of purposes stands, which decides what it may name.
@@ -195,7 +208,10 @@ impl Compiler {
             let message = "`document_sha256` is not a SHA-256 in hex";
             self.error(Code::Invalid, hash.at, message, "write the 64 characters that `sha256sum` prints");
         }
+        let named: Vec<Spanned<String>> = purposes.entries.iter().map(|(name, _)| name.clone()).collect();
         self.purposes(purposes);
+        let known = |name: Spanned<String>| Some((self.purpose_ids.get(name.value.as_str()).copied(), name));
+        let named: Vec<_> = named.into_iter().filter_map(known).filter_map(|(id, name)| Some((name, id?))).collect();
         self.purpose_sets(purpose_sets);
         let subprocessor_docs = subprocessors.map(|list| list.items).unwrap_or_default();
         self.subprocessor_ids = self.number(subprocessor_docs.iter().map(|entry| &entry.id), SubprocessorId);
@@ -215,6 +231,9 @@ impl Compiler {
             .map(|customer| self.customer(customer, defaults.enforcement, &customer_ids))
             .collect();
         let (identities, identity_patterns) = self.distinct_identities();
+        if self.look_out.is_some() && !self.problems.has_errors() {
+            self.never_works(&named);
+        }
         let document::SecurityMeasures { min_tls_version, client_authentication, decision_log, signed_policy } =
             security_measures;
         Some(Policy {
@@ -396,6 +415,49 @@ impl Compiler {
         period
     }
 
+    fn ends_soon(&mut self, end: &Spanned<super::terms::Date>, even_if_ended: bool, what: &str) {
+        let Some(now) = self.look_out else { return };
+        let ends = end.value.ends();
+        let days = ends.duration_since(now).as_hours() / 24;
+        let when = match (ends <= now, days) {
+            (true, _) if even_if_ended => "has ended".to_owned(),
+            (false, 0..=30) => format!("ends in {days} days"),
+            _ => return,
+        };
+        let help = "requests that rest on it are denied from then on: renew it in time, and write the new date here";
+        self.problems.push(Problem::warning(Code::EndsSoon, end.at, format!("{what} {when}"), help));
+    }
+
+    /// The purposes of one of the processor's own callers or of a subprocessor.
+    fn party_purposes(&mut self, list: &List<Spanned<Id>>) -> PurposeSet {
+        let set = self.purpose_list(list, PurposeList::Party);
+        self.served.join(set);
+        self.party_purposes.push((list.at, set));
+        set
+    }
+
+    /// Warns of what can never take effect. After everything was compiled.
+    fn never_works(&mut self, names: &[(Spanned<String>, PurposeId)]) {
+        let mut found = Vec::new();
+        for (name, id) in names {
+            let message = match (self.permitted.contains(*id), self.served.contains(*id)) {
+                (true, true) => continue,
+                (false, _) => format!("no customer and no instruction permits `{}`", name.value),
+                (true, false) => format!("no caller and no subprocessor is there for `{}`", name.value),
+            };
+            let help = "nobody can use this purpose: remove it, or see whether a name is missing somewhere";
+            found.push(Problem::warning(Code::NeverWorks, name.at, message, help));
+        }
+        for (at, set) in &self.party_purposes {
+            if !set.intersects(self.permitted) {
+                let message = "no customer permits any of these purposes";
+                let help = "every request of this party is denied: see whether a name is missing somewhere";
+                found.push(Problem::warning(Code::NeverWorks, *at, message, help));
+            }
+        }
+        self.problems.0.extend(found);
+    }
+
     fn residency(&mut self, document: document::Residency) -> Residency {
         let transfers = document.transfers.map(|list| self.filled(list)).unwrap_or_default();
         Residency {
@@ -425,11 +487,12 @@ impl Compiler {
         self.identities(identities, ids.get(&id.value).copied().map(Party::Own));
         OwnCaller {
             location,
-            permitted_purposes: self.purpose_list(&permitted_purposes, PurposeList::Party),
+            permitted_purposes: self.party_purposes(&permitted_purposes),
             operations: operations.map(|list| self.filled(list).into_iter().collect()),
-            undertaking: human_access
-                .map(|access| access.confidentiality)
-                .map(|paper| self.period(&paper.signed_on, Some(paper.expires_on))),
+            undertaking: human_access.map(|access| access.confidentiality).map(|paper| {
+                self.ends_soon(&paper.expires_on, true, "this undertaking");
+                self.period(&paper.signed_on, Some(paper.expires_on.value))
+            }),
             id: id.value,
         }
     }
@@ -451,14 +514,17 @@ impl Compiler {
         let party = self.subprocessor_ids.get(&id.value).copied().map(Party::Subprocessor);
         self.identities(identities, party);
         Subprocessor {
-            permitted_purposes: self.purpose_list(&permitted_purposes, PurposeList::Party),
+            permitted_purposes: self.party_purposes(&permitted_purposes),
             operations: operations.map(|list| self.filled(list).into_iter().collect()),
             data_categories: self.filled(data_categories),
             storage_locations: self.filled(storage_locations),
             access_locations: self.filled(access_locations),
-            agreement: agreement
-                .filter(|agreement| agreement.flow_down)
-                .map(|agreement| self.period(&agreement.signed_on, agreement.expires_on)),
+            agreement: agreement.filter(|agreement| agreement.flow_down).map(|agreement| {
+                if let Some(expires_on) = &agreement.expires_on {
+                    self.ends_soon(expires_on, true, "this agreement");
+                }
+                self.period(&agreement.signed_on, agreement.expires_on.map(|date| date.value))
+            }),
             effective: self.period(&effective_at, removed_at),
             id: id.value,
         }
@@ -486,13 +552,22 @@ impl Compiler {
             self.identities(identities, ids.get(&id.value).copied().map(Party::Customer));
         }
         let ending = self.ending(&dpa);
+        if residency.is_none() && self.look_out.is_some() {
+            let message = format!("`{}` says nothing about residency and goes by the default", id.value);
+            let help = "write its `residency`, so that a change of the default does not move its data";
+            self.problems.push(Problem::warning(Code::DefaultResidency, id.at, message, help));
+        }
         let instructions = instructions.map(|list| list.items).unwrap_or_default();
         self.number(instructions.iter().map(|instruction| &instruction.id), |number| number);
         Customer {
             accepted_at: dpa.accepted_at.map(super::terms::Date::begins),
             suspended_at: dpa.suspended_by_law_at.map(super::terms::Date::begins),
             ending,
-            permitted_purposes: self.purpose_list(&permitted_purposes, PurposeList::Customer),
+            permitted_purposes: {
+                let set = self.purpose_list(&permitted_purposes, PurposeList::Customer);
+                self.permitted.join(set);
+                set
+            },
             residency: residency.map(|residency| Box::new(self.residency(residency))),
             objections: objections
                 .into_iter()
@@ -559,7 +634,10 @@ impl Compiler {
     fn instruction(&mut self, instruction: document::Instruction) -> Instruction {
         let document::Instruction { id, reference, accepted_at, valid_from, valid_until, permits, restricts, .. } =
             instruction;
-        let valid = self.period(&valid_from, valid_until);
+        if let Some(valid_until) = &valid_until {
+            self.ends_soon(valid_until, false, "this instruction");
+        }
+        let valid = self.period(&valid_from, valid_until.map(|date| date.value));
         let has_reference = reference.is_some_and(|reference| !reference.trim().is_empty());
         let in_force = accepted_at
             .filter(|_| has_reference)
@@ -567,7 +645,9 @@ impl Compiler {
         let permits = permits.map(|permits| Permits {
             purposes: permits.purposes.map(|list| {
                 self.not_empty(&list);
-                self.purpose_list(&list, PurposeList::Instruction)
+                let set = self.purpose_list(&list, PurposeList::Instruction);
+                self.permitted.join(set);
+                set
             }),
             operations: permits.operations.map(|list| self.filled(list).into_iter().collect()),
             subprocessors: permits

@@ -201,7 +201,7 @@ pub(super) struct Undertaking {
     #[expect(dead_code, reason = "evidence: checked for its form only")]
     r#ref: String,
     pub(super) signed_on: Spanned<Date>,
-    pub(super) expires_on: Date,
+    pub(super) expires_on: Spanned<Date>,
 }
 
 #[derive(Deserialize)]
@@ -231,7 +231,7 @@ pub(super) struct SubprocessorAgreement {
     #[expect(dead_code, reason = "evidence: checked for its form only")]
     r#ref: String,
     pub(super) signed_on: Spanned<Date>,
-    pub(super) expires_on: Option<Date>,
+    pub(super) expires_on: Option<Spanned<Date>>,
     pub(super) flow_down: bool,
 }
 
@@ -294,7 +294,7 @@ pub(super) struct Instruction {
     received_at: Date,
     pub(super) accepted_at: Option<Date>,
     pub(super) valid_from: Spanned<Date>,
-    pub(super) valid_until: Option<Date>,
+    pub(super) valid_until: Option<Spanned<Date>>,
     pub(super) permits: Option<Permits>,
     pub(super) restricts: Option<Restricts>,
 }

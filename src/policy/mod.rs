@@ -85,6 +85,10 @@ impl PurposeSet {
         }
     }
 
+    fn intersects(self, other: Self) -> bool {
+        self.0.iter().zip(other.0).any(|(ours, theirs)| ours & theirs != 0)
+    }
+
     fn join(&mut self, other: Self) {
         self.0.iter_mut().zip(other.0).for_each(|(ours, theirs)| *ours |= theirs);
     }
@@ -501,6 +505,24 @@ impl Policy {
                 .take(100)
                 .flat_map(move |customer| self.purposes.iter().map(move |purpose| (party, &customer.id, &purpose.id)))
         })
+    }
+
+    /// Whether some customer, or some instruction, permits a purpose.
+    #[must_use]
+    pub fn is_permitted_anywhere(&self, purpose: PurposeId) -> bool {
+        let instructed = |instruction: &Instruction| {
+            instruction.permits.as_ref().and_then(|permits| permits.purposes).is_some_and(|set| set.contains(purpose))
+        };
+        self.customers.iter().any(|customer| {
+            customer.permitted_purposes.contains(purpose) || customer.instructions.iter().any(instructed)
+        })
+    }
+
+    /// Whether some instruction restricts a subscriber.
+    #[must_use]
+    pub fn restricts_subscribers(&self) -> bool {
+        let restricts = |instruction: &Instruction| instruction.restricts.is_some();
+        self.customers.iter().any(|customer| customer.instructions.iter().any(restricts))
     }
 
     /// The file's own text for a clause, if it has one.

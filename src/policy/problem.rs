@@ -67,6 +67,16 @@ pub enum Code {
     CustomerFiles,
     /// DPA021: two keys of which exactly one has to be there.
     OneOf,
+    /// DPA030: something that ends soon, or has ended.
+    EndsSoon,
+    /// DPA031: something that can never take effect.
+    NeverWorks,
+    /// DPA032: a customer that goes by the default residency.
+    DefaultResidency,
+    /// DPA033: a restriction that a route cannot see.
+    UnseenRestriction,
+    /// DPA034: a route outside the agreement that takes everything.
+    CatchAll,
     /// DPA040: an environment variable that is not set.
     Environment,
     /// DPA041: routes that nobody can tell apart.
@@ -87,7 +97,7 @@ pub enum Code {
 
 impl Code {
     /// All of them.
-    pub const ALL: [Self; 29] = [
+    pub const ALL: [Self; 34] = [
         Self::Syntax,
         Self::Unsupported,
         Self::DuplicateKey,
@@ -109,6 +119,11 @@ impl Code {
         Self::Dates,
         Self::CustomerFiles,
         Self::OneOf,
+        Self::EndsSoon,
+        Self::NeverWorks,
+        Self::DefaultResidency,
+        Self::UnseenRestriction,
+        Self::CatchAll,
         Self::Environment,
         Self::RouteConflict,
         Self::FactSource,
@@ -144,6 +159,11 @@ impl Code {
             Self::Dates => "DPA019",
             Self::CustomerFiles => "DPA020",
             Self::OneOf => "DPA021",
+            Self::EndsSoon => "DPA030",
+            Self::NeverWorks => "DPA031",
+            Self::DefaultResidency => "DPA032",
+            Self::UnseenRestriction => "DPA033",
+            Self::CatchAll => "DPA034",
             Self::Environment => "DPA040",
             Self::RouteConflict => "DPA041",
             Self::FactSource => "DPA042",
@@ -346,6 +366,51 @@ Exactly one of the keys has to be there, or one makes the other meaningless.
 
 Example:
   consents: [{subprocessor: sp-10, weakening: min_tls_version, …}]   # wrong: one consent, one thing"#
+            }
+            Self::EndsSoon => {
+                r#"something ends soon, or has ended (warning).
+
+A subprocessor's agreement, an undertaking of confidentiality or an instruction ends within 30 days, or an
+agreement or undertaking has ended already. From that moment on requests that rest on it are denied.
+
+Example:
+  agreement: {ref: SPA-1, signed_on: 2023-06-01, expires_on: 2026-06-30, flow_down: true}"#
+            }
+            Self::NeverWorks => {
+                r#"something can never take effect (warning).
+
+A purpose that no customer and no instruction permits or that no party is there for, a party whose purposes no
+customer permits, or a route with a purpose that no customer permits. Mostly a name was forgotten somewhere.
+
+Example:
+  purposes: {ad_audit: {…}}      # and nobody's `permitted_purposes` name it"#
+            }
+            Self::DefaultResidency => {
+                r#"a customer says nothing about residency (warning).
+
+It goes by `defaults.residency`. That is allowed; the customer's contract should say the same.
+
+Example:
+  - id: dusty-fork               # no `residency`: the default counts"#
+            }
+            Self::UnseenRestriction => {
+                r#"a restriction of a subscriber cannot be seen on a route (warning).
+
+An instruction restricts a subscriber, and the route does not say whom a request is about, so nothing on this
+route is refused for it (clause 4.4).
+
+Example:
+  subscriber: {from: path, name: id}   # on the route, if its path has {id}"#
+            }
+            Self::CatchAll => {
+                r#"a route outside the agreement takes everything (warning).
+
+`subscriber_data: false` on a path that ends in `{*rest}` right below the root lets every path pass that no
+other route maps.
+
+Example:
+  - {path: "/{*rest}", subscriber_data: false}        # nearly never meant
+  - {path: "/assets/{*rest}", subscriber_data: false} # meant"#
             }
             Self::Environment => {
                 r#"an environment variable is not set.
