@@ -1,11 +1,16 @@
 //! Step 1: takes connections and serves HTTP/1.1 on them.
 
+use std::cell::Cell;
 use std::io;
+use std::io::IoSlice;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
+use std::task::Context;
+use std::task::Poll;
 use std::time::Duration;
 
 use http::Request;
@@ -14,6 +19,9 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use hyper_util::rt::TokioTimer;
+use tokio::io::AsyncRead;
+use tokio::io::AsyncWrite;
+use tokio::io::ReadBuf;
 use tokio::net::TcpListener;
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
@@ -65,12 +73,12 @@ impl UnreadCounters {
         (unread != Unread::default()).then_some(unread)
     }
 
-    fn count(&self, error: &hyper::Error) {
+    fn count(&self, error: &hyper::Error, has_unanswered: bool) {
         let (sum, counter) = if error.is_parse_too_large() {
             (&self.too_large, &self.metrics.too_large)
         } else if error.is_parse() {
             (&self.malformed, &self.metrics.malformed)
-        } else if error.is_timeout() {
+        } else if error.is_timeout() && has_unanswered {
             (&self.timed_out, &self.metrics.timed_out)
         } else {
             return;
@@ -147,8 +155,9 @@ async fn connection(
     http.timer(TokioTimer::new())
         .header_read_timeout(limits.header_timeout)
         .max_header_size(limits.header_bytes)
-        .max_headers(limits.headers)
-        .pipeline_flush(true);
+        .max_headers(limits.headers);
+    let has_unanswered = Rc::new(Cell::new(false));
+    let stream = Meter { stream, has_unanswered: Rc::clone(&has_unanswered) };
     let connection = http.serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
     let result = tokio::select! {
@@ -159,6 +168,52 @@ async fn connection(
         }
     };
     if let Err(error) = result {
-        unread.count(&error);
+        unread.count(&error, has_unanswered.get());
+    }
+}
+
+/// A connection that knows whether something came in since the last answer went out: what tells a head that
+/// did not come in time from a connection that was idle.
+struct Meter {
+    stream: TcpStream,
+    has_unanswered: Rc<Cell<bool>>,
+}
+
+impl AsyncRead for Meter {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let result = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        if buffer.filled().len() > before {
+            self.has_unanswered.set(true);
+        }
+        result
+    }
+}
+
+impl AsyncWrite for Meter {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.has_unanswered.set(false);
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.has_unanswered.set(false);
+        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

@@ -26,6 +26,7 @@ use crate::observed::Observed;
 use crate::observed::Unreadable;
 use crate::policy::Enforcement;
 use crate::policy::Policy;
+use crate::record::Batch;
 use crate::record::entry;
 use crate::record::entry::About;
 use crate::record::entry::Action;
@@ -165,8 +166,8 @@ pub struct Refusal {
     pub decision: Uuid,
     /// Why.
     pub why: Refused,
-    /// The digest of the policy that was decided with.
-    pub policy_digest: Box<str>,
+    /// The policy that was decided with.
+    pub policy: Arc<Policy>,
 }
 
 /// Why a request was refused.
@@ -340,14 +341,19 @@ impl Gate {
         let about = about(ids, method, time);
         let writer = self.recorder.writer();
         let policy = &*self.rules.policy;
+        let enforcement = match self.rules.enforcement {
+            Enforcement::Observe => Enforcement::Observe,
+            Enforcement::Enforce => policy.enforcement,
+        };
         let pass = Pass { decision_id: ids.decision, time, is_permitted: false, may_be_lost: false };
-        let receipt = self.recorder.append(pass, |batch| entry::unreadable(batch, writer, &about, policy)).await;
+        let encode = |batch: &mut Batch| entry::unreadable(batch, writer, &about, policy, enforcement);
+        let receipt = self.recorder.append(pass, encode).await;
         let why = receipt.map_or_else(Refused::Unrecorded, |_| Refused::Unreadable(why));
         self.refusal(ids.decision, why)
     }
 
     fn refusal(&self, decision: Uuid, why: Refused) -> Refusal {
-        Refusal { decision, why, policy_digest: self.rules.policy.digest.clone() }
+        Refusal { decision, why, policy: Arc::clone(&self.rules.policy) }
     }
 
     fn outcome(&self, decision_id: Uuid, time: Timestamp, started: Instant) -> OutcomeGuard {

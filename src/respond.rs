@@ -49,7 +49,8 @@ fn type_of(code: &str) -> String {
 }
 
 fn answer(document: &Document<'_>, decision: Uuid) -> Response<AnswerBody> {
-    let body = serde_json::to_vec(document).unwrap_or_default();
+    let mut body = serde_json::to_vec(document).unwrap_or_default();
+    body.push(b'\n');
     let mut response = Response::new(Either::Left(Full::new(Bytes::from(body))));
     *response.status_mut() = StatusCode::from_u16(document.status).unwrap_or(StatusCode::FORBIDDEN);
     let headers = response.headers_mut();
@@ -83,7 +84,8 @@ pub fn refused(refusal: &Refusal) -> Response<AnswerBody> {
     let (code, title, status, detail, clause) = match &refusal.why {
         Refused::Rule(reason) => {
             let code = reason.code;
-            (code.as_str(), code.title(), code.status(), clause_text(reason.clause), Some(reason.clause))
+            let text = refusal.policy.clause_text(reason.clause).unwrap_or_else(|| clause_text(reason.clause));
+            (code.as_str(), code.title(), code.status(), text, Some(reason.clause))
         }
         Refused::Unreadable(why) => {
             unreadable = why.to_string();
@@ -106,7 +108,7 @@ pub fn refused(refusal: &Refusal) -> Response<AnswerBody> {
         instance: refusal.decision.urn().to_string(),
         reason: code,
         clause,
-        policy_digest: Some(&refusal.policy_digest),
+        policy_digest: Some(&refusal.policy.digest),
     };
     answer(&document, refusal.decision)
 }

@@ -73,10 +73,12 @@ impl Health {
     }
 
     fn ready(&self, verbose: bool) -> (StatusCode, String) {
+        let is_failing = self.log.is_failing.load(Ordering::Relaxed);
+        let is_draining = *self.draining.borrow();
         let checks = [
             ("policy", true, self.policy.as_str()),
-            ("decision_log", !self.log.is_failing.load(Ordering::Relaxed), "takes records"),
-            ("serving", !*self.draining.borrow(), "not stopping"),
+            ("decision_log", !is_failing, if is_failing { "the last write failed" } else { "takes records" }),
+            ("serving", !is_draining, if is_draining { "stopping" } else { "takes requests" }),
         ];
         let is_ready = checks.iter().all(|(_, good, _)| *good);
         let status = if is_ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };

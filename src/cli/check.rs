@@ -140,7 +140,11 @@ fn check_file(path: &Path, look_out: Option<Timestamp>) -> Result<Vec<Checked>, 
     }
     let loaded = settings.filter(|_| !problems.has_errors()).map(|settings| {
         let routes = settings.routes.all().len();
-        format!("{} listener(s), {} upstream(s), {routes} route(s)", settings.listeners.len(), settings.upstreams.len())
+        format!(
+            "{} listener(s), {} upstream(s), {routes} route(s) and probe(s)",
+            settings.listeners.len(),
+            settings.upstreams.len()
+        )
     });
     checked.insert(0, Checked { sources: vec![source], problems, loaded });
     Ok(checked)

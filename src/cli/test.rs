@@ -290,7 +290,9 @@ fn print(report: &Report, differing: usize, out: &mut dyn Write) -> Result<(), C
     }
     let all = ReasonCode::ALL.len();
     let seen = all - report.reasons_not_covered.len();
-    write!(out, "\n{} cases, {differing} not as expected; {seen} of {all} reasons occur", report.cases.len())?;
+    let count = report.cases.len();
+    let plural = if count == 1 { "" } else { "s" };
+    write!(out, "\n{count} case{plural}, {differing} not as expected; {seen} of {all} reasons occur")?;
     match report.reasons_not_covered.as_slice() {
         [] => writeln!(out)?,
         missing => writeln!(out, "\nreasons that no case shows: {}", missing.join(", "))?,

@@ -206,10 +206,10 @@ pub(super) struct Health {
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Limits {
-    pub(super) header_bytes: Option<Size>,
-    pub(super) headers: Option<u16>,
+    pub(super) header_bytes: Option<Spanned<Size>>,
+    pub(super) headers: Option<Spanned<usize>>,
     pub(super) header_timeout: Option<Span>,
-    pub(super) connections: Option<u32>,
+    pub(super) connections: Option<Spanned<usize>>,
     pub(super) idle_timeout: Later,
     pub(super) concurrent_requests: Later,
     pub(super) streams: Later,

@@ -163,6 +163,16 @@ impl Settings {
                 problems.push(Problem::warning(Code::NeverWorks, *at, message, help));
             }
         }
+        if policy.security.min_tls_version.is_some() || policy.security.client_certificate_required {
+            let message = "the policy promises TLS or client certificates, and this version listens in clear";
+            let help = "every request is denied as `transport_too_weak`; only a later version can keep this promise";
+            problems.push(Problem::warning(Code::NeverWorks, self.policy_file_at, message, help));
+        }
+        for caller in policy.callers_without_location() {
+            let message = format!("the caller `{caller}` has no `location`, and no claim can say where it is");
+            let help = "its requests are denied as `location_unknown`: write its location in the policy";
+            problems.push(Problem::warning(Code::NeverWorks, self.policy_file_at, message, help));
+        }
         for (route, at) in self.routes.all().iter().zip(&self.route_places) {
             let establishes_none = route.subject.as_ref().is_some_and(|subject| subject.subscriber.is_none());
             if establishes_none && policy.restricts_subscribers() {
@@ -562,6 +572,16 @@ impl Compiler {
         LogSettings { file, stdout, timeout, on_failure }
     }
 
+    /// A limit that would let nobody in is a mistake.
+    fn at_least(&mut self, least: usize, limit: Option<Spanned<usize>>, default: usize) -> usize {
+        let Some(Spanned { value, at }) = limit else { return default };
+        if value < least {
+            let message = format!("a limit of {value} refuses everybody");
+            self.error(Code::Invalid, at, message, format!("write {least} or more; the default is {default}"));
+        }
+        value
+    }
+
     fn limits(&mut self, limits: document::Limits) -> Limits {
         let document::Limits {
             header_bytes,
@@ -576,10 +596,14 @@ impl Compiler {
         self.later("limits.concurrent_requests", &concurrent_requests);
         self.later("limits.streams", &streams);
         Limits {
-            header_bytes: header_bytes.map_or(64 * 1024, |size| size.0),
-            headers: headers.map_or(100, usize::from),
+            header_bytes: self.at_least(
+                1024,
+                header_bytes.map(|size| Spanned { value: size.value.0, at: size.at }),
+                64 * 1024,
+            ),
+            headers: self.at_least(10, headers, 100),
             header_timeout: header_timeout.map_or(Duration::from_secs(10), |span| span.0),
-            connections: connections.map_or(10_000, |count| usize::try_from(count).unwrap_or(usize::MAX)),
+            connections: self.at_least(1, connections, 10_000),
         }
     }
 }

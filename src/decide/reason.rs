@@ -329,7 +329,7 @@ impl Reason {
 pub fn clause_text(clause: &str) -> &'static str {
     match clause {
         "P.1" => "The agreement belongs to a contract between the processor and one customer.",
-        "P.3" => "It covers the data about subscribers that the customer hands over by using the services.",
+        "P.3" => "The agreement covers the data about subscribers that the customer hands over by using the services.",
         "1.1" => "The customer owns its data and decides about it.",
         "1.2" => "Data is used, reached, kept or passed on only for the customer and as its services need it.",
         "1.3" => "Data is given back or deleted on request and when the agreement ends.",

@@ -518,6 +518,11 @@ impl Policy {
         })
     }
 
+    /// The processor's own callers whose entry does not say where they are.
+    pub fn callers_without_location(&self) -> impl Iterator<Item = &Id> {
+        self.callers.iter().filter(|caller| caller.location.is_none()).map(|caller| &caller.id)
+    }
+
     /// Whether some instruction restricts a subscriber.
     #[must_use]
     pub fn restricts_subscribers(&self) -> bool {

@@ -536,7 +536,7 @@ impl From<Fault> for Problem {
         let Fault { at, what } = fault;
         match what {
             What::Syntax(message) => {
-                let help = "indent with blanks, close every quote and bracket, put text with `: ` or ` #` in quotes";
+                let help = "indent with blanks, close every quote and bracket, put text with `: `, ` #` or (within braces) `${…}` in quotes";
                 Self::error(Code::Syntax, at, message, help)
             }
             What::Unsupported(what) => Self::error(

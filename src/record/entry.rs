@@ -439,8 +439,15 @@ pub fn decision(
 /// The code of a request that was refused with 400; no rule was weighed.
 pub const REQUEST_UNREADABLE: &str = "request_unreadable";
 
-/// Encodes the record of a request that was refused with 400 after its head was read.
-pub fn unreadable(out: &mut super::Batch, writer: &Writer, about: &About<'_>, policy: &Policy) {
+/// Encodes the record of a request that was refused with 400 after its head was read. It is refused
+/// whatever the enforcement is.
+pub fn unreadable(
+    out: &mut super::Batch,
+    writer: &Writer,
+    about: &About<'_>,
+    policy: &Policy,
+    enforcement: Enforcement,
+) {
     out.push(&DecisionRecord {
         event: "dpa.decision",
         time: Time(about.time),
@@ -452,7 +459,7 @@ pub fn unreadable(out: &mut super::Batch, writer: &Writer, about: &About<'_>, po
         log: writer.log,
         decision: "deny",
         action: Action::Denied.as_str(),
-        enforcement: Enforcement::Enforce.as_str(),
+        enforcement: enforcement.as_str(),
         on_failure: writer.on_failure,
         durability: writer.durability,
         reason: Some(REQUEST_UNREADABLE),
@@ -541,7 +548,7 @@ struct EventRecord<'a, D> {
     detail: D,
 }
 
-/// Encodes what happened to the log itself: `opened`, `torn`.
+/// Encodes what happened to the log itself: `opened`, `torn`, `regained`.
 pub fn log_event(
     out: &mut super::Batch,
     writer: &Writer,

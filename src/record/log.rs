@@ -34,6 +34,9 @@ use super::entry::Writer;
 /// that is 8,000 requests, more than wait within `decision_log.timeout`.
 const MAX_PENDING_BYTES: usize = 8 * 1024 * 1024;
 
+/// How often a log that cannot be written is tried while nobody asks for a record.
+const RETRY: Duration = Duration::from_millis(500);
+
 /// What happens to a request whose record cannot be written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -235,7 +238,10 @@ impl Log {
         let shared = Arc::clone(&counters);
         let thread = std::thread::Builder::new()
             .name("dpa-log".to_owned())
-            .spawn(move || write_all(&from_workers, &mut sinks, &shared))
+            .spawn({
+                let writer = writer.clone();
+                move || write_all(&from_workers, &mut sinks, &shared, &writer)
+            })
             .map_err(OpenError::Thread)?;
         let log = Self { writer: Arc::new(writer), counters, to_writer, timeout: settings.timeout };
         Ok((log, Closing(thread)))
@@ -260,18 +266,37 @@ impl Log {
     }
 }
 
-/// The writer thread: one write for each hand-over, in the order of their arrival.
-fn write_all(from_workers: &mpsc::Receiver<Handover>, sinks: &mut Sinks, counters: &Counters) {
-    for Handover { batch, answer } in from_workers {
-        let result = sinks.write(&batch);
-        let was_failing = counters.is_failing.swap(result.is_err(), Ordering::Relaxed);
-        match &result {
-            Err(error) if !was_failing => tracing::error!(%error, "the decision log cannot be written"),
-            Ok(_) if was_failing => tracing::warn!("the decision log can be written again"),
-            Ok(_) | Err(_) => {}
+/// The writer thread: one write for each hand-over, in the order of their arrival. While writes fail it tries
+/// by itself, so that a sidecar that was taken out of traffic for it comes back.
+fn write_all(from_workers: &mpsc::Receiver<Handover>, sinks: &mut Sinks, counters: &Counters, writer: &Writer) {
+    loop {
+        let is_failing = counters.is_failing.load(Ordering::Relaxed);
+        let next = if is_failing {
+            from_workers.recv_timeout(RETRY)
+        } else {
+            from_workers.recv().map_err(|_| mpsc::RecvTimeoutError::Disconnected)
+        };
+        let result = match next {
+            Ok(Handover { batch, answer }) => {
+                let result = sinks.write(&batch);
+                let has_failed = result.as_ref().err().map(ToString::to_string);
+                // A worker that is gone does not want to know.
+                let _gone = answer.send(result.map_err(|_| RecordError::Failed));
+                has_failed
+            }
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                let mut regained = Batch::default();
+                entry::log_event(&mut regained, writer, Timestamp::now(), "regained", None);
+                sinks.write(&regained).err().map(|error| error.to_string())
+            }
+            Err(mpsc::RecvTimeoutError::Disconnected) => return,
+        };
+        counters.is_failing.store(result.is_some(), Ordering::Relaxed);
+        match result {
+            Some(error) if !is_failing => tracing::error!(%error, "the decision log cannot be written"),
+            None if is_failing => tracing::warn!("the decision log can be written again"),
+            Some(_) | None => {}
         }
-        // A worker that is gone does not want to know.
-        let _gone = answer.send(result.map_err(|_| RecordError::Failed));
     }
 }
 
