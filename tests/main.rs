@@ -1,1 +1,19 @@
-//! The one integration-test binary.
+//! The one integration-test binary: the real program, real sockets, real files.
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::string_slice,
+    clippy::print_stderr,
+    reason = "a test says that it failed by failing"
+)]
+
+mod support;
+
+mod bad_input;
+mod canary;
+mod cli;
+mod house;
+mod proxy;
+mod record;
+mod upstream_failures;
