@@ -45,11 +45,15 @@ pub(crate) struct Exchange<'c> {
     stream: &'c mut TcpStream,
     seen: &'c Mutex<Vec<Seen>>,
     place: usize,
+    has_body: bool,
 }
 
 impl Exchange<'_> {
-    /// Reads its body.
+    /// Reads its body, if that has not been done.
     pub(crate) fn body(&mut self) -> Vec<u8> {
+        if std::mem::replace(&mut self.has_body, true) {
+            return self.seen.lock().unwrap()[self.place].body.clone();
+        }
         let (body, _) = read_body(self.reader, self.head.framing(Framing::Nothing));
         self.seen.lock().unwrap()[self.place].body.clone_from(&body);
         body
@@ -147,7 +151,7 @@ fn connected(
             seen.push(Seen { head: head.clone(), body: Vec::new(), connection });
             seen.len() - 1
         };
-        let mut exchange = Exchange { head, reader: &mut reader, stream: &mut stream, seen, place };
+        let mut exchange = Exchange { head, reader: &mut reader, stream: &mut stream, seen, place, has_body: false };
         match serve(&mut exchange) {
             Then::Keep => {}
             Then::Close => return,
