@@ -127,10 +127,10 @@ fn no_part_of_a_request_is_in_any_log_or_answer() {
             let mut connection = sidecar.connect();
             let _may_be_closed_early = connection.try_send(request);
             connection.finish();
-            if let Some(answer) = connection.answer() {
-                if setting != "observe" {
-                    assert_none(&answer.everything(), &format!("the answer: {setting}, {name}"));
-                }
+            if let Some(answer) = connection.answer()
+                && setting != "observe"
+            {
+                assert_none(&answer.everything(), &format!("the answer: {setting}, {name}"));
             }
         }
         sidecar.is_sound();

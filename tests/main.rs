@@ -16,4 +16,5 @@ mod cli;
 mod house;
 mod proxy;
 mod record;
+mod stop;
 mod upstream_failures;

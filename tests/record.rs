@@ -386,7 +386,7 @@ fn a_log_is_continued_after_a_restart() {
 fn two_processes_never_write_one_log() {
     let upstream = Upstream::ok();
     let folder = Folder::new();
-    let log = serde_json::Value::from(folder.file("shared.ndjson").to_str().unwrap());
+    let log = Value::from(folder.file("shared.ndjson").to_str().unwrap());
     let setup = Setup { decision_log: format!("{{file: {{path: {log}}}}}"), ..Setup::to(&upstream.address) };
     let sidecar = setup.start();
     let (code, stderr) = setup.refused_in(&Folder::new());

@@ -294,11 +294,16 @@ impl Sidecar {
         assert!(self.child.try_wait().unwrap().is_none(), "it has ended: {}", self.stderr.text());
     }
 
+    /// Waits until it has ended by itself.
+    pub(crate) fn ended(&mut self) -> Option<i32> {
+        wait_for("the end", || self.child.try_wait().unwrap()).code()
+    }
+
     /// Stops it as Kubernetes does, and gives back its folder and all that it wrote.
     pub(crate) fn stop(mut self) -> Stopped {
         let terminated = Command::new("kill").arg(self.child.id().to_string()).status().unwrap();
         assert!(terminated.success());
-        let code = wait_for("the end", || self.child.try_wait().unwrap()).code();
+        let code = self.ended();
         let stdout = wait_for("the end of standard output", || self.stdout.whole());
         let stderr = wait_for("the end of standard error", || self.stderr.whole());
         let folder = std::mem::replace(&mut self.folder, Folder(PathBuf::new()));
