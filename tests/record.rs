@@ -287,6 +287,8 @@ fn a_disk_that_is_full() {
     assert!(records_in(&text).iter().any(is_it), "no line is torn, and the record is there");
     assert!(stopped.stderr.contains("the decision log cannot be written"), "{}", stopped.stderr);
     assert!(stopped.stderr.contains("the decision log can be written again"), "{}", stopped.stderr);
+    // Before the folder that it is in.
+    drop(disk);
 }
 
 /// Starts the program with a limit on the size of its files, which it can be freed of.
