@@ -79,6 +79,9 @@ pub enum Unreadable {
     /// A path that a server might split again.
     #[error("the path holds an encoded slash, backslash or control character")]
     PathEncoded,
+    /// Decoders differ in what they make of it.
+    #[error("the path is no UTF-8 once it is decoded")]
+    PathEncoding,
     /// RFC 3986 section 5.2.4.
     #[error("the path holds a `.` or `..` segment")]
     PathDots,
@@ -109,6 +112,9 @@ pub enum Unreadable {
     /// A member nobody knows.
     #[error("DPA-Context has a member other than customer, purpose, instruction and request_ref")]
     ContextMember,
+    /// A list of customers that is too long.
+    #[error("DPA-Context names more than 16 customers")]
+    ContextCustomers,
     /// Two sources of one fact.
     #[error("DPA-Context and the route speak of the same fact and differ")]
     Contradiction,
@@ -122,6 +128,7 @@ pub enum Unreadable {
 pub struct Target {
     text: String,
     path_length: usize,
+    uri: Uri,
 }
 
 impl Target {
@@ -147,27 +154,28 @@ impl Target {
         let target = Self::canonical(uri.path(), uri.query())?;
         let name = host.rsplit_once(':').filter(|(_, port)| port.bytes().all(|b| b.is_ascii_digit()));
         let name = name.map_or(host, |(name, _)| name);
-        Ok((target, name.to_ascii_lowercase()))
+        // `a.example.` is the same host as `a.example` (RFC 1034 section 3.1).
+        Ok((target, name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase()))
     }
 
     fn canonical(path: &str, query: Option<&str>) -> Result<Self, Unreadable> {
         if !path.starts_with('/') {
             return Err(Unreadable::TargetForm);
         }
-        let mut text = String::with_capacity(path.len() + query.map_or(0, |query| query.len() + 1));
-        canonical_part(path.as_bytes(), Part::Path, &mut text)?;
-        if text.contains("//") {
-            return Err(Unreadable::PathEmptySegment);
-        }
-        if text.split('/').any(|segment| segment == "." || segment == "..") {
-            return Err(Unreadable::PathDots);
-        }
+        let mut text = canonical_path(path)?;
         let path_length = text.len();
         if let Some(query) = query {
             text.push('?');
             canonical_part(query.as_bytes(), Part::Query, &mut text)?;
         }
-        Ok(Self { text, path_length })
+        let uri = Uri::try_from(text.as_str()).map_err(|_| Unreadable::TargetByte)?;
+        Ok(Self { text, path_length, uri })
+    }
+
+    /// The target as it is sent on: nothing but what was matched.
+    #[must_use]
+    pub fn uri(&self) -> &Uri {
+        &self.uri
     }
 
     /// The path and the query, as they are sent on.
@@ -206,6 +214,26 @@ impl Target {
         }
         Ok(found)
     }
+}
+
+/// The canonical form of a path.
+///
+/// # Errors
+///
+/// See [`Unreadable`].
+pub fn canonical_path(path: &str) -> Result<String, Unreadable> {
+    let mut text = String::with_capacity(path.len());
+    canonical_part(path.as_bytes(), Part::Path, &mut text)?;
+    if text.contains("//") {
+        return Err(Unreadable::PathEmptySegment);
+    }
+    if text.split('/').any(|segment| segment == "." || segment == "..") {
+        return Err(Unreadable::PathDots);
+    }
+    if text.contains('%') && decode(&text, false).is_err() {
+        return Err(Unreadable::PathEncoding);
+    }
+    Ok(text)
 }
 
 /// Decodes a part of a canonical target once.
@@ -324,7 +352,7 @@ mod tests {
 
     #[test]
     fn targets() {
-        let table: [(&str, &str, Result<&str, Unreadable>); 25] = [
+        let table: [(&str, &str, Result<&str, Unreadable>); 26] = [
             ("a plain path", "/v1/customers/a", Ok("/v1/customers/a")),
             ("a query is kept", "/v1?a=b&c=d", Ok("/v1?a=b&c=d")),
             ("an empty query is kept", "/v1?", Ok("/v1?")),
@@ -349,6 +377,7 @@ mod tests {
             ("an empty segment", "/v1//admin", Err(Unreadable::PathEmptySegment)),
             ("a path parameter", "/v1;a=b/admin", Err(Unreadable::PathSemicolon)),
             ("a bad escape", "/v1/%zz", Err(Unreadable::TargetEscape)),
+            ("an overlong encoding", "/%C0%AE%C0%AE%C0%AFadmin", Err(Unreadable::PathEncoding)),
             ("a cut escape", "/v1/%2", Err(Unreadable::TargetEscape)),
         ];
         for (name, given, expected) in table {
@@ -387,6 +416,7 @@ mod tests {
             ("user information", "a@b", None, false),
             ("a path", "a/b", None, false),
             ("two", "a", Some("a"), false),
+            ("a dot at the end", "api.example.", None, true),
         ];
         for (name, first, second, good) in table {
             let mut headers = HeaderMap::new();

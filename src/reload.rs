@@ -33,27 +33,31 @@ pub struct Loaded {
     pub problems: Problems,
 }
 
-/// Reads a file of at most 16 MiB; a larger one is cut, which no reader of ours accepts.
+/// Reads a file of at most 16 MiB; `-` is standard input.
 ///
 /// # Errors
 ///
-/// [`ReadError`], also if it is no UTF-8.
+/// [`ReadError`], also if it is larger or no UTF-8.
 pub fn read(path: &Path) -> Result<Source, ReadError> {
     use std::io::Read as _;
     let shown = path.display().to_string();
     let failed = |source| ReadError { path: shown.clone(), source };
-    let mut text = String::new();
+    let mut bytes = Vec::new();
     if path.as_os_str() == "-" {
-        std::io::stdin().lock().take(MAX_READ).read_to_string(&mut text).map_err(failed)?;
+        std::io::stdin().lock().take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
     } else {
         let file = std::fs::File::open(path).map_err(failed)?;
-        file.take(MAX_READ).read_to_string(&mut text).map_err(failed)?;
+        file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
     }
+    if u64::try_from(bytes.len()).unwrap_or(u64::MAX) > MAX_BYTES {
+        return Err(failed(std::io::Error::other("it is larger than 16 MiB; customers may go to `customer_files`")));
+    }
+    let text = String::from_utf8(bytes).map_err(|error| failed(std::io::Error::other(error.utf8_error())))?;
     Ok(Source { path: shown, text })
 }
 
-/// One byte more than a file may have, so that a longer one is seen to be too long.
-const MAX_READ: u64 = 16 * 1024 * 1024 + 1;
+/// Largest file that is read. A policy of 10,000 customers has about 6 MiB.
+const MAX_BYTES: u64 = 16 * 1024 * 1024;
 
 /// Reads and compiles a policy with its customer files. See [`policy::compile`] for `amend` and `look_out`.
 ///
@@ -76,26 +80,28 @@ pub fn compile(first: Source, amend: Option<&Node>, look_out: Option<Timestamp>)
     for (glob, at) in globs {
         let mut wrong =
             |message: String, help: &str| problems.push(Problem::error(Code::CustomerFiles, at, message, help));
-        let pattern = folder.join(&glob);
+        let pattern = Path::new(&glob::Pattern::escape(&folder.to_string_lossy())).join(&glob);
         let Ok(paths) = glob::glob(&pattern.to_string_lossy()) else {
             wrong(format!("`{glob}` is not a pattern of file names"), "write one such as `customers.d/*.yaml`");
             continue;
         };
         let mut found = false;
         for path in paths {
-            found = true;
             let read = path.map_err(std::io::Error::from).and_then(|path| {
                 let name = path.strip_prefix(&folder).unwrap_or(&path).to_string_lossy().into_owned();
                 read(&path).map(|source| (name, source)).map_err(|error| error.source)
             });
             match read {
-                Ok((name, _)) if names.contains(&name) => {}
+                Ok((name, _)) if names.first() == Some(&name) => {}
+                Ok((name, _)) if names.contains(&name) => found = true,
                 Ok((name, source)) => {
+                    found = true;
                     names.push(name);
                     sources.push(source);
                 }
                 Err(error) => {
-                    wrong(format!("a file of `{glob}` cannot be read: {error}"), "make it readable, or remove it")
+                    found = true;
+                    wrong(format!("a file of `{glob}` cannot be read: {error}"), "make it readable, or remove it");
                 }
             }
         }

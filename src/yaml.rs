@@ -264,9 +264,10 @@ impl Node {
 
     fn rewrite_into(&mut self, change: &dyn Fn(&str) -> Result<Option<String>, What>, faults: &mut Vec<Fault>) {
         match &mut self.value {
-            Value::Scalar { text, .. } => match change(text) {
+            Value::Scalar { text, quoted } => match change(text) {
                 Ok(None) => {}
-                Ok(Some(new)) => *text = new,
+                // Quotes may have been needed for what was replaced only.
+                Ok(Some(new)) => (*text, *quoted) = (new, false),
                 Err(what) => faults.push(Fault { at: self.at, what }),
             },
             Value::List(items) => items.iter_mut().for_each(|node| node.rewrite_into(change, faults)),

@@ -1,4 +1,21 @@
-//! The one integration-test binary.
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
+//! The one integration-test binary: the real program, real sockets, real files.
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::string_slice,
+    clippy::print_stderr,
+    reason = "a test says that it failed by failing"
+)]
 
+mod support;
+
+mod bad_input;
+mod canary;
+mod cli;
+mod house;
 mod properties;
+mod proxy;
+mod record;
+mod stop;
+mod upstream_failures;

@@ -258,12 +258,16 @@ impl Compiler {
         let mut constants = Vec::new();
         let (routes, route_places) = self.routes(routes, probes, &mut constants);
         let log_at = decision_log.at;
-        let listeners = listeners.items.into_iter().filter_map(|it| self.listener(it, &upstream_names)).collect();
+        let listeners: Vec<_> =
+            listeners.items.into_iter().filter_map(|it| self.listener(it, &upstream_names)).collect();
+        let workers = workers.map_or_else(default_workers, |workers| usize::from(workers.value));
+        // Each worker holds one connection's place on each listener while it waits for the next.
+        let limits = self.limits(limits, workers * listeners.len());
         Some(Settings {
             service: service.name.to_string(),
             instance: service.instance.map_or_else(host_name, |instance| instance.to_string()),
             storage_location: service.storage_location,
-            workers: workers.map_or_else(default_workers, |workers| usize::from(workers.value)),
+            workers,
             policy_file: self.folder.join(&policy.file.value),
             policy_file_at: policy.file.at,
             enforcement: enforcement.unwrap_or(Enforcement::Enforce),
@@ -273,7 +277,7 @@ impl Compiler {
             routes,
             log: self.log(decision_log),
             health: health.and_then(|health| self.address(&health.address)),
-            limits: self.limits(limits),
+            limits,
             drain_timeout: drain_timeout.map_or(Duration::from_secs(25), |span| span.0),
             constants,
             route_places,
@@ -373,11 +377,20 @@ impl Compiler {
         }
     }
 
-    fn way(&mut self, way: document::Identity) -> Option<Way> {
+    fn way(&mut self, Spanned { value: way, at }: Spanned<document::Identity>) -> Option<Way> {
         let document::Identity { certificate, token, forwarded_certificate, header } = way;
         self.later("identity.certificate", &certificate);
         self.later("identity.token", &token);
         self.later("identity.forwarded_certificate", &forwarded_certificate);
+        let is_later = certificate.is_some() || token.is_some() || forwarded_certificate.is_some();
+        if header.is_none() && !is_later {
+            self.error(
+                Code::OneOf,
+                at,
+                "this way of identity names none",
+                "write `header: {name: …, trusted_peers: […]}`",
+            );
+        }
         let document::Header { name, trusted_peers } = header?;
         self.not_empty(&trusted_peers);
         let header = HeaderName::from_bytes(name.value.as_bytes()).ok();
@@ -461,11 +474,20 @@ impl Compiler {
         self.later("routes.body_limit", &body_limit);
         self.later("routes.response_timeout", &response_timeout);
         let methods = methods.map(|list| self.methods(&list)).unwrap_or_default();
-        let host = host.map(|host| host.to_ascii_lowercase());
+        let host = host.map(|Spanned { value, at }| {
+            let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_');
+            if value.is_empty() || value.ends_with('.') || !value.bytes().all(plain) {
+                let message = format!("`{value}` is not a host");
+                self.error(Code::Invalid, at, message, "write a name without a port such as `api.example.org`");
+            }
+            value.to_ascii_lowercase()
+        });
         if subscriber_data.as_ref().is_some_and(|data| !data.value) {
-            for take in [&customer, &subscriber, &purpose].into_iter().flatten() {
+            let facts = [&customer, &subscriber, &purpose].into_iter().flatten().map(|take| take.at);
+            let data = data_categories.as_ref().map(|list| list.at);
+            for at in facts.chain(operation.as_ref().map(|operation| operation.at)).chain(data) {
                 let message = "a route outside the agreement has no facts";
-                self.error(Code::OneOf, take.at, message, "remove this key, or `subscriber_data: false`");
+                self.error(Code::OneOf, at, message, "remove this key, or `subscriber_data: false`");
             }
             return Route { path: path.value, methods, host, subject: None };
         }
@@ -492,7 +514,7 @@ impl Compiler {
             customer: take("customer", customer).unwrap_or(Take::Context),
             subscriber: take("subscriber", subscriber),
             purpose: take("purpose", purpose).unwrap_or(Take::Context),
-            operation,
+            operation: operation.map(|operation| operation.value),
             data_categories: data_categories.map(|list| list.items).unwrap_or_default(),
         };
         Route { path: path.value, methods, host, subject: Some(subject) }
@@ -576,13 +598,13 @@ impl Compiler {
     fn at_least(&mut self, least: usize, limit: Option<Spanned<usize>>, default: usize) -> usize {
         let Some(Spanned { value, at }) = limit else { return default };
         if value < least {
-            let message = format!("a limit of {value} refuses everybody");
+            let message = format!("a limit of {value} is too small to work");
             self.error(Code::Invalid, at, message, format!("write {least} or more; the default is {default}"));
         }
         value
     }
 
-    fn limits(&mut self, limits: document::Limits) -> Limits {
+    fn limits(&mut self, limits: document::Limits, least_connections: usize) -> Limits {
         let document::Limits {
             header_bytes,
             headers,
@@ -603,7 +625,7 @@ impl Compiler {
             ),
             headers: self.at_least(10, headers, 100),
             header_timeout: header_timeout.map_or(Duration::from_secs(10), |span| span.0),
-            connections: self.at_least(1, connections, 10_000),
+            connections: self.at_least(least_connections.max(1), connections, 10_000),
         }
     }
 }

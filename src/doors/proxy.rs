@@ -8,7 +8,6 @@ use http::HeaderName;
 use http::HeaderValue;
 use http::Request;
 use http::Response;
-use http::Uri;
 use http::Version;
 use http::header;
 use http::request::Parts;
@@ -154,8 +153,9 @@ impl Proxy {
             headers::set(headers, X_FORWARDED_FOR, HeaderValue::try_from(address.to_string()).ok());
         }
         headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
-        // A canonical target is a valid URI; hyper would refuse to send anything else.
-        head.uri = Uri::try_from(target.as_str()).unwrap_or_default();
+        // RFC 9110 section 7.6.3.
+        headers.insert(header::VIA, HeaderValue::from_static("1.1 dpa-sidecar"));
+        head.uri = target.uri().clone();
         head.version = Version::HTTP_11;
     }
 }

@@ -17,6 +17,10 @@ use crate::observed::Unreadable;
 /// The header's name.
 pub const DPA_CONTEXT: HeaderName = HeaderName::from_static("dpa-context");
 
+/// Most customers that a request may name. More than one is denied in any case and recorded once for each,
+/// so a longer list would only be a way to fill the decision log.
+const MAX_CUSTOMERS: usize = 16;
+
 /// What the header says, as it stands there.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Context {
@@ -43,13 +47,12 @@ impl Context {
         if lines.next().is_some() {
             return Err(Unreadable::ContextTwice);
         }
-        let mut keys = Keys { seen: Vec::new(), is_twice: false };
-        Parser::new(line.as_bytes())
-            .parse_dictionary_with_visitor(&mut keys)
-            .map_err(|_| Unreadable::ContextMalformed)?;
-        if keys.is_twice {
-            return Err(Unreadable::ContextKeyTwice);
+        let mut keys = Keys { seen: Vec::new(), fault: None };
+        let parsed = Parser::new(line.as_bytes()).parse_dictionary_with_visitor(&mut keys);
+        if let Some(fault) = keys.fault {
+            return Err(fault);
         }
+        parsed.map_err(|_| Unreadable::ContextMalformed)?;
         let dictionary: Dictionary = Parser::new(line.as_bytes()).parse().map_err(|_| Unreadable::ContextMalformed)?;
         let mut context = Self::default();
         for (key, entry) in &dictionary {
@@ -69,6 +72,9 @@ fn customers(entry: &ListEntry) -> Result<Vec<String>, Unreadable> {
     match entry {
         ListEntry::Item(item) => Ok(vec![text(item)?]),
         ListEntry::InnerList(list) if list.params.is_empty() => {
+            if list.items.len() > MAX_CUSTOMERS {
+                return Err(Unreadable::ContextCustomers);
+            }
             let mut names = Vec::new();
             for item in &list.items {
                 let name = text(item)?;
@@ -105,23 +111,32 @@ fn text(item: &Item) -> Result<String, Unreadable> {
     }
 }
 
-/// Sees every key, also those that a later one of the same name would hide (RFC 9651 section 4.2.2).
+/// Sees every key, also those that a later one of the same name would hide (RFC 9651 section 4.2.2), and
+/// stops at the first that may not be there.
 struct Keys {
     seen: Vec<String>,
-    is_twice: bool,
+    fault: Option<Unreadable>,
 }
 
 impl<'de> DictionaryVisitor<'de> for &mut Keys {
     type Out = ();
-    type Error = std::convert::Infallible;
+    type Error = Unreadable;
 
-    fn entry(&mut self, key: &'de KeyRef) -> Result<impl EntryVisitor<'de>, Self::Error> {
-        self.is_twice |= self.seen.iter().any(|seen| seen == key.as_str());
-        self.seen.push(key.as_str().to_owned());
-        Ok(Ignored)
+    fn entry(&mut self, key: &'de KeyRef) -> Result<impl EntryVisitor<'de>, Unreadable> {
+        let key = key.as_str();
+        let fault = if self.seen.iter().any(|seen| seen == key) {
+            Unreadable::ContextKeyTwice
+        } else if matches!(key, "customer" | "purpose" | "instruction" | "request_ref") {
+            self.seen.push(key.to_owned());
+            return Ok(Ignored);
+        } else {
+            Unreadable::ContextMember
+        };
+        self.fault = Some(fault);
+        Err(fault)
     }
 
-    fn finish(self) -> Result<(), Self::Error> {
+    fn finish(self) -> Result<(), Unreadable> {
         Ok(())
     }
 }

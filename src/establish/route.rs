@@ -6,6 +6,7 @@ use http::Method;
 use matchit::Router;
 
 use crate::observed::Target;
+use crate::observed::canonical_path;
 use crate::policy::terms::DataCategory;
 use crate::policy::terms::Operation;
 
@@ -82,7 +83,7 @@ pub enum RouteError {
 #[derive(Debug, Default)]
 pub struct Routes {
     routes: Vec<Route>,
-    /// Positional templates (`{0}`, `{1}`, `{*2}`) to the routes that have them.
+    /// Positional templates (`{p0}`, `{p1}`, `{*p2}`) to the routes that have them.
     paths: Router<Vec<usize>>,
 }
 
@@ -159,10 +160,10 @@ impl Routes {
     pub fn find(&self, method: &Method, host: &str, target: &Target) -> Option<Match<'_>> {
         let found = self.paths.at(target.path()).ok()?;
         let fits = |route: &&Route| route.methods.is_empty() || route.methods.contains(method);
-        let candidates = || found.value.iter().filter_map(|index| self.routes.get(*index)).filter(fits);
-        let route = candidates()
-            .find(|route| route.host.as_deref() == Some(host))
-            .or_else(|| candidates().find(|route| route.host.is_none()))?;
+        let candidates = || found.value.iter().filter_map(|index| self.routes.get(*index));
+        // As with paths: once a route has this host, the others do not count, whatever its methods are.
+        let host = candidates().any(|route| route.host.as_deref() == Some(host)).then_some(host);
+        let route = candidates().filter(fits).find(|route| route.host.as_deref() == host)?;
         Some(Match { route, values: found.params.iter().map(|(_, value)| value.to_owned()).collect() })
     }
 
@@ -215,8 +216,14 @@ fn positional(path: &str) -> Result<String, &'static str> {
                 if segment.is_empty() && !is_last {
                     return Err("it holds an empty segment (`//`)");
                 }
-                if *segment == "." || *segment == ".." || !segment.bytes().all(plain) {
+                if !segment.bytes().all(plain) {
                     return Err("a segment is plain text, `{name}` or `{*rest}`");
+                }
+                // Requests are matched in canonical form, so anything else would never match.
+                if canonical_path(segment).as_deref() != Ok(segment) {
+                    return Err(
+                        "a fixed part has plain characters as they are, other escapes in capitals, and no dots",
+                    );
                 }
                 template.push_str(segment);
             }
@@ -257,7 +264,7 @@ mod tests {
             route("/{*rest}", &[], None),
             route("/v1/{name}", &[Method::GET], None),
             route("/v1/{other}", &[Method::POST], None),
-            route("/v1/fixed", &[Method::GET], None),
+            route("/v1/fixed", &[Method::GET, Method::POST], None),
             route("/v1/fixed", &[Method::GET], Some("b.example")),
             route("/assets/{*rest}", &[Method::GET], None),
         ])
@@ -270,6 +277,7 @@ mod tests {
             ("nothing is a remainder too", Method::GET, "a", "/", Some("/{*rest}")),
             ("nothing behind a stem", Method::GET, "a", "/assets/", Some("/assets/{*rest}")),
             ("the most specific path has no such method", Method::DELETE, "a", "/v1/fixed", None),
+            ("the host's route has no such method", Method::POST, "b.example", "/v1/fixed", None),
         ];
         for (name, method, host, path, expected) in table {
             let found = routes.find(&method, host, &target(path));
@@ -292,6 +300,10 @@ mod tests {
             ("a remainder in the middle", vec![route("/{*a}/b", &[], None)]),
             ("a part of a segment", vec![route("/a-{b}", &[], None)]),
             ("an empty segment", vec![route("/a//b", &[], None)]),
+            ("escapes that no request has", vec![route("/caf%c3%a9", &[], None)]),
+            ("an escape that requests have decoded", vec![route("/%76", &[], None)]),
+            ("a bad escape", vec![route("/a%zz", &[], None)]),
+            ("dots", vec![route("/a/../b", &[], None)]),
         ];
         for (name, routes) in table {
             assert!(Routes::new(routes).is_err(), "{name}");

@@ -18,35 +18,49 @@ const HOP_BY_HOP: [HeaderName; 8] = [
     header::UPGRADE,
 ];
 
-/// Headers that state where a request came from; believed from nobody, so set anew or not at all.
-const FORWARDING: [HeaderName; 7] = [
-    header::FORWARDED,
-    HeaderName::from_static("x-forwarded-for"),
-    HeaderName::from_static("x-forwarded-host"),
-    HeaderName::from_static("x-forwarded-port"),
-    HeaderName::from_static("x-forwarded-proto"),
-    HeaderName::from_static("x-forwarded-client-cert"),
-    HeaderName::from_static("x-real-ip"),
+/// Headers that state where a request came from or who sent it, or would make it another request: another
+/// method, another path. Believed from nobody, so set anew or not at all.
+const NOT_BELIEVED: [&str; 8] = [
+    "forwarded",
+    "via",
+    "x-http-method",
+    "x-http-method-override",
+    "x-method-override",
+    "x-original-url",
+    "x-real-ip",
+    "x-rewrite-url",
 ];
 
-/// Takes out of a request what may not pass: hop-by-hop headers, those that `Connection` names,
-/// everything that begins with `DPA-` (also spelt with `_`), the identity headers of the settings, and
-/// what states where the request came from.
+/// Headers that a sender cannot have removed by naming them in `Connection`: without them the request would
+/// be another one, or its record would not be found.
+const NOT_HOP_BY_HOP: [HeaderName; 5] = [
+    header::HOST,
+    header::CONTENT_LENGTH,
+    HeaderName::from_static("traceparent"),
+    HeaderName::from_static("tracestate"),
+    HeaderName::from_static("x-request-id"),
+];
+
+/// Takes out of a request what may not pass: hop-by-hop headers, those that `Connection` names, everything
+/// that begins with `DPA-` or `X-Forwarded-`, the identity headers of the settings, and what would make it
+/// another request; also spelt with `_`, which some servers read as `-`.
 ///
 /// `Expect` is answered by this side (RFC 9110 section 10.1.1), so it stops here.
 pub fn clean_request(headers: &mut HeaderMap, identity_headers: &[HeaderName]) {
     remove_hop_by_hop(headers);
-    remove_dpa(headers);
     headers.remove(header::EXPECT);
-    for name in FORWARDING.iter().chain(identity_headers) {
-        headers.remove(name);
-    }
+    remove(headers, |name| {
+        name.starts_with("dpa-")
+            || name.starts_with("x-forwarded-")
+            || NOT_BELIEVED.contains(&name)
+            || identity_headers.iter().any(|identity| identity.as_str() == name)
+    });
 }
 
 /// Takes out of an answer what may not pass.
 pub fn clean_response(headers: &mut HeaderMap) {
     remove_hop_by_hop(headers);
-    remove_dpa(headers);
+    remove(headers, |name| name.starts_with("dpa-"));
 }
 
 fn remove_hop_by_hop(headers: &mut HeaderMap) {
@@ -56,6 +70,7 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
             .iter()
             .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
             .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
+            .filter(|name| !NOT_HOP_BY_HOP.contains(name))
             .collect();
         for name in named {
             headers.remove(name);
@@ -67,11 +82,14 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
     headers.remove(header::TRAILER);
 }
 
-/// Some servers read `_` in a header name as `-`, so both spellings are ours.
-fn remove_dpa(headers: &mut HeaderMap) {
-    let is_ours = |name: &&HeaderName| matches!(name.as_str().as_bytes(), [b'd', b'p', b'a', b'-' | b'_', ..]);
-    let ours: Vec<HeaderName> = headers.keys().filter(is_ours).cloned().collect();
-    for name in ours {
+/// Removes the headers whose name, with `-` for `_`, is meant.
+fn remove(headers: &mut HeaderMap, is_meant: impl Fn(&str) -> bool) {
+    let is_meant = |name: &&HeaderName| match name.as_str() {
+        name if name.contains('_') => is_meant(&name.replace('_', "-")),
+        name => is_meant(name),
+    };
+    let meant: Vec<HeaderName> = headers.keys().filter(is_meant).cloned().collect();
+    for name in meant {
         headers.remove(name);
     }
 }
@@ -104,14 +122,22 @@ mod tests {
             ("an identity header", "x-caller", "spiffe://a/b", false),
             ("where it came from", "x-forwarded-for", "1.2.3.4", false),
             ("expect", "expect", "100-continue", false),
+            ("an identity header, spelt otherwise", "x_caller", "spiffe://a/b", false),
+            ("where it came from, spelt otherwise", "x_forwarded_for", "1.2.3.4", false),
+            ("who sent it", "x-forwarded-user", "root", false),
+            ("another method", "x-http-method-override", "DELETE", false),
+            ("another path", "x-original-url", "/admin", false),
+            ("named in Connection, and needed", "traceparent", "00-1-1-00", true),
         ];
         for (name, header, value, passes) in table {
             let mut headers = HeaderMap::new();
-            headers.insert(header::CONNECTION, HeaderValue::from_static("close, X-Hop,,bad name"));
+            headers.insert(header::HOST, HeaderValue::from_static("a"));
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close, X-Hop,,bad name, traceparent, host"));
             headers.insert(HeaderName::from_static(header), HeaderValue::from_static(value));
             clean_request(&mut headers, &[HeaderName::from_static("x-caller")]);
             assert_eq!(headers.contains_key(header), passes, "{name}");
             assert!(!headers.contains_key(header::CONNECTION), "{name}");
+            assert!(headers.contains_key(header::HOST), "{name}");
         }
     }
 }

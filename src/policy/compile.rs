@@ -41,12 +41,13 @@ use crate::yaml::List;
 use crate::yaml::Node;
 use crate::yaml::Spanned;
 
-/// Largest file, in bytes. 10,000 customers take about 6 MiB.
-pub(super) const MAX_BYTES: usize = 16 * 1024 * 1024;
-
 /// The globs under `customer_files` of a policy file, if it can be read that far.
 #[must_use]
 pub fn customer_file_globs(text: &str) -> Vec<(String, At)> {
+    // Most policies have none, and need not be read twice to know.
+    if !text.contains("customer_files") {
+        return Vec::new();
+    }
     let Ok(root) = yaml::read(text, 0) else { return Vec::new() };
     let Some(Node { value: yaml::Value::List(globs), .. }) = root.get("customer_files") else { return Vec::new() };
     globs.iter().filter_map(|glob| Some((glob.text()?.to_owned(), glob.at))).collect()
@@ -128,11 +129,6 @@ impl Compiler {
         let mut roots = Vec::new();
         for (file, source) in sources.iter().enumerate() {
             let file = u16::try_from(file).unwrap_or(u16::MAX);
-            if source.text.len() > MAX_BYTES {
-                let message = format!("the file has {} bytes, more than 16 MiB", source.text.len());
-                self.error(Code::TooMuch, At { file, start: 0, end: 0 }, message, "move customers to `customer_files`");
-                continue;
-            }
             match yaml::read(&source.text, file) {
                 Ok(root) => roots.push(root),
                 Err(faults) => self.problems.extend_faults(faults),
@@ -655,7 +651,14 @@ impl Compiler {
                 .map(|list| self.filled(list).iter().filter_map(|id| self.subprocessor_named(id)).collect()),
             data_categories: permits.data_categories.map(|list| self.filled(list)),
         });
-        Instruction { id: id.value, in_force, permits, restricts: restricts.map(|it| it.subscriber.into()) }
+        let restricts = restricts.map(|restricts| {
+            let Spanned { value, at } = restricts.subscriber;
+            if value.is_empty() {
+                self.error(Code::Invalid, at, "this restricts nobody", "write the subscriber's reference");
+            }
+            value.into()
+        });
+        Instruction { id: id.value, in_force, permits, restricts }
     }
 
     fn distinct_identities(&mut self) -> (HashMap<Identity, Party>, Patterns) {

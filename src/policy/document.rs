@@ -311,5 +311,5 @@ pub(super) struct Permits {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Restricts {
-    pub(super) subscriber: String,
+    pub(super) subscriber: Spanned<String>,
 }

@@ -400,8 +400,8 @@ pub struct Policy {
     identity_patterns: Patterns,
 }
 
-// An id is made by `compile` alone, for the list it points into, so the lookups below always find
-// something; `fallback` keeps them total without a panic, and denies.
+// An id is made by `compile` alone, for the list it points into, so the lookups below always find something
+// in the policy that the id is of.
 macro_rules! lookup {
     ($(#[$doc:meta])* $method:ident, $id:ident, $list:ident, $item:ty) => {
         $(#[$doc])*

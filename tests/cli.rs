@@ -1,0 +1,180 @@
+//! The commands, as a person runs them.
+
+use std::path::Path;
+use std::process::Command;
+use std::process::Output;
+
+use crate::support::Folder;
+use crate::support::Setup;
+use crate::support::repository;
+
+fn run(folder: &Path, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_dpa-sidecar"));
+    command.args(arguments).current_dir(folder).env_remove("DPA_CONFIG").output().unwrap()
+}
+
+fn out(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn err(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// File, its first problem, and how many there are.
+const INVALID: [(&str, &str, usize); 26] = [
+    ("alias", "DPA002", 1),
+    ("ambiguous-identity", "DPA016", 1),
+    ("anchor", "DPA002", 1),
+    ("bare-state", "DPA008", 1),
+    ("duplicate-key", "DPA003", 1),
+    ("empty-list", "DPA017", 1),
+    ("environment-in-flow", "DPA001", 1),
+    ("environment-unset", "DPA040", 1),
+    ("fact-source", "DPA042", 1),
+    ("missing-field", "DPA005", 1),
+    ("model-training", "DPA014", 1),
+    ("no-customers", "DPA018", 1),
+    ("no-policy-file", "DPA046", 1),
+    ("no-sink", "DPA044", 1),
+    ("not-yaml", "DPA001", 1),
+    ("not-yet-tls", "DPA043", 1),
+    ("prohibited-sale", "DPA013", 1),
+    ("route-conflict", "DPA041", 1),
+    ("several-at-once", "DPA008", 3),
+    ("unknown-constant", "DPA012", 1),
+    ("unknown-field", "DPA004", 1),
+    ("unknown-purpose", "DPA012", 2),
+    ("unknown-subprocessor", "DPA012", 1),
+    ("unknown-upstream", "DPA012", 1),
+    ("unknown-word", "DPA006", 1),
+    ("wide-characters", "DPA004", 2),
+];
+
+/// Each file in `tests/invalid` against the text in `tests/golden`; `BLESS=1` writes the text anew.
+#[test]
+fn what_check_says_of_invalid_files() {
+    let tests = repository("tests");
+    let mut files: Vec<String> = std::fs::read_dir(tests.join("invalid"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path().file_stem().unwrap().to_str().unwrap().to_owned())
+        .collect();
+    files.sort();
+    assert_eq!(files, INVALID.map(|(name, ..)| name), "each file has its row");
+    let mut wrong = Vec::new();
+    for (name, code, count) in INVALID {
+        let output = run(&tests, &["check", &format!("invalid/{name}.yaml")]);
+        let text = out(&output);
+        let codes: Vec<&str> =
+            text.lines().filter_map(|line| Some(line.split_once(": error[")?.1.split_once(']')?.0)).collect();
+        if output.status.code() != Some(1) || !codes.contains(&code) || codes.len() != count || !err(&output).is_empty()
+        {
+            wrong.push(format!("{name}: {code}, {count} in all, exit code 1: got {codes:?}, {}", output.status));
+        }
+        let golden = tests.join(format!("golden/{name}.txt"));
+        if std::env::var_os("BLESS").is_some() {
+            std::fs::write(&golden, &text).unwrap();
+        } else if std::fs::read_to_string(&golden).unwrap_or_default() != text {
+            wrong.push(format!("{name}: not as in {} (BLESS=1 writes it anew):\n{text}", golden.display()));
+        }
+    }
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn the_valid_policy_that_the_invalid_ones_are_made_from() {
+    let output = run(&repository("tests"), &["check", "valid-policy.yaml"]);
+    assert_eq!(output.status.code(), Some(0), "{}", out(&output));
+}
+
+#[test]
+fn the_shipped_files_are_good() {
+    for file in ["config/policy.yaml", "config/sidecar.yaml"] {
+        if repository(file).exists() {
+            let output = run(&repository(""), &["check", file]);
+            assert_eq!(output.status.code(), Some(0), "{file}: {}{}", out(&output), err(&output));
+        }
+    }
+    let output = run(&repository(""), &["test", "config/policy-tests.yaml"]);
+    assert_eq!(output.status.code(), Some(0), "{}{}", out(&output), err(&output));
+}
+
+#[test]
+fn exit_codes() {
+    let folder = Folder::new();
+    let policy = repository("config/policy.yaml");
+    let cases = |expected: &str| {
+        format!(
+            "version: 1
+policy: {}
+clock: 2026-06-15T12:00:00Z
+services: {{api: {{storage_location: US-OR}}}}
+defaults: {{service: api, operation: retrieve, subscriber: 1a2b}}
+cases:
+  - name: the care desk
+    request: {{customer: redwood-strand, caller: care-desk, purpose: customer_support, data_categories: [user.contact]}}
+    expect: {{decision: {expected}}}
+",
+            serde_json::Value::from(policy.to_str().unwrap())
+        )
+    };
+    folder.write("good-cases.yaml", &cases("permit"));
+    folder.write("differing-cases.yaml", &cases("deny"));
+    folder.write("good-policy.yaml", &std::fs::read_to_string(&policy).unwrap());
+    folder.write("bad-policy.yaml", "version: 1\nnonsense: true\n");
+    folder.write("bad-settings.yaml", &(Setup::to("127.0.0.1:1").text() + "nonsense: true\n"));
+    folder.write("taken-settings.yaml", &Setup::to("127.0.0.1:1").text());
+    std::fs::write(folder.file("not-text.yaml"), b"\xff\xfe\0").unwrap();
+    let table: [(&str, &[&str], i32); 19] = [
+        ("check of a good file", &["check", "good-policy.yaml"], 0),
+        ("check of a bad file", &["check", "bad-policy.yaml"], 1),
+        ("check of a good and a bad file", &["check", "good-policy.yaml", "bad-policy.yaml"], 1),
+        ("check of bad settings", &["check", "bad-settings.yaml"], 1),
+        ("check of a file that is not there", &["check", "nowhere.yaml"], 2),
+        ("check of a folder", &["check", "."], 2),
+        ("check of a file that is no text", &["check", "not-text.yaml"], 2),
+        ("check of nothing", &["check"], 2),
+        ("test with all as expected", &["test", "good-cases.yaml"], 0),
+        ("test with a case that differs", &["test", "differing-cases.yaml"], 1),
+        ("test with one of each", &["test", "good-cases.yaml", "differing-cases.yaml"], 1),
+        ("test of a file that is not there", &["test", "nowhere.yaml"], 2),
+        ("test of a file that is no test file", &["test", "good-policy.yaml"], 2),
+        ("run with bad settings", &["run", "--config", "bad-settings.yaml"], 1),
+        ("run with a bad policy", &["run", "--policy", "bad-policy.yaml", "--upstream", "127.0.0.1:1"], 1),
+        ("run with settings that are not there", &["run", "--config", "nowhere.yaml"], 2),
+        ("run with nothing", &["run"], 2),
+        ("help", &["--help"], 0),
+        ("an unknown command", &["walk"], 2),
+    ];
+    for (name, arguments, expected) in table {
+        let output = run(&folder.file("."), arguments);
+        assert_eq!(output.status.code(), Some(expected), "{name}: {}{}", out(&output), err(&output));
+        if expected == 2 {
+            assert!(err(&output).len() + out(&output).len() > 10, "{name}: says nothing");
+        }
+    }
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let settings = Setup::to("127.0.0.1:1").text().replace("127.0.0.1:0", &taken.local_addr().unwrap().to_string());
+    folder.write("taken-settings.yaml", &settings);
+    let output = run(&folder.file("."), &["run", "--config", "taken-settings.yaml"]);
+    assert_eq!(output.status.code(), Some(2), "{}", err(&output));
+    assert!(err(&output).contains("cannot listen on"), "{}", err(&output));
+}
+
+#[test]
+fn check_as_json() {
+    let output = run(&repository("tests"), &["check", "-o", "json", "invalid/bare-state.yaml"]);
+    assert_eq!(output.status.code(), Some(1));
+    let found: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(found["schema_version"], 1);
+    let problem = &found["problems"][0];
+    assert_eq!((&problem["code"], &problem["severity"]), (&"DPA008".into(), &"error".into()));
+    assert_eq!((&problem["path"], &problem["line"]), (&"invalid/bare-state.yaml".into(), &5.into()));
+}
+
+#[test]
+fn check_reads_standard_input() {
+    let policy = std::fs::File::open(repository("config/policy.yaml")).unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_dpa-sidecar")).args(["check", "-"]).stdin(policy).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", out(&output));
+}
