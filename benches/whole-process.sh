@@ -55,7 +55,10 @@ fi
 dir=$(mktemp -d)
 running=()
 finish() {
+    # First TERM, since only on that a master of nginx ends its workers.
     for pid in "${running[@]}"; do kill "$pid" 2>/dev/null || true; done
+    sleep 0.2
+    for pid in "${running[@]}"; do kill -9 "$pid" 2>/dev/null || true; done
     for pid in "${running[@]}"; do wait "$pid" 2>/dev/null || true; done
     rm -rf "$dir"
 }
@@ -176,6 +179,13 @@ start() { # sidecar or nginx: sets pid, port and log
 
 stop() {
     kill "$pid"
+    local turn
+    for turn in $(seq 200); do
+        # Gone, or dead and not yet waited for.
+        case $(sed 's/.*) //;s/ .*//' "/proc/$pid/stat" 2>/dev/null) in '' | Z) break ;; esac
+        sleep 0.05
+        [ "$turn" -lt 200 ] || { echo "note: $who did not stop within 10 s of SIGTERM, and was killed" >&2; kill -9 "$pid"; }
+    done
     wait "$pid" 2>/dev/null || true
     unset 'running[-1]'
 }
