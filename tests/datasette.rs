@@ -43,7 +43,8 @@ const STRANGER: &str = "spiffe://stranger.example/sa/x";
 
 const EXPORT: &str = "/redwood-strand/subscribers.csv?_stream=on";
 
-/// What reaches Datasette, and comes back as Datasette said it.
+/// What reaches Datasette, and comes back as Datasette said it: name, method, who asks, target, status, media
+/// type.
 const PERMITTED: [(&str, &str, &str, &str, u16, &str); 9] = [
     ("a table", "GET", CARE_DESK, "/redwood-strand/subscribers.json?_shape=array&_size=100", 200, "application/json"),
     (
@@ -84,8 +85,11 @@ const PERMITTED: [(&str, &str, &str, &str, u16, &str); 9] = [
     ),
 ];
 
-/// What never reaches Datasette: who asks, what for, the target, the status, the reason.
-const REFUSED: [(&str, Option<&str>, &str, &str, u16, &str); 9] = [
+/// Name, who asks, what for, target, status, reason.
+type Refused = (&'static str, Option<&'static str>, &'static str, &'static str, u16, &'static str);
+
+/// What never reaches Datasette.
+const REFUSED: [Refused; 9] = [
     (
         "another purpose than the caller's",
         Some(CARE_DESK),
@@ -376,7 +380,7 @@ impl Process {
             };
             if let Some((_, address)) = line.split_once(mark) {
                 let end = address.find(|c: char| !c.is_ascii_digit() && c != '.' && c != ':');
-                return Ok(address[..end.unwrap_or(address.len())].parse()?);
+                return Ok(address.get(..end.unwrap_or(address.len())).unwrap_or_default().parse()?);
             }
             let _infallible = writeln!(all, "{line}");
         }
