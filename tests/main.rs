@@ -13,6 +13,7 @@ mod support;
 mod bad_input;
 mod canary;
 mod cli;
+mod datasette;
 mod house;
 mod properties;
 mod proxy;
