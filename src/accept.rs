@@ -76,7 +76,7 @@ impl UnreadCounters {
     fn count(&self, error: &hyper::Error, has_unanswered: bool) {
         let (sum, counter) = if error.is_parse_too_large() {
             (&self.too_large, &self.metrics.too_large)
-        } else if error.is_parse() {
+        } else if error.is_parse() || error.is_incomplete_message() {
             (&self.malformed, &self.metrics.malformed)
         } else if error.is_timeout() && has_unanswered {
             (&self.timed_out, &self.metrics.timed_out)
@@ -88,7 +88,15 @@ impl UnreadCounters {
     }
 }
 
-/// Accepts connections until the drain begins, then waits for those that are open.
+/// Returns once the drain has begun. (What `wait_for` returns is a lock: it must not live on.)
+pub async fn drain_begins(draining: &mut watch::Receiver<bool>) {
+    drop(draining.wait_for(|draining| *draining).await);
+}
+
+/// Accepts connections until the drain is over.
+///
+/// In the drain it goes on as long as connections are open or come in: whoever has not yet heard that this
+/// sidecar is going away is answered, once for each connection.
 pub async fn serve(
     listener: TcpListener,
     door: Rc<Proxy>,
@@ -99,10 +107,14 @@ pub async fn serve(
 ) {
     let mut connections = JoinSet::new();
     loop {
+        let is_draining = *draining.borrow();
         let accepted = tokio::select! {
+            biased;
             accepted = accept(&listener, &slots) => accepted,
             Some(_ended) = connections.join_next() => continue,
-            _ = draining.wait_for(|draining| *draining) => break,
+            () = drain_begins(&mut draining), if !is_draining => continue,
+            // Nothing waits to be accepted, and no connection is open.
+            () = std::future::ready(()), if is_draining && connections.is_empty() => return,
         };
         let (stream, address, slot) = match accepted {
             Ok(accepted) => accepted,
@@ -121,7 +133,6 @@ pub async fn serve(
             drop(slot);
         });
     }
-    while connections.join_next().await.is_some() {}
 }
 
 async fn accept(
@@ -155,14 +166,16 @@ async fn connection(
     http.timer(TokioTimer::new())
         .header_read_timeout(limits.header_timeout)
         .max_header_size(limits.header_bytes)
-        .max_headers(limits.headers);
+        .max_headers(limits.headers)
+        .keep_alive(!*draining.borrow());
     let has_unanswered = Rc::new(Cell::new(false));
     let stream = Meter { stream, has_unanswered: Rc::clone(&has_unanswered) };
     let connection = http.serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
+    let is_draining = *draining.borrow();
     let result = tokio::select! {
         result = connection.as_mut() => result,
-        _ = draining.wait_for(|draining| *draining) => {
+        () = drain_begins(&mut draining), if !is_draining => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }

@@ -1,6 +1,10 @@
 //! Steps 3 to 6 in one place: who, about what, what follows, written down.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 use std::time::Instant;
 
 use http::HeaderMap;
@@ -242,12 +246,71 @@ impl Clearance {
     }
 }
 
-/// The duty to say how a forwarded request ended. Writes the outcome when it is dropped.
+/// How far the body of a request has come on its way to the upstream.
+#[derive(Debug)]
+pub struct Progress {
+    started: Instant,
+    bytes: AtomicU64,
+    moved: AtomicU64,
+    has_ended: AtomicBool,
+    has_failed: AtomicBool,
+}
+
+impl Progress {
+    fn new(started: Instant) -> Self {
+        Self {
+            started,
+            bytes: AtomicU64::new(0),
+            moved: AtomicU64::new(0),
+            has_ended: AtomicBool::new(false),
+            has_failed: AtomicBool::new(false),
+        }
+    }
+
+    /// More bytes went on.
+    pub fn moved(&self, bytes: usize) {
+        self.bytes.fetch_add(u64::try_from(bytes).unwrap_or(0), Ordering::Relaxed);
+        let micros = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.moved.store(micros, Ordering::Relaxed);
+    }
+
+    /// The body came to its end.
+    pub fn ended(&self) {
+        if !self.has_ended.swap(true, Ordering::Relaxed) {
+            self.moved(0);
+        }
+    }
+
+    /// The caller broke it off.
+    pub fn failed(&self) {
+        self.has_failed.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the body came to its end.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.has_ended.load(Ordering::Relaxed)
+    }
+
+    /// Whether the caller broke it off.
+    #[must_use]
+    pub fn has_failed(&self) -> bool {
+        self.has_failed.load(Ordering::Relaxed)
+    }
+
+    /// When something of it last moved; the first sight of the request, if nothing did.
+    #[must_use]
+    pub fn last_moved(&self) -> Instant {
+        self.started + Duration::from_micros(self.moved.load(Ordering::Relaxed))
+    }
+}
+
+/// The duty to say how a request that was permitted ended. Writes the outcome when it is dropped.
 #[derive(Debug)]
 pub struct OutcomeGuard {
-    recorder: Recorder,
-    started: Instant,
+    recorder: Option<Recorder>,
     ended: Ended,
+    progress: Arc<Progress>,
 }
 
 impl OutcomeGuard {
@@ -256,32 +319,40 @@ impl OutcomeGuard {
         self.ended.status = Some(status);
     }
 
-    /// Bytes of the request's body that were sent on so far.
-    pub fn sent(&mut self, bytes: u64) {
-        self.ended.request_bytes = bytes;
-    }
-
     /// More bytes of the answer's body were passed on.
     pub fn passed(&mut self, bytes: u64) {
         self.ended.response_bytes += bytes;
+    }
+
+    /// How far the request's body has come.
+    #[must_use]
+    pub fn progress(&self) -> Arc<Progress> {
+        Arc::clone(&self.progress)
     }
 
     /// It ended so.
     pub fn end(mut self, ending: Ending) {
         self.ended.ending = ending;
     }
+
+    /// There is no record that an outcome could belong to.
+    fn disarm(mut self) {
+        self.recorder = None;
+    }
 }
 
 impl Drop for OutcomeGuard {
     fn drop(&mut self) {
-        let duration = self.started.elapsed();
+        let Some(recorder) = self.recorder.take() else { return };
+        let duration = self.progress.started.elapsed();
         let ended = Ended {
             time: self.ended.time.checked_add(duration).unwrap_or(self.ended.time),
             ending: if std::thread::panicking() { Ending::Panicked } else { self.ended.ending },
+            request_bytes: self.progress.bytes.load(Ordering::Relaxed),
             duration,
             ..self.ended
         };
-        self.recorder.note(|batch| entry::outcome(batch, self.recorder.writer(), &ended));
+        recorder.note(|batch| entry::outcome(batch, recorder.writer(), &ended));
     }
 }
 
@@ -303,11 +374,6 @@ impl Gate {
             }
         };
         let (enforcement, action) = act(&decision, rules.enforcement);
-        match action {
-            Action::Allowed => self.metrics.allowed.inc(),
-            Action::Denied => self.metrics.denied.inc(),
-            Action::Observed => self.metrics.observed.inc(),
-        };
         let pass = Pass {
             decision_id: ids.decision,
             time: seen.time,
@@ -317,22 +383,29 @@ impl Gate {
         };
         let about = about(ids, seen.method, seen.time);
         let writer = self.recorder.writer();
+        // From here on the request may go away at any moment, and the record may be there then.
+        let outcome = (action != Action::Denied).then(|| self.outcome(ids.decision, seen.time, started));
         let receipt = self
             .recorder
             .append(pass, |batch| {
                 entry::decision(batch, writer, &about, policy, &facts, &decision, enforcement, action);
             })
             .await;
-        match (receipt, action) {
-            (Ok(receipt), Action::Allowed | Action::Observed) => Verdict::Pass(Clearance {
-                receipt,
-                context: context(&facts, policy),
-                outcome: self.outcome(ids.decision, seen.time, started),
-            }),
-            (Ok(_), Action::Denied) => {
+        match (receipt, outcome) {
+            (Ok(receipt), Some(mut outcome)) => {
+                let counter = if action == Action::Allowed { &self.metrics.allowed } else { &self.metrics.observed };
+                counter.inc();
+                outcome.ended.ending = Ending::Aborted;
+                Verdict::Pass(Clearance { receipt, context: context(&facts, policy), outcome })
+            }
+            (Ok(_), None) => {
+                self.metrics.denied.inc();
                 Verdict::Refuse(self.refusal(ids.decision, Refused::Rule(told(&facts, &decision))))
             }
-            (Err(error), _) => Verdict::Refuse(self.refusal(ids.decision, Refused::Unrecorded(error))),
+            (Err(error), outcome) => {
+                outcome.into_iter().for_each(OutcomeGuard::disarm);
+                Verdict::Refuse(self.refusal(ids.decision, Refused::Unrecorded(error)))
+            }
         }
     }
 
@@ -348,6 +421,9 @@ impl Gate {
         let pass = Pass { decision_id: ids.decision, time, is_permitted: false, may_be_lost: false };
         let encode = |batch: &mut Batch| entry::unreadable(batch, writer, &about, policy, enforcement);
         let receipt = self.recorder.append(pass, encode).await;
+        if receipt.is_ok() {
+            self.metrics.denied.inc();
+        }
         let why = receipt.map_or_else(Refused::Unrecorded, |_| Refused::Unreadable(why));
         self.refusal(ids.decision, why)
     }
@@ -360,13 +436,13 @@ impl Gate {
         let ended = Ended {
             time,
             decision_id,
-            ending: Ending::Aborted,
+            ending: Ending::NotForwarded,
             status: None,
             request_bytes: 0,
             response_bytes: 0,
-            duration: std::time::Duration::ZERO,
+            duration: Duration::ZERO,
         };
-        OutcomeGuard { recorder: self.recorder.clone(), started, ended }
+        OutcomeGuard { recorder: Some(self.recorder.clone()), ended, progress: Arc::new(Progress::new(started)) }
     }
 }
 

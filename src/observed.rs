@@ -82,6 +82,9 @@ pub enum Unreadable {
     /// Decoders differ in what they make of it.
     #[error("the path is no UTF-8 once it is decoded")]
     PathEncoding,
+    /// Some servers trim it.
+    #[error("a segment of the path begins or ends with a blank")]
+    PathBlank,
     /// RFC 3986 section 5.2.4.
     #[error("the path holds a `.` or `..` segment")]
     PathDots,
@@ -230,6 +233,9 @@ pub fn canonical_path(path: &str) -> Result<String, Unreadable> {
     if text.split('/').any(|segment| segment == "." || segment == "..") {
         return Err(Unreadable::PathDots);
     }
+    if text.split('/').any(|segment| segment.ends_with("%20") || segment.starts_with("%20")) {
+        return Err(Unreadable::PathBlank);
+    }
     if text.contains('%') && decode(&text, false).is_err() {
         return Err(Unreadable::PathEncoding);
     }
@@ -352,7 +358,7 @@ mod tests {
 
     #[test]
     fn targets() {
-        let table: [(&str, &str, Result<&str, Unreadable>); 26] = [
+        let table: [(&str, &str, Result<&str, Unreadable>); 28] = [
             ("a plain path", "/v1/customers/a", Ok("/v1/customers/a")),
             ("a query is kept", "/v1?a=b&c=d", Ok("/v1?a=b&c=d")),
             ("an empty query is kept", "/v1?", Ok("/v1?")),
@@ -377,6 +383,8 @@ mod tests {
             ("an empty segment", "/v1//admin", Err(Unreadable::PathEmptySegment)),
             ("a path parameter", "/v1;a=b/admin", Err(Unreadable::PathSemicolon)),
             ("a bad escape", "/v1/%zz", Err(Unreadable::TargetEscape)),
+            ("a blank at the end of a segment", "/admin%20", Err(Unreadable::PathBlank)),
+            ("a blank within a segment", "/a%20b", Ok("/a%20b")),
             ("an overlong encoding", "/%C0%AE%C0%AE%C0%AFadmin", Err(Unreadable::PathEncoding)),
             ("a cut escape", "/v1/%2", Err(Unreadable::TargetEscape)),
         ];

@@ -116,20 +116,24 @@ pub fn refused(refusal: &Refusal) -> Response<AnswerBody> {
 /// Answers a request that was sent on, or was about to be, and got no answer.
 #[must_use]
 pub fn no_answer(error: &ForwardError, decision: Uuid) -> Response<AnswerBody> {
-    let (code, title, status, detail) = match error {
+    let (code, title, detail) = match error {
+        ForwardError::CallerBroke(_) => (
+            REQUEST_UNREADABLE,
+            "The request broke off, or its body is not framed as it says.",
+            "The sidecar permitted the request and could not read it to its end.",
+        ),
         ForwardError::Connect { .. } | ForwardError::Broken { .. } | ForwardError::Switched { .. } => (
             UPSTREAM_UNAVAILABLE,
             "The data service cannot be reached or broke off.",
-            502,
             "The sidecar permitted the request; the data service behind it did not answer.",
         ),
         ForwardError::TimedOut { .. } => (
             UPSTREAM_TIMEOUT,
             "The data service did not answer in time.",
-            504,
             "The sidecar permitted the request; the data service behind it took too long.",
         ),
     };
+    let status = error.status();
     let document = Document {
         r#type: type_of(code),
         title,

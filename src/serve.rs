@@ -31,6 +31,7 @@ use crate::gate::Rules;
 use crate::identify::Way;
 use crate::policy::Policy;
 use crate::policy::terms::Location;
+use crate::record::Batch;
 use crate::record::entry;
 use crate::record::entry::Writer;
 use crate::record::log::Closing;
@@ -89,7 +90,7 @@ struct Share {
 ///
 /// # Errors
 ///
-/// [`StartError`]; nothing is left running then.
+/// [`StartError`].
 pub fn start(settings: Settings, policy: Policy, clock: Option<Clock>) -> Result<Sidecar, StartError> {
     let now = clock.map_or_else(Timestamp::now, |clock| clock.now());
     let mut addresses = Vec::new();
@@ -109,7 +110,9 @@ pub fn start(settings: Settings, policy: Policy, clock: Option<Clock>) -> Result
         durability: "written",
     };
     let metrics = Metrics::default();
-    let (log, closing) = Log::open(&settings.log, writer, now, metrics.unrecorded.clone())?;
+    let enforcement = settings.enforcement;
+    let loaded = |batch: &mut Batch, writer: &Writer| entry::policy_event(batch, writer, now, &policy, enforcement);
+    let (log, closing) = Log::open(&settings.log, writer, now, metrics.unrecorded.clone(), loaded)?;
     let (draining, drained) = watch::channel(false);
     let health = health_socket.map(|socket| {
         let policy = format!("{} revision {} digest {}", policy.name, policy.revision, policy.digest);
@@ -138,12 +141,6 @@ pub fn start(settings: Settings, policy: Policy, clock: Option<Clock>) -> Result
     let mut workers = Vec::new();
     for number in 0..settings.workers {
         let recorder = log.recorder();
-        if number == 0 {
-            let rules = &share.rules;
-            recorder.note(|batch| {
-                entry::policy_event(batch, recorder.writer(), now, &rules.policy, rules.enforcement);
-            });
-        }
         let share = share.clone();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(StartError::Thread)?;
         let thread = std::thread::Builder::new()
@@ -172,11 +169,12 @@ fn listen(address: SocketAddr) -> Result<TcpListener, StartError> {
 fn work(runtime: &tokio::runtime::Runtime, share: Share, recorder: &Recorder, is_first: bool) {
     let local = LocalSet::new();
     local.block_on(runtime, async {
-        tokio::task::spawn_local(recorder.clone().hand_over());
+        let handing_over = tokio::task::spawn_local(recorder.clone().hand_over());
         if is_first {
             tokio::task::spawn_local(sum_up_unread(Arc::clone(&share.unread), recorder.clone(), share.clock));
         }
         let upstreams: Vec<Rc<Upstream>> = share.upstreams.iter().cloned().map(Upstream::new).map(Rc::new).collect();
+        tokio::task::spawn_local(reap(upstreams.clone()));
         let mut doors = tokio::task::JoinSet::new();
         for (socket, upstream) in share.listeners.iter() {
             let Some(upstream) = upstreams.get(*upstream) else { continue };
@@ -199,7 +197,7 @@ fn work(runtime: &tokio::runtime::Runtime, share: Share, recorder: &Recorder, is
         }
         let mut draining = share.draining.clone();
         let deadline = async {
-            let _sender_gone = draining.wait_for(|draining| *draining).await;
+            accept::drain_begins(&mut draining).await;
             tokio::time::sleep(share.drain_timeout).await;
         };
         tokio::select! {
@@ -207,10 +205,14 @@ fn work(runtime: &tokio::runtime::Runtime, share: Share, recorder: &Recorder, is
             () = deadline => tracing::warn!("connections were cut: they outlasted `drain_timeout`"),
         }
         doors.shutdown().await;
+        if is_first {
+            note_unread(&share.unread, recorder, share.clock);
+        }
+        recorder.finish(handing_over).await;
     });
     // What was cut writes its outcome when it is dropped, so the last flush comes after that.
     drop(local);
-    runtime.block_on(recorder.flush());
+    runtime.block_on(recorder.flush_all());
 }
 
 fn identity_headers(rules: &Rules) -> Vec<HeaderName> {
@@ -225,10 +227,23 @@ async fn sum_up_unread(unread: Arc<accept::UnreadCounters>, recorder: Recorder, 
     let mut second = tokio::time::interval(Duration::from_secs(1));
     loop {
         second.tick().await;
-        if let Some(sum) = unread.take() {
-            let now = clock.map_or_else(Timestamp::now, |clock| clock.now());
-            recorder.note(|batch| entry::unread(batch, recorder.writer(), now, sum));
-        }
+        note_unread(&unread, &recorder, clock);
+    }
+}
+
+fn note_unread(unread: &accept::UnreadCounters, recorder: &Recorder, clock: Option<Clock>) {
+    if let Some(sum) = unread.take() {
+        let now = clock.map_or_else(Timestamp::now, |clock| clock.now());
+        recorder.note(|batch| entry::unread(batch, recorder.writer(), now, sum));
+    }
+}
+
+/// Closes what has been idle for too long, also where no request comes by to notice.
+async fn reap(upstreams: Vec<Rc<Upstream>>) {
+    let mut second = tokio::time::interval(Duration::from_secs(1));
+    loop {
+        second.tick().await;
+        upstreams.iter().for_each(|upstream| upstream.reap());
     }
 }
 
@@ -243,7 +258,6 @@ impl Sidecar {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(StartError::Thread)?;
         let local = LocalSet::new();
         let health = self.health.take();
-        let draining = self.draining.clone();
         let finished = local.block_on(&runtime, async move {
             let mut terminate = signal(SignalKind::terminate())?;
             let mut interrupt = signal(SignalKind::interrupt())?;
@@ -253,7 +267,6 @@ impl Sidecar {
             }
             tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
             tracing::info!("stopping: waiting for the requests under way; a second signal stops at once");
-            let _no_workers = draining.send(true);
             let stopped = tokio::task::spawn_blocking(move || self.stop());
             tokio::select! {
                 _ = stopped => Ok(()),

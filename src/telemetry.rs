@@ -48,11 +48,11 @@ pub fn chain<'e>(error: &'e (dyn Error + 'static)) -> impl fmt::Display + 'e {
 /// Counters of the process. A clone counts into the same.
 #[derive(Clone, Debug)]
 pub struct Metrics {
-    /// Permitted and forwarded.
+    /// Permitted, recorded, and sent on.
     pub allowed: Counter,
-    /// Denied and refused.
+    /// Denied or unreadable, recorded, and refused.
     pub denied: Counter,
-    /// Denied and forwarded all the same.
+    /// Denied, recorded, and sent on all the same.
     pub observed: Counter,
     /// Forwarded without a record.
     pub unrecorded: Counter,

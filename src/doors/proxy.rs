@@ -124,7 +124,7 @@ impl Proxy {
                 response
             }
             Err(error) => {
-                tracing::warn!(error = %crate::telemetry::chain(&error), %decision, "no answer from the upstream");
+                tracing::warn!(error = %crate::telemetry::chain(&error), %decision, "a request that was sent on has no answer");
                 respond::no_answer(&error, decision)
             }
         }

@@ -20,7 +20,9 @@ const HOP_BY_HOP: [HeaderName; 8] = [
 
 /// Headers that state where a request came from or who sent it, or would make it another request: another
 /// method, another path. Believed from nobody, so set anew or not at all.
-const NOT_BELIEVED: [&str; 8] = [
+const NOT_BELIEVED: [&str; 11] = [
+    "client-cert",
+    "client-cert-chain",
     "forwarded",
     "via",
     "x-http-method",
@@ -29,7 +31,11 @@ const NOT_BELIEVED: [&str; 8] = [
     "x-original-url",
     "x-real-ip",
     "x-rewrite-url",
+    "x-spiffe-id",
 ];
+
+/// The same, by the beginning of the name: ours and its look-alike, those of proxies and meshes.
+const NOT_BELIEVED_FROM: [&str; 5] = ["dpa-", "l5d-", "x-dpa-", "x-envoy-", "x-forwarded-"];
 
 /// Headers that a sender cannot have removed by naming them in `Connection`: without them the request would
 /// be another one, or its record would not be found.
@@ -42,7 +48,7 @@ const NOT_HOP_BY_HOP: [HeaderName; 5] = [
 ];
 
 /// Takes out of a request what may not pass: hop-by-hop headers, those that `Connection` names, everything
-/// that begins with `DPA-` or `X-Forwarded-`, the identity headers of the settings, and what would make it
+/// that begins with `DPA-`, `X-Forwarded-` and the like, the identity headers of the settings, and what would make it
 /// another request; also spelt with `_`, which some servers read as `-`.
 ///
 /// `Expect` is answered by this side (RFC 9110 section 10.1.1), so it stops here.
@@ -50,8 +56,7 @@ pub fn clean_request(headers: &mut HeaderMap, identity_headers: &[HeaderName]) {
     remove_hop_by_hop(headers);
     headers.remove(header::EXPECT);
     remove(headers, |name| {
-        name.starts_with("dpa-")
-            || name.starts_with("x-forwarded-")
+        NOT_BELIEVED_FROM.iter().any(|prefix| name.starts_with(prefix))
             || NOT_BELIEVED.contains(&name)
             || identity_headers.iter().any(|identity| identity.as_str() == name)
     });

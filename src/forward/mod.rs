@@ -5,11 +5,11 @@
 
 pub mod headers;
 
-use std::cell::Cell;
 use std::cell::RefCell;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::Context;
 use std::task::Poll;
 use std::task::ready;
@@ -27,9 +27,11 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
+use tokio::task::AbortHandle;
 
 use crate::gate::Clearance;
 use crate::gate::OutcomeGuard;
+use crate::gate::Progress;
 use crate::policy::terms::Location;
 use crate::record::entry::Ending;
 
@@ -44,7 +46,8 @@ pub struct UpstreamSettings {
     pub storage_location: Option<Location>,
     /// How long a connection may take to stand.
     pub connect_timeout: Duration,
-    /// How long it may take until the head of the answer is there.
+    /// How long it may take until the head of the answer is there, from the last piece of the request that was
+    /// sent on.
     pub response_timeout: Duration,
     /// How long an unused connection is kept.
     pub idle_timeout: Duration,
@@ -69,6 +72,9 @@ pub enum ForwardError {
         /// Why.
         source: hyper::Error,
     },
+    /// The caller's side broke off in the middle of its body, or sent one that is none.
+    #[error("the caller broke off its request, or its body is not framed as it says")]
+    CallerBroke(#[source] hyper::Error),
     /// It asked for something that nobody asked for.
     #[error("the upstream `{name}` switched protocols unasked")]
     Switched {
@@ -83,6 +89,18 @@ pub enum ForwardError {
     },
 }
 
+impl ForwardError {
+    /// The status of the answer.
+    #[must_use]
+    pub fn status(&self) -> u16 {
+        match self {
+            Self::CallerBroke(_) => 400,
+            Self::Connect { .. } | Self::Broken { .. } | Self::Switched { .. } => 502,
+            Self::TimedOut { .. } => 504,
+        }
+    }
+}
+
 /// One worker's connections to one upstream.
 #[derive(Debug)]
 pub struct Upstream {
@@ -92,8 +110,15 @@ pub struct Upstream {
 
 #[derive(Debug)]
 struct Idle {
-    connection: SendRequest<Outgoing>,
+    connection: Connection,
     since: Instant,
+}
+
+/// A connection to the upstream and the task that drives it.
+#[derive(Debug)]
+struct Connection {
+    sender: SendRequest<Outgoing>,
+    task: AbortHandle,
 }
 
 impl Upstream {
@@ -122,33 +147,41 @@ impl Upstream {
         request: Request<Incoming>,
     ) -> Result<Response<Relay>, ForwardError> {
         let mut outcome = clearance.into_outcome();
-        let progress = Rc::new(Progress::default());
-        let mut request = request.map(|body| Outgoing { body, progress: Rc::clone(&progress) });
+        let progress = outcome.progress();
+        let mut request = request.map(|body| Outgoing { body, progress: Arc::clone(&progress) });
         let (response, connection) = loop {
             let (mut connection, is_fresh) = match self.connection().await {
                 Ok(found) => found,
-                Err(error) => return Err(self.fail(outcome, &progress, Ending::NotForwarded, error)),
+                Err(error) => return Err(fail(outcome, Ending::NotForwarded, error)),
             };
-            let answered = tokio::time::timeout(self.settings.response_timeout, connection.try_send_request(request));
-            match answered.await {
-                Ok(Ok(response)) => break (response, connection),
-                Ok(Err(mut error)) => match error.take_message() {
-                    Some(unsent) if !is_fresh => request = unsent,
-                    unsent => {
-                        let ending = if unsent.is_some() { Ending::NotForwarded } else { Ending::Aborted };
-                        let error = ForwardError::Broken { name: self.name(), source: error.into_error() };
-                        return Err(self.fail(outcome, &progress, ending, error));
-                    }
-                },
-                Err(_elapsed) => {
-                    let error = ForwardError::TimedOut { name: self.name() };
-                    return Err(self.fail(outcome, &progress, Ending::Aborted, error));
+            let answered = tokio::select! {
+                answered = connection.sender.try_send_request(request) => answered,
+                () = self.too_late(&progress) => {
+                    connection.task.abort();
+                    return Err(fail(outcome, Ending::Aborted, ForwardError::TimedOut { name: self.name() }));
                 }
-            }
+            };
+            let mut error = match answered {
+                Ok(response) => break (response, connection),
+                Err(error) => error,
+            };
+            let ending = match error.take_message() {
+                Some(unsent) if !is_fresh => {
+                    request = unsent;
+                    continue;
+                }
+                Some(_) => Ending::NotForwarded,
+                None => Ending::Aborted,
+            };
+            let error = match progress.has_failed() {
+                true => ForwardError::CallerBroke(error.into_error()),
+                false => ForwardError::Broken { name: self.name(), source: error.into_error() },
+            };
+            return Err(fail(outcome, ending, error));
         };
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-            let error = ForwardError::Switched { name: self.name() };
-            return Err(self.fail(outcome, &progress, Ending::Aborted, error));
+            connection.task.abort();
+            return Err(fail(outcome, Ending::Aborted, ForwardError::Switched { name: self.name() }));
         }
         outcome.answered(response.status().as_u16());
         let upstream = Rc::clone(self);
@@ -158,29 +191,26 @@ impl Upstream {
         }))
     }
 
+    /// Returns when `response_timeout` has passed since something of the request last moved.
+    async fn too_late(&self, progress: &Progress) {
+        loop {
+            let due = progress.last_moved() + self.settings.response_timeout;
+            if due <= Instant::now() {
+                return;
+            }
+            tokio::time::sleep_until(due.into()).await;
+        }
+    }
+
     fn name(&self) -> String {
         self.settings.name.clone()
     }
 
-    fn fail(
-        &self,
-        mut outcome: OutcomeGuard,
-        progress: &Progress,
-        ending: Ending,
-        error: ForwardError,
-    ) -> ForwardError {
-        let status = if matches!(error, ForwardError::TimedOut { .. }) { 504 } else { 502 };
-        outcome.answered(status);
-        outcome.sent(progress.bytes.get());
-        outcome.end(ending);
-        error
-    }
-
     /// An idle connection, or a fresh one; which of the two.
-    async fn connection(&self) -> Result<(SendRequest<Outgoing>, bool), ForwardError> {
+    async fn connection(&self) -> Result<(Connection, bool), ForwardError> {
         while let Some(Idle { mut connection, since }) = self.take_idle() {
             // Both bodies of its last exchange have ended, so it is ready soon or closed.
-            if since.elapsed() < self.settings.idle_timeout && connection.ready().await.is_ok() {
+            if since.elapsed() < self.settings.idle_timeout && connection.sender.ready().await.is_ok() {
                 return Ok((connection, false));
             }
         }
@@ -194,36 +224,42 @@ impl Upstream {
         let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|source| ForwardError::Broken { name: self.name(), source })?;
-        tokio::task::spawn_local(async move {
+        let task = tokio::task::spawn_local(async move {
             // Its error is also the error of the request that is under way.
             let _told_elsewhere = connection.await;
         });
-        Ok((sender, true))
+        Ok((Connection { sender, task: task.abort_handle() }, true))
     }
 
     fn take_idle(&self) -> Option<Idle> {
         self.idle.borrow_mut().pop()
     }
 
-    fn keep(&self, connection: SendRequest<Outgoing>) {
-        if !connection.is_closed() {
+    fn keep(&self, connection: Connection) {
+        if !connection.sender.is_closed() {
             self.idle.borrow_mut().push(Idle { connection, since: Instant::now() });
         }
     }
+
+    /// Closes connections that have been idle for `idle_timeout`, and forgets those that the upstream closed.
+    pub fn reap(&self) {
+        let is_fresh =
+            |idle: &Idle| !idle.connection.sender.is_closed() && idle.since.elapsed() < self.settings.idle_timeout;
+        self.idle.borrow_mut().retain(is_fresh);
+    }
 }
 
-/// How far the request's body has come.
-#[derive(Debug, Default)]
-struct Progress {
-    bytes: Cell<u64>,
-    has_ended: Cell<bool>,
+fn fail(mut outcome: OutcomeGuard, ending: Ending, error: ForwardError) -> ForwardError {
+    outcome.answered(error.status());
+    outcome.end(ending);
+    error
 }
 
 /// The body of a request on its way to the upstream.
 #[derive(Debug)]
 struct Outgoing {
     body: Incoming,
-    progress: Rc<Progress>,
+    progress: Arc<Progress>,
 }
 
 impl Body for Outgoing {
@@ -233,12 +269,9 @@ impl Body for Outgoing {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
         match &frame {
-            Some(Ok(frame)) => {
-                let more = frame.data_ref().map_or(0, Bytes::len);
-                self.progress.bytes.set(self.progress.bytes.get() + u64::try_from(more).unwrap_or(0));
-            }
-            Some(Err(_)) => {}
-            None => self.progress.has_ended.set(true),
+            Some(Ok(frame)) => self.progress.moved(frame.data_ref().map_or(0, Bytes::len)),
+            Some(Err(_)) => self.progress.failed(),
+            None => self.progress.ended(),
         }
         Poll::Ready(frame)
     }
@@ -246,7 +279,7 @@ impl Body for Outgoing {
     fn is_end_stream(&self) -> bool {
         let has_ended = self.body.is_end_stream();
         if has_ended {
-            self.progress.has_ended.set(true);
+            self.progress.ended();
         }
         has_ended
     }
@@ -266,8 +299,8 @@ pub struct Relay {
 #[derive(Debug)]
 struct Exchange {
     outcome: OutcomeGuard,
-    progress: Rc<Progress>,
-    connection: SendRequest<Outgoing>,
+    progress: Arc<Progress>,
+    connection: Connection,
     upstream: Rc<Upstream>,
 }
 
@@ -280,13 +313,14 @@ impl Relay {
     }
 
     fn end(&mut self, ending: Ending) {
-        let Some(Exchange { mut outcome, progress, connection, upstream }) = self.exchange.take() else { return };
-        outcome.sent(progress.bytes.get());
-        outcome.end(ending);
-        // A connection on which the request is still being sent is of no use to the next one.
-        if ending == Ending::Completed && progress.has_ended.get() {
+        let Some(Exchange { outcome, progress, connection, upstream }) = self.exchange.take() else { return };
+        if ending == Ending::Completed && progress.has_ended() {
             upstream.keep(connection);
+        } else {
+            // Nothing more of the request goes on after its outcome is recorded.
+            connection.task.abort();
         }
+        outcome.end(ending);
     }
 }
 

@@ -7,6 +7,7 @@ use std::io::Read as _;
 use std::io::Seek as _;
 use std::io::SeekFrom;
 use std::io::Write as _;
+use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -86,6 +87,12 @@ pub enum OpenError {
     /// Two processes never write one log.
     #[error("the decision log `{path}` is being written by another process")]
     Held {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file is something else.
+    #[error("`{path}` is not empty and does not begin with a record of a decision log: it is left as it is")]
+    NotALog {
         /// The file.
         path: PathBuf,
     },
@@ -186,13 +193,18 @@ pub struct Log {
 
 /// Waits for the writer thread to have written everything.
 #[derive(Debug)]
-pub struct Closing(std::thread::JoinHandle<()>);
+pub struct Closing {
+    finished: mpsc::Receiver<()>,
+    timeout: Duration,
+}
 
 impl Closing {
-    /// Returns when the last record is with the kernel. Every [`Log`] and [`Recorder`] has to be gone.
+    /// Returns when the last record is with the kernel, or when the log did not take it within its timeout.
+    /// Every [`Log`] and [`Recorder`] has to be gone.
     pub fn wait(self) {
-        if self.0.join().is_err() {
-            tracing::error!("the decision log's writer panicked");
+        // The writer only ever hangs up.
+        if self.finished.recv_timeout(self.timeout) == Err(mpsc::RecvTimeoutError::Timeout) {
+            tracing::error!("the decision log does not answer: its last records may be missing");
         }
     }
 }
@@ -200,7 +212,8 @@ impl Closing {
 impl Log {
     /// Opens the log and starts its writer thread.
     ///
-    /// `writer.log` is replaced by the id that the file already has.
+    /// `writer.log` is replaced by the id that the file already has. `begin` adds what has to stand before any
+    /// decision of this process.
     ///
     /// # Errors
     ///
@@ -210,8 +223,15 @@ impl Log {
         mut writer: Writer,
         now: Timestamp,
         unrecorded: Counter,
+        begin: impl FnOnce(&mut Batch, &Writer),
     ) -> Result<(Self, Closing), OpenError> {
-        let mut sinks = Sinks { file: None, stdout: settings.stdout, assembled: Vec::new(), written: 0 };
+        let mut sinks = Sinks { file: None, stdout: None, assembled: Vec::new(), written: 0 };
+        if settings.stdout {
+            let path = PathBuf::from("stdout");
+            let descriptor = io::stdout().as_fd().try_clone_to_owned();
+            let file = descriptor.map_err(|source| OpenError::Open { path, source })?.into();
+            sinks.stdout = Some(Stdout { file, is_ragged: false });
+        }
         let mut torn = None;
         let mut is_new = true;
         if let Some(path) = &settings.file {
@@ -230,27 +250,39 @@ impl Log {
         if let Some(lost_bytes) = torn {
             entry::log_event(&mut first, &writer, now, "torn", Some(lost_bytes));
         }
+        begin(&mut first, &writer);
         let path = settings.file.clone().unwrap_or_else(|| PathBuf::from("stdout"));
         sinks.write(&first).map_err(|source| OpenError::Open { path, source })?;
 
         let counters = Arc::new(Counters { unrecorded, is_failing: AtomicBool::new(false) });
         let (to_writer, from_workers) = mpsc::channel();
         let shared = Arc::clone(&counters);
-        let thread = std::thread::Builder::new()
+        let (alive, finished) = mpsc::channel();
+        std::thread::Builder::new()
             .name("dpa-log".to_owned())
             .spawn({
                 let writer = writer.clone();
-                move || write_all(&from_workers, &mut sinks, &shared, &writer)
+                move || {
+                    write_all(&from_workers, &mut sinks, &shared, &writer);
+                    drop(alive);
+                }
             })
             .map_err(OpenError::Thread)?;
         let log = Self { writer: Arc::new(writer), counters, to_writer, timeout: settings.timeout };
-        Ok((log, Closing(thread)))
+        Ok((log, Closing { finished, timeout: settings.timeout }))
     }
 
     /// The end of the log that one worker writes to. Its [`Recorder::hand_over`] has to run on that worker.
     #[must_use]
     pub fn recorder(&self) -> Recorder {
-        Recorder { shared: Arc::new(Turn { log: self.clone(), pending: Mutex::default(), has_records: Notify::new() }) }
+        Recorder {
+            shared: Arc::new(Turn {
+                log: self.clone(),
+                pending: Mutex::default(),
+                has_records: Notify::new(),
+                is_finished: AtomicBool::new(false),
+            }),
+        }
     }
 
     /// Which sidecar writes.
@@ -271,11 +303,7 @@ impl Log {
 fn write_all(from_workers: &mpsc::Receiver<Handover>, sinks: &mut Sinks, counters: &Counters, writer: &Writer) {
     loop {
         let is_failing = counters.is_failing.load(Ordering::Relaxed);
-        let next = if is_failing {
-            from_workers.recv_timeout(RETRY)
-        } else {
-            from_workers.recv().map_err(|_| mpsc::RecvTimeoutError::Disconnected)
-        };
+        let next = from_workers.recv_timeout(RETRY);
         let result = match next {
             Ok(Handover { batch, answer }) => {
                 let result = sinks.write(&batch);
@@ -284,6 +312,7 @@ fn write_all(from_workers: &mpsc::Receiver<Handover>, sinks: &mut Sinks, counter
                 let _gone = answer.send(result.map_err(|_| RecordError::Failed));
                 has_failed
             }
+            Err(mpsc::RecvTimeoutError::Timeout) if !is_failing => continue,
             Err(mpsc::RecvTimeoutError::Timeout) => {
                 let mut regained = Batch::default();
                 entry::log_event(&mut regained, writer, Timestamp::now(), "regained", None);
@@ -302,9 +331,28 @@ fn write_all(from_workers: &mpsc::Receiver<Handover>, sinks: &mut Sinks, counter
 
 struct Sinks {
     file: Option<LogFile>,
-    stdout: bool,
+    stdout: Option<Stdout>,
     assembled: Vec<u8>,
     written: u64,
+}
+
+/// Standard output itself: the buffer of the standard library would write a failed record later after all.
+struct Stdout {
+    file: File,
+    /// Whether a failed write may have left a part of a line.
+    is_ragged: bool,
+}
+
+impl Stdout {
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if self.is_ragged {
+            self.file.write_all(b"\n")?;
+        }
+        self.is_ragged = true;
+        self.file.write_all(bytes)?;
+        self.is_ragged = false;
+        Ok(())
+    }
 }
 
 impl Sinks {
@@ -317,13 +365,16 @@ impl Sinks {
             // The place of `seq`, `prev` and `hash`: only the writer knows the order.
             self.assembled.extend_from_slice(b"}\n");
         }
-        if let Some(file) = &mut self.file {
-            file.append(&self.assembled)?;
-        }
-        if self.stdout {
-            let mut stdout = io::stdout().lock();
-            stdout.write_all(&self.assembled)?;
-            stdout.flush()?;
+        match (&mut self.file, &mut self.stdout) {
+            (Some(file), stdout) => {
+                file.append(&self.assembled)?;
+                // The file is the log; a copy that cannot be written undoes no record.
+                if let Some(Err(error)) = stdout.as_mut().map(|stdout| stdout.append(&self.assembled)) {
+                    tracing::warn!(%error, "the copy of the decision log on standard output is not whole");
+                }
+            }
+            (None, Some(stdout)) => stdout.append(&self.assembled)?,
+            (None, None) => return Err(io::ErrorKind::NotFound.into()),
         }
         self.written += u64::try_from(batch.ends.len()).unwrap_or(u64::MAX);
         Ok(first)
@@ -362,25 +413,41 @@ impl LogFile {
             Err(std::fs::TryLockError::Error(source)) => return Err(failed(source)),
         }
         let length = file.metadata().map_err(failed)?.len();
+        let log = log_id(&mut file).map_err(failed)?;
         let whole = whole_lines(&mut file, length).map_err(failed)?;
+        // A log whose very first record was torn holds the beginning of one.
+        if log.is_none() && length > 0 && !(whole == 0 && begins_like_a_record(&mut file).map_err(failed)?) {
+            return Err(OpenError::NotALog { path: path.to_owned() });
+        }
         let torn = (whole < length).then(|| length - whole);
         if torn.is_some() {
             file.set_len(whole).map_err(failed)?;
         }
-        let log = log_id(&mut file).map_err(failed)?;
         Ok(Opened { file: Self { file, length: whole, is_ragged: false }, log, torn })
     }
 
     fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
         if self.is_ragged {
-            self.file.set_len(self.length)?;
-            self.is_ragged = false;
+            self.cut()?;
         }
         if let Err(error) = self.file.write_all(bytes) {
-            self.is_ragged = self.file.set_len(self.length).is_err();
+            self.is_ragged = self.cut().is_err();
             return Err(error);
         }
         self.length += u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        Ok(())
+    }
+}
+
+impl LogFile {
+    /// Cuts what a failed write left behind. A file that somebody else made shorter stays as it is.
+    fn cut(&mut self) -> io::Result<()> {
+        let length = self.file.metadata()?.len();
+        if length > self.length {
+            self.file.set_len(self.length)?;
+        }
+        self.length = self.length.min(length);
+        self.is_ragged = false;
         Ok(())
     }
 }
@@ -401,6 +468,14 @@ fn whole_lines(file: &mut File, length: u64) -> io::Result<u64> {
         end = start;
     }
     Ok(0)
+}
+
+fn begins_like_a_record(file: &mut File) -> io::Result<bool> {
+    const BEGINNING: &[u8] = b"{\"event\":\"dpa.";
+    let mut head = Vec::new();
+    file.seek(SeekFrom::Start(0))?;
+    io::Read::by_ref(file).take(u64::try_from(BEGINNING.len()).unwrap_or(0)).read_to_end(&mut head)?;
+    Ok(BEGINNING.starts_with(&head))
 }
 
 /// The id in the first record of a file.
@@ -427,12 +502,16 @@ struct Turn {
     log: Log,
     pending: Mutex<Pending>,
     has_records: Notify,
+    is_finished: AtomicBool,
 }
 
 #[derive(Debug, Default)]
 struct Pending {
     batch: Batch,
     waiting: Vec<Waiting>,
+    /// Permitted requests that were refused because their record did not come in time: if it lands late, it
+    /// is followed by `not_forwarded`.
+    given_up: Vec<Uuid>,
 }
 
 #[derive(Debug)]
@@ -441,7 +520,6 @@ struct Waiting {
     place: usize,
     decision_id: Uuid,
     time: Timestamp,
-    is_permitted: bool,
     answer: oneshot::Sender<Result<u64, RecordError>>,
 }
 
@@ -486,14 +564,19 @@ impl Recorder {
                 Err(_elapsed) => Err(RecordError::TimedOut),
             },
         };
-        match written {
-            Ok(place) => Ok(Receipt(Accounted::Written(place))),
-            Err(_) if pass.may_be_lost => {
-                let count = self.shared.log.counters.unrecorded.inc() + 1;
-                Ok(Receipt(Accounted::Lost(count)))
-            }
-            Err(error) => Err(error),
+        let error = match written {
+            Ok(place) => return Ok(Receipt(Accounted::Written(place))),
+            Err(error) => error,
+        };
+        self.shared.log.counters.is_failing.store(true, Ordering::Relaxed);
+        if pass.may_be_lost {
+            let count = self.shared.log.counters.unrecorded.inc() + 1;
+            return Ok(Receipt(Accounted::Lost(count)));
         }
+        if pass.is_permitted && error == RecordError::TimedOut {
+            self.pending().given_up.push(pass.decision_id);
+        }
+        Err(error)
     }
 
     fn enqueue(
@@ -508,9 +591,8 @@ impl Recorder {
         encode(&mut pending.batch);
         let place = pending.batch.ends.len().checked_sub(1)?;
         let (answer, written) = oneshot::channel();
-        let Pass { decision_id, time, is_permitted, may_be_lost } = pass;
-        let is_permitted = is_permitted && !may_be_lost;
-        pending.waiting.push(Waiting { place, decision_id, time, is_permitted, answer });
+        let Pass { decision_id, time, .. } = pass;
+        pending.waiting.push(Waiting { place, decision_id, time, answer });
         drop(pending);
         self.shared.has_records.notify_one();
         Some(written)
@@ -528,37 +610,59 @@ impl Recorder {
         self.shared.has_records.notify_one();
     }
 
-    /// Hands over what the worker recorded in each turn of its loop, for as long as the worker lives.
+    /// Hands over what the worker recorded in each turn of its loop, until [`Recorder::finish`].
     ///
     /// On a current-thread runtime it runs after the tasks that were ready before it, so all requests of
     /// a turn share one hand-over; while the writer is busy, the next ones gather.
     pub async fn hand_over(self) {
-        loop {
+        while !self.shared.is_finished.load(Ordering::Relaxed) {
             self.shared.has_records.notified().await;
             self.flush().await;
         }
     }
 
-    /// Hands over what is pending and waits for the writer. After a worker's last request.
-    pub async fn flush(&self) {
-        let Pending { batch, waiting } = std::mem::take(&mut *self.pending());
+    /// Ends [`Recorder::hand_over`], whose task is `handing_over`, once what is pending is written; not later
+    /// than `decision_log.timeout`.
+    pub async fn finish(&self, handing_over: tokio::task::JoinHandle<()>) {
+        self.shared.is_finished.store(true, Ordering::Relaxed);
+        self.shared.has_records.notify_one();
+        if tokio::time::timeout(self.shared.log.timeout, handing_over).await.is_err() {
+            tracing::error!("the decision log does not answer: a worker's last records may be missing");
+        }
+    }
+
+    /// Hands over everything that is pending; not later than `decision_log.timeout`.
+    pub async fn flush_all(&self) {
+        let all = async { while self.flush().await {} };
+        if tokio::time::timeout(self.shared.log.timeout, all).await.is_err() {
+            tracing::error!("the decision log does not answer: a worker's last records may be missing");
+        }
+    }
+
+    /// Hands over what is pending and waits for the writer. Whether there was anything.
+    async fn flush(&self) -> bool {
+        let (batch, waiting) = {
+            let mut pending = self.pending();
+            (std::mem::take(&mut pending.batch), std::mem::take(&mut pending.waiting))
+        };
         if batch.ends.is_empty() {
-            return;
+            return false;
         }
         let (answer, written) = oneshot::channel();
         let result = match self.shared.log.to_writer.send(Handover { batch, answer }) {
             Ok(()) => written.await.unwrap_or(Err(RecordError::Failed)),
             Err(_gone) => Err(RecordError::Failed),
         };
-        for Waiting { place, decision_id, time, is_permitted, answer } in waiting {
+        for Waiting { place, decision_id, time, answer } in waiting {
             let place = result.map(|first| first + u64::try_from(place).unwrap_or(u64::MAX));
-            let was_given_up = answer.send(place).is_err();
-            if was_given_up && result.is_ok() && is_permitted {
+            // Nobody waits any more: the request went away, which its guard records, or was given up.
+            let was_given_up = answer.send(place).is_err() && self.was_given_up(decision_id);
+            if was_given_up && result.is_ok() {
                 let ended = Ended {
                     time,
                     decision_id,
                     ending: Ending::NotForwarded,
-                    status: None,
+                    status: Some(503),
                     request_bytes: 0,
                     response_bytes: 0,
                     duration: Duration::ZERO,
@@ -566,5 +670,12 @@ impl Recorder {
                 self.note(|batch| entry::outcome(batch, self.writer(), &ended));
             }
         }
+        true
+    }
+
+    fn was_given_up(&self, decision_id: Uuid) -> bool {
+        let given_up = &mut self.pending().given_up;
+        let place = given_up.iter().position(|id| *id == decision_id);
+        place.map(|place| given_up.swap_remove(place)).is_some()
     }
 }
