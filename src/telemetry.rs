@@ -3,7 +3,6 @@
 
 use std::error::Error;
 use std::fmt;
-use std::io::IsTerminal as _;
 
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -20,14 +19,14 @@ pub enum LogFormat {
 }
 
 /// Starts the operational log on standard error. `RUST_LOG` sets its level; the default is `info`.
-pub fn start_log(format: LogFormat) {
+pub fn start_log(format: LogFormat, colour: bool) {
     let filter = tracing_subscriber::EnvFilter::builder()
         .with_default_directive(tracing::level_filters::LevelFilter::INFO.into())
         .from_env_lossy();
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
     // Somebody else's subscriber, in a test, stays.
     let _already_set = match format {
-        LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).try_init(),
+        LogFormat::Text => log.with_ansi(colour).try_init(),
         LogFormat::Json => log.json().flatten_event(true).try_init(),
     };
 }

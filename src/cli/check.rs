@@ -10,6 +10,7 @@ use serde::Serialize;
 use super::CliError;
 use super::Exit;
 use super::Output;
+use super::colour;
 use super::print_problems;
 use crate::config;
 use crate::policy::problem::Problems;
@@ -41,6 +42,9 @@ pub(super) struct Arguments {
     output: Output,
 }
 
+/// Most problems of a file in JSON.
+const MAX_LISTED: usize = 1_000;
+
 /// What was found in the files that belong together.
 struct Checked {
     sources: Vec<Source>,
@@ -66,11 +70,15 @@ struct FoundProblem<'a> {
     help: &'a str,
 }
 
-pub(super) fn check(arguments: &Arguments, out: &mut dyn Write) -> Result<Exit, CliError> {
+pub(super) fn check(arguments: &Arguments, out: &mut dyn Write, err: &mut dyn Write) -> Result<Exit, CliError> {
     let look_out = Some(arguments.at.map_or_else(Timestamp::now, Date::begins));
     let mut all = Vec::new();
+    let mut unreadable = Vec::new();
     for path in &arguments.files {
-        all.extend(check_file(path, look_out)?);
+        match check_file(path, look_out) {
+            Ok(checked) => all.extend(checked),
+            Err(error) => unreadable.push(error),
+        }
     }
     match arguments.output {
         Output::Json => {
@@ -81,7 +89,7 @@ pub(super) fn check(arguments: &Arguments, out: &mut dyn Write) -> Result<Exit, 
         }
         Output::Text => {
             for checked in &all {
-                print_problems(out, &checked.problems, &checked.sources)?;
+                print_problems(out, &checked.problems, &checked.sources, colour(&std::io::stdout()))?;
                 let path = checked.sources.first().map_or("", |source| source.path.as_str());
                 match &checked.loaded {
                     Some(what) => writeln!(out, "{path}: ok: {what}")?,
@@ -94,12 +102,18 @@ pub(super) fn check(arguments: &Arguments, out: &mut dyn Write) -> Result<Exit, 
             }
         }
     }
+    for error in &unreadable {
+        writeln!(err, "error: {}", crate::telemetry::chain(error))?;
+    }
+    if !unreadable.is_empty() {
+        return Ok(Exit::Unable);
+    }
     let bad = all.iter().any(|checked| checked.problems.has_errors());
     Ok(if bad { Exit::No } else { Exit::Yes })
 }
 
 fn found(checked: &Checked) -> impl Iterator<Item = FoundProblem<'_>> {
-    checked.problems.0.iter().filter_map(|problem| {
+    checked.problems.0.iter().take(MAX_LISTED).filter_map(|problem| {
         let source = checked.sources.get(usize::from(problem.at.file))?;
         let (line, column) = position(&source.text, problem.at.start);
         Some(FoundProblem {

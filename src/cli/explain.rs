@@ -17,6 +17,7 @@ use super::Output;
 use super::ask;
 use super::ask::Ask;
 use super::ask::AskedSubscriber;
+use super::colour;
 use super::print_problems;
 use crate::decide::decision::Decision;
 use crate::decide::decision::Outcome;
@@ -151,7 +152,7 @@ impl PolicyShown {
     }
 }
 
-pub(super) fn explain(arguments: &Arguments, out: &mut dyn Write) -> Result<Exit, CliError> {
+pub(super) fn explain(arguments: &Arguments, out: &mut dyn Write, err: &mut dyn Write) -> Result<Exit, CliError> {
     let explanation = match &arguments.subject {
         Some(code) if code.starts_with("DPA") => return explain_code(code, out),
         Some(id) => {
@@ -161,11 +162,11 @@ pub(super) fn explain(arguments: &Arguments, out: &mut dyn Write) -> Result<Exit
             let Some(log) = &arguments.log else {
                 return Err(CliError::Usage("a decision id needs `--log FILE`, the decision log that has it"));
             };
-            let Some((policy, loaded)) = load(arguments, out)? else { return Ok(Exit::Unable) };
+            let Some((policy, loaded)) = load(arguments, err)? else { return Ok(Exit::Unable) };
             recorded(id, log, &policy, &loaded)?
         }
         None => {
-            let Some((policy, loaded)) = load(arguments, out)? else { return Ok(Exit::Unable) };
+            let Some((policy, loaded)) = load(arguments, err)? else { return Ok(Exit::Unable) };
             stated(arguments, &policy, &loaded)?
         }
     };
@@ -188,14 +189,14 @@ fn explain_code(text: &str, out: &mut dyn Write) -> Result<Exit, CliError> {
     Ok(Exit::Yes)
 }
 
-fn load(arguments: &Arguments, out: &mut dyn Write) -> Result<Option<(Policy, Loaded)>, CliError> {
+fn load(arguments: &Arguments, err: &mut dyn Write) -> Result<Option<(Policy, Loaded)>, CliError> {
     let Some(path) = &arguments.policy else {
         return Err(CliError::Usage("give `--policy policy.yaml`: the agreement that the decision rests on"));
     };
     let mut loaded = reload::load(path, None, None)?;
     let policy = loaded.policy.take();
     if policy.is_none() {
-        print_problems(out, &loaded.problems, &loaded.sources)?;
+        print_problems(err, &loaded.problems, &loaded.sources, colour(&std::io::stderr()))?;
     }
     Ok(policy.map(|policy| (policy, loaded)))
 }

@@ -8,7 +8,6 @@ mod run;
 mod test;
 
 use std::io;
-use std::io::IsTerminal as _;
 use std::io::Write;
 use std::path::PathBuf;
 
@@ -128,7 +127,7 @@ pub fn run() -> Exit {
     let mut err = io::stderr();
     let result = match &arguments.command {
         Command::Run(run) => {
-            telemetry::start_log(arguments.log_format);
+            telemetry::start_log(arguments.log_format, colour(&io::stderr()));
             // The decision log may go to standard output, which its writer thread locks.
             drop(out);
             return told(run::run(run, &mut err), &mut err);
@@ -137,9 +136,9 @@ pub fn run() -> Exit {
             drop(out);
             return told(demo::demo(demo, &mut io::stdout()), &mut err);
         }
-        Command::Check(check) => check::check(check, &mut out),
-        Command::Explain(explain) => explain::explain(explain, &mut out),
-        Command::Test(test) => test::test(test, &mut out),
+        Command::Check(check) => check::check(check, &mut out, &mut err),
+        Command::Explain(explain) => explain::explain(explain, &mut out, &mut err),
+        Command::Test(test) => test::test(test, &mut out, &mut err),
     };
     told(result, &mut err)
 }
@@ -156,13 +155,13 @@ fn told(result: Result<Exit, CliError>, err: &mut dyn Write) -> Exit {
     }
 }
 
-/// Whether to colour what goes to standard output: a terminal, and nobody asked for none.
-fn colour() -> bool {
-    io::stdout().is_terminal()
+/// Whether to colour what goes to this stream: a terminal, and nobody asked for none.
+fn colour(stream: &impl io::IsTerminal) -> bool {
+    stream.is_terminal()
         && crate::config::environment("NO_COLOR").is_none_or(|value| value.is_empty())
         && crate::config::environment("TERM").is_none_or(|term| term != "dumb")
 }
 
-fn print_problems(out: &mut dyn Write, problems: &Problems, sources: &[Source]) -> io::Result<()> {
-    out.write_all(problems.render(sources, colour()).as_bytes())
+fn print_problems(out: &mut dyn Write, problems: &Problems, sources: &[Source], colour: bool) -> io::Result<()> {
+    out.write_all(problems.render(sources, colour).as_bytes())
 }

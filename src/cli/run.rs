@@ -13,14 +13,17 @@ use super::ask::Ask;
 use super::ask::AskedSubscriber;
 use super::ask::CLEAR;
 use super::check::unreadable_policy;
+use super::colour;
 use super::print_problems;
 use crate::config;
 use crate::config::Settings;
 use crate::decide::facts::Direction;
 use crate::decide::facts::Fact;
 use crate::decide::facts::Why;
+use crate::policy::Party;
 use crate::policy::Policy;
 use crate::policy::problem::Source;
+use crate::policy::terms::Identity;
 use crate::policy::terms::Location;
 use crate::policy::terms::Operation;
 use crate::reload;
@@ -91,14 +94,14 @@ pub(super) fn prepare(source: &Source, err: &mut dyn Write) -> Result<Option<(Se
     let (settings, mut problems) = config::compile(source, &config::environment);
     let sources = std::slice::from_ref(source);
     let Some(settings) = settings else {
-        print_problems(err, &problems, sources)?;
+        print_problems(err, &problems, sources, colour(&std::io::stderr()))?;
         return Ok(None);
     };
     let loaded = match reload::load(&settings.policy_file, None, Some(Timestamp::now())) {
         Ok(loaded) => loaded,
         Err(error) => {
             problems.push(unreadable_policy(&settings, &error));
-            print_problems(err, &problems, sources)?;
+            print_problems(err, &problems, sources, colour(&std::io::stderr()))?;
             return Ok(None);
         }
     };
@@ -106,8 +109,8 @@ pub(super) fn prepare(source: &Source, err: &mut dyn Write) -> Result<Option<(Se
         problems.0.extend(settings.check_against(policy).0);
     }
     if problems.has_errors() || loaded.policy.is_none() {
-        print_problems(err, &problems, sources)?;
-        print_problems(err, &loaded.problems, &loaded.sources)?;
+        print_problems(err, &problems, sources, colour(&std::io::stderr()))?;
+        print_problems(err, &loaded.problems, &loaded.sources, colour(&std::io::stderr()))?;
     } else if !problems.0.is_empty() || !loaded.problems.0.is_empty() {
         let count = problems.0.len() + loaded.problems.0.len();
         tracing::warn!(count, "settings and policy have warnings: `dpa-sidecar check` shows them");
@@ -180,16 +183,23 @@ A request that passes:
 ",
             listen = arguments.listen,
         ),
-        None => writeln!(text, "\nToday no caller of this policy may retrieve `user` data: nothing passes.\n"),
+        None => writeln!(text, "\nFound no caller of this policy that may retrieve `user` data today.\n"),
     };
     text
 }
 
+/// Requests that are tried before the short form says that it found none that passes.
+const MAX_TRIES: usize = 10_000;
+
 /// Caller and `DPA-Context` of a GET that this policy permits under the short form's settings.
 fn passing(storage: Location, policy: &Policy, now: Timestamp) -> Option<(String, String)> {
     let data_categories: Vec<_> = "user".parse().into_iter().collect();
-    policy.combinations().find_map(|(party, customer, purpose)| {
-        let identity = policy.identity_of(party)?;
+    let mut known: Option<(Party, Option<Identity>)> = None;
+    policy.combinations().take(MAX_TRIES).find_map(|(party, customer, purpose)| {
+        if known.as_ref().is_none_or(|(known, _)| *known != party) {
+            known = Some((party, policy.identity_of(party)));
+        }
+        let identity = known.as_ref().and_then(|(_, identity)| identity.clone())?;
         let ask = Ask {
             caller: Some((identity.clone(), Fact::Unknown(Why::Missing))),
             customers: Some((vec![customer.to_string()], false)),

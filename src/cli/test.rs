@@ -21,6 +21,7 @@ use super::ask;
 use super::ask::Ask;
 use super::ask::Asked;
 use super::ask::AskedSubscriber;
+use super::colour;
 use super::print_problems;
 use crate::decide::decision::Decision;
 use crate::decide::decision::Outcome;
@@ -247,7 +248,7 @@ struct Report {
     reasons_not_covered: Vec<&'static str>,
 }
 
-pub(super) fn test(arguments: &Arguments, out: &mut dyn Write) -> Result<Exit, CliError> {
+pub(super) fn test(arguments: &Arguments, out: &mut dyn Write, err: &mut dyn Write) -> Result<Exit, CliError> {
     let mut results = Vec::new();
     let mut covered = BTreeSet::new();
     let mut is_empty = false;
@@ -259,7 +260,7 @@ pub(super) fn test(arguments: &Arguments, out: &mut dyn Write) -> Result<Exit, C
                 results.extend(cases);
             }
             Err((sources, problems)) => {
-                print_problems(out, &problems, &sources)?;
+                print_problems(err, &problems, &sources, colour(&std::io::stderr()))?;
                 return Ok(Exit::Unable);
             }
         }

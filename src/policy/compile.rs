@@ -14,7 +14,6 @@ use super::Instruction;
 use super::MAX_PURPOSES;
 use super::OwnCaller;
 use super::Party;
-use super::Patterns;
 use super::Period;
 use super::Permits;
 use super::Policy;
@@ -28,6 +27,7 @@ use super::Subprocessor;
 use super::SubprocessorId;
 use super::Transfer;
 use super::document;
+use super::identities::Tree;
 use super::problem::Code;
 use super::problem::Problem;
 use super::problem::Problems;
@@ -661,36 +661,28 @@ impl Compiler {
         Instruction { id: id.value, in_force, permits, restricts }
     }
 
-    fn distinct_identities(&mut self) -> (HashMap<Identity, Party>, Patterns) {
-        let (patterns, exact): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.identities).into_iter().partition(|(identity, _)| identity.value.is_pattern());
-        let mut by_identity: HashMap<Identity, Party> = HashMap::new();
-        // Only identities of one trust domain can overlap.
-        let mut by_domain = Patterns::new();
-        for (Spanned { value: identity, at }, party) in exact {
-            if by_identity.insert(identity.clone(), party).is_some_and(|other| other != party) {
-                self.ambiguous(&identity, at);
+    /// All identities, each of one party only: for exact look-up, and those with a `*`.
+    fn distinct_identities(&mut self) -> (HashMap<Identity, Party>, Tree) {
+        let mut exact = HashMap::new();
+        let mut patterns = Tree::default();
+        let mut all = Tree::default();
+        for (Spanned { value: identity, at }, party) in std::mem::take(&mut self.identities) {
+            if let Some((other, _)) = all.find_of_other(&identity, party) {
+                let message = if *other == identity {
+                    format!("`{identity}` belongs to two parties")
+                } else {
+                    format!("`{identity}` could belong to two parties: another one has `{other}`")
+                };
+                let help = "give each party identities that no other party's entry matches";
+                self.problems.push(Problem::error(Code::AmbiguousIdentity, at, message, help));
             }
-            if let Some(domain) = identity.trust_domain() {
-                by_domain.entry(domain.into()).or_default().push((identity, party));
+            all.insert(identity.clone(), party);
+            if identity.is_pattern() {
+                patterns.insert(identity, party);
+            } else {
+                exact.insert(identity, party);
             }
         }
-        let mut patterns_by_domain = Patterns::new();
-        for (Spanned { value: pattern, at }, party) in patterns {
-            let Some(domain) = pattern.trust_domain().map(Box::<str>::from) else { continue };
-            let exact = by_domain.get(&domain).into_iter().flatten();
-            let mut others = exact.chain(patterns_by_domain.get(&domain).into_iter().flatten());
-            if others.any(|(other, owner)| *owner != party && other.overlaps(&pattern)) {
-                self.ambiguous(&pattern, at);
-            }
-            patterns_by_domain.entry(domain).or_default().push((pattern, party));
-        }
-        (by_identity, patterns_by_domain)
-    }
-
-    fn ambiguous(&mut self, identity: &Identity, at: At) {
-        let message = format!("`{identity}` could belong to two parties");
-        let help = "give each party identities that no other party's entry matches";
-        self.error(Code::AmbiguousIdentity, at, message, help);
+        (exact, patterns)
     }
 }

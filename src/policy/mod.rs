@@ -5,6 +5,7 @@
 
 mod compile;
 mod document;
+mod identities;
 pub mod places;
 pub mod problem;
 pub mod terms;
@@ -369,9 +370,6 @@ pub struct SecurityMeasures {
     pub signed_policy: bool,
 }
 
-/// Identities by trust domain, which is never a `*`.
-type Patterns = HashMap<Box<str>, Vec<(Identity, Party)>>;
-
 /// The agreement, ready to decide with.
 pub struct Policy {
     /// `metadata.name`.
@@ -397,7 +395,7 @@ pub struct Policy {
     customer_ids: HashMap<Id, CustomerId>,
     caller_ids: HashMap<Id, CallerId>,
     identities: HashMap<Identity, Party>,
-    identity_patterns: Patterns,
+    identity_patterns: identities::Tree,
 }
 
 // An id is made by `compile` alone, for the list it points into, so the lookups below always find something
@@ -457,10 +455,7 @@ impl Policy {
     /// Who a proven identity is; `None`: nobody in this agreement.
     #[must_use]
     pub fn party(&self, identity: &Identity) -> Option<Party> {
-        let pattern = || {
-            let patterns = self.identity_patterns.get(identity.trust_domain()?)?;
-            patterns.iter().find(|(pattern, _)| pattern.overlaps(identity)).map(|(_, party)| *party)
-        };
+        let pattern = || self.identity_patterns.find(identity).map(|(_, party)| party);
         self.identities.get(identity).copied().or_else(pattern)
     }
 
@@ -473,8 +468,7 @@ impl Policy {
     #[must_use]
     pub fn identity_of(&self, party: Party) -> Option<Identity> {
         let exact = self.identities.iter().filter(|(_, known)| **known == party).map(|(identity, _)| identity).min();
-        let pattern =
-            self.identity_patterns.values().flatten().filter(|(_, known)| *known == party).min_by_key(|it| &it.0);
+        let pattern = self.identity_patterns.all().filter(|(_, known)| *known == party).min_by_key(|it| &it.0);
         match (exact, pattern) {
             (Some(identity), _) => Some(identity.clone()),
             (None, Some((pattern, _))) => pattern.as_str().replace("/*", "/any").parse().ok(),

@@ -586,6 +586,9 @@ impl From<Fault> for Problem {
     }
 }
 
+/// Most problems that are shown: one slip of a generator makes thousands, and nobody reads them.
+const MAX_SHOWN: usize = 100;
+
 /// What was found in the files that were read together.
 #[derive(Clone, Debug, Default)]
 pub struct Problems(pub Vec<Problem>);
@@ -615,7 +618,8 @@ impl Problems {
         sorted.sort_by_key(|problem| (problem.at, problem.code));
         let renderer = if colour { Renderer::styled() } else { Renderer::plain() };
         let mut out = String::new();
-        for problem in sorted {
+        let left = sorted.len().saturating_sub(MAX_SHOWN);
+        for problem in sorted.into_iter().take(MAX_SHOWN) {
             let Some(source) = sources.get(usize::from(problem.at.file)) else { continue };
             let (line, column) = position(&source.text, problem.at.start);
             // Writing to a String cannot fail.
@@ -641,6 +645,9 @@ impl Problems {
                 group = group.element(Level::HELP.message(problem.help.as_str()));
             }
             let _infallible = writeln!(out, "{}\n", renderer.render(&[group]));
+        }
+        if left > 0 {
+            let _infallible = writeln!(out, "… and {left} more\n");
         }
         out
     }
@@ -698,7 +705,11 @@ fn floor_char(text: &str, mut offset: usize) -> usize {
 /// The known name that is nearest to a misspelt one, if any is near.
 #[must_use]
 pub fn nearest<'n>(given: &str, known: impl Iterator<Item = &'n str>) -> Option<&'n str> {
-    let limit = (given.chars().count() / 3).max(1);
+    // A word of three letters is near to too many others.
+    let limit = match given.chars().count() {
+        0..=3 => return None,
+        length => (length / 3).max(1),
+    };
     known
         .filter(|name| name.len().abs_diff(given.len()) <= limit)
         .map(|name| (distance(given, name), name))

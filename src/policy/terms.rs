@@ -380,36 +380,14 @@ impl Identity {
         self.0.starts_with("spiffe://")
     }
 
-    /// The trust domain of a SPIFFE ID.
-    #[must_use]
-    pub fn trust_domain(&self) -> Option<&str> {
-        self.0.strip_prefix("spiffe://").and_then(|rest| rest.split('/').next())
-    }
-
     /// Whether it has a `*` segment.
     #[must_use]
     pub fn is_pattern(&self) -> bool {
         self.is_spiffe() && self.segments().any(|segment| segment == "*")
     }
 
-    /// Whether some identity is meant by both, taking `*` on either side as any one segment.
-    #[must_use]
-    pub fn overlaps(&self, other: &Self) -> bool {
-        if !self.is_pattern() && !other.is_pattern() {
-            return self == other;
-        }
-        let mut ours = self.segments();
-        let mut theirs = other.segments();
-        loop {
-            match (ours.next(), theirs.next()) {
-                (None, None) => return true,
-                (Some(one), Some(two)) if one == two || one == "*" || two == "*" => {}
-                _ => return false,
-            }
-        }
-    }
-
-    fn segments(&self) -> impl Iterator<Item = &str> {
+    /// What stands between the slashes.
+    pub(super) fn segments(&self) -> impl Iterator<Item = &str> {
         self.0.split('/')
     }
 }
