@@ -349,6 +349,57 @@ pub struct Table<T> {
     pub entries: Vec<(Spanned<String>, T)>,
 }
 
+/// A part of a file whose fault does not hide those of the other parts.
+#[derive(Clone, Debug)]
+pub enum Section<T> {
+    /// It is there and good.
+    Good(T),
+    /// It is there, and its fault is reported.
+    Bad,
+    /// It is not there.
+    Missing,
+}
+
+impl<T> Section<T> {
+    /// What is there, if it is good.
+    pub fn given(self) -> Option<T> {
+        match self {
+            Self::Good(value) => Some(value),
+            Self::Bad | Self::Missing => None,
+        }
+    }
+
+    /// The fault of a section that has to be there and is not; `root_at` is where the file is.
+    #[must_use]
+    pub fn missing(&self, key: &'static str, root_at: At) -> Option<Fault> {
+        let at = At { end: root_at.start, ..root_at };
+        matches!(self, Self::Missing).then_some(Fault { at, what: What::MissingField(key) })
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Section<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Part<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Part<T> {
+            type Value = Section<T>;
+            fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+                out.write_str("a section")
+            }
+            // A derived struct asks like this for a key that is not there.
+            fn visit_none<E: de::Error>(self) -> Result<Section<T>, E> {
+                Ok(Section::Missing)
+            }
+            fn visit_some<D: Deserializer<'de>>(self, there: D) -> Result<Section<T>, D::Error> {
+                Ok(match Entry::deserialize(there)? {
+                    Entry::Good(value) => Section::Good(value),
+                    Entry::Bad => Section::Bad,
+                })
+            }
+        }
+        deserializer.deserialize_option(Part(PhantomData))
+    }
+}
+
 impl<T> Default for Table<T> {
     fn default() -> Self {
         Self { entries: Vec::new() }

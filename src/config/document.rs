@@ -17,6 +17,7 @@ use crate::policy::terms::Location;
 use crate::policy::terms::Operation;
 use crate::record::log::OnFailure;
 use crate::yaml::List;
+use crate::yaml::Section;
 use crate::yaml::Spanned;
 
 /// A setting that this version does not have yet: a file that has it is refused, never half obeyed.
@@ -25,21 +26,20 @@ pub(super) type Later = Option<Spanned<IgnoredAny>>;
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Document {
-    pub(super) service: Service,
-    pub(super) workers: Option<Spanned<u16>>,
-    pub(super) policy: PolicyFile,
-    pub(super) enforcement: Option<Enforcement>,
-    pub(super) listeners: List<Listener>,
-    pub(super) upstreams: List<Upstream>,
-    pub(super) identity: List<Spanned<Identity>>,
-    pub(super) routes: List<Route>,
-    pub(super) probes: Option<List<Spanned<String>>>,
-    pub(super) decision_log: Spanned<DecisionLog>,
-    pub(super) health: Option<Health>,
+    pub(super) service: Section<Service>,
+    pub(super) workers: Section<Spanned<u16>>,
+    pub(super) policy: Section<PolicyFile>,
+    pub(super) enforcement: Section<Enforcement>,
+    pub(super) listeners: Section<List<Listener>>,
+    pub(super) upstreams: Section<List<Upstream>>,
+    pub(super) identity: Section<List<Spanned<Identity>>>,
+    pub(super) routes: Section<List<Route>>,
+    pub(super) probes: Section<List<Spanned<String>>>,
+    pub(super) decision_log: Section<Spanned<DecisionLog>>,
+    pub(super) health: Section<Health>,
     pub(super) admin: Later,
-    #[serde(default)]
-    pub(super) limits: Limits,
-    pub(super) drain_timeout: Option<Span>,
+    pub(super) limits: Section<Limits>,
+    pub(super) drain_timeout: Section<Span>,
 }
 
 #[derive(Deserialize)]

@@ -40,6 +40,7 @@ use crate::record::log::LogSettings;
 use crate::yaml;
 use crate::yaml::At;
 use crate::yaml::List;
+use crate::yaml::Section;
 use crate::yaml::Spanned;
 use crate::yaml::What;
 
@@ -111,7 +112,8 @@ pub fn environment(name: &str) -> Option<String> {
 /// The settings are there unless a problem is an error.
 #[must_use]
 pub fn compile(source: &Source, environment: &dyn Fn(&str) -> Option<String>) -> (Option<Settings>, Problems) {
-    let mut compiler = Compiler { problems: Problems::default(), folder: folder_of(&source.path) };
+    let mut compiler =
+        Compiler { problems: Problems::default(), folder: folder_of(&source.path), defined_upstreams: Vec::new() };
     let settings = compiler.compile(&source.text, environment);
     let problems = compiler.problems;
     if problems.has_errors() { (None, problems) } else { (settings, problems) }
@@ -196,6 +198,8 @@ fn folder_of(path: &str) -> PathBuf {
 struct Compiler {
     problems: Problems,
     folder: PathBuf,
+    /// The names of all upstreams, also of those with a fault: a listener that names one makes no mistake.
+    defined_upstreams: Vec<String>,
 }
 
 impl Compiler {
@@ -219,12 +223,16 @@ impl Compiler {
                 self.problems.push(problem);
             }
         }
+        if let Some(yaml::Value::List(upstreams)) = root.get("upstreams").map(|node| &node.value) {
+            let names = upstreams.iter().filter_map(|upstream| upstream.get("name")?.text());
+            self.defined_upstreams = names.map(str::to_owned).collect();
+        }
         let (document, faults) = root.decode::<document::Document>();
         self.problems.extend_faults(faults);
-        self.document(document?)
+        self.document(document?, root.at)
     }
 
-    fn document(&mut self, document: document::Document) -> Option<Settings> {
+    fn document(&mut self, document: document::Document, root_at: At) -> Option<Settings> {
         let document::Document {
             service,
             workers,
@@ -241,28 +249,43 @@ impl Compiler {
             limits,
             drain_timeout,
         } = document;
-        self.later("service.caller", &service.caller);
-        self.later("policy.public_key", &policy.public_key);
-        self.later("policy.baseline", &policy.baseline);
-        self.later("policy.max_age", &policy.max_age);
-        self.later("policy.on_stale", &policy.on_stale);
+        let service = self.needed(service, "service", root_at);
+        let policy = self.needed(policy, "policy", root_at);
+        let listeners = self.needed(listeners, "listeners", root_at);
+        let upstreams = self.needed(upstreams, "upstreams", root_at).map(|list| list.items).unwrap_or_default();
+        let identity = self.needed(identity, "identity", root_at);
+        let routes = self.needed(routes, "routes", root_at);
+        let decision_log = self.needed(decision_log, "decision_log", root_at);
+        let workers = workers.given();
+        self.later("service.caller", service.as_ref().map_or(&None, |service| &service.caller));
         self.later("admin", &admin);
+        if let Some(policy) = &policy {
+            self.later("policy.public_key", &policy.public_key);
+            self.later("policy.baseline", &policy.baseline);
+            self.later("policy.max_age", &policy.max_age);
+            self.later("policy.on_stale", &policy.on_stale);
+        }
         if let Some(Spanned { value: 0, at }) = workers {
             self.error(Code::Invalid, at, "there has to be a worker", "write 1 or more, or leave `workers` out");
         }
-        let upstream_names: Vec<Spanned<String>> = upstreams.items.iter().map(|it| named(&it.name)).collect();
+        let upstream_names: Vec<Spanned<String>> = upstreams.iter().map(|it| named(&it.name)).collect();
         self.distinct(&upstream_names);
-        self.distinct(&listeners.items.iter().map(|it| named(&it.name)).collect::<Vec<_>>());
-        self.not_empty(&listeners);
-        self.not_empty(&identity);
+        let listeners = listeners.map(|list| self.filled(list)).unwrap_or_default();
+        self.distinct(&listeners.iter().map(|it| named(&it.name)).collect::<Vec<_>>());
+        let listeners: Vec<_> = listeners.into_iter().filter_map(|it| self.listener(it, &upstream_names)).collect();
+        let identity = identity.map(|list| self.filled(list)).unwrap_or_default();
         let mut constants = Vec::new();
-        let (routes, route_places) = self.routes(routes, probes, &mut constants);
-        let log_at = decision_log.at;
-        let listeners: Vec<_> =
-            listeners.items.into_iter().filter_map(|it| self.listener(it, &upstream_names)).collect();
+        let routes = routes.map(|list| self.filled(list)).unwrap_or_default();
+        let (routes, route_places) = self.routes(routes, probes.given(), &mut constants);
         let workers = workers.map_or_else(default_workers, |workers| usize::from(workers.value));
         // Each worker holds one connection's place on each listener while it waits for the next.
-        let limits = self.limits(limits, workers * listeners.len());
+        let limits = self.limits(limits.given().unwrap_or_default(), workers * listeners.len());
+        let upstreams = upstreams.into_iter().map(|upstream| self.upstream(upstream)).collect();
+        let trust = Trust { ways: identity.into_iter().filter_map(|way| self.way(way)).collect() };
+        let health = health.given().and_then(|health| self.address(&health.address));
+        let log_at = decision_log.as_ref().map(|log| log.at);
+        let log = decision_log.map(|log| self.log(log));
+        let (service, policy) = (service?, policy?);
         Some(Settings {
             service: service.name.to_string(),
             instance: service.instance.map_or_else(host_name, |instance| instance.to_string()),
@@ -270,19 +293,30 @@ impl Compiler {
             workers,
             policy_file: self.folder.join(&policy.file.value),
             policy_file_at: policy.file.at,
-            enforcement: enforcement.unwrap_or(Enforcement::Enforce),
+            enforcement: enforcement.given().unwrap_or(Enforcement::Enforce),
             listeners,
-            upstreams: upstreams.items.into_iter().map(|upstream| self.upstream(upstream)).collect(),
-            trust: Trust { ways: identity.items.into_iter().filter_map(|way| self.way(way)).collect() },
+            upstreams,
+            trust,
             routes,
-            log: self.log(decision_log),
-            health: health.and_then(|health| self.address(&health.address)),
+            log: log?,
+            health,
             limits,
-            drain_timeout: drain_timeout.map_or(Duration::from_secs(25), |span| span.0),
+            drain_timeout: drain_timeout.given().map_or(Duration::from_secs(25), |span| span.0),
             constants,
             route_places,
-            log_at,
+            log_at: log_at?,
         })
+    }
+
+    /// A section that has to be there.
+    fn needed<T>(&mut self, section: Section<T>, key: &'static str, root_at: At) -> Option<T> {
+        self.problems.0.extend(section.missing(key, root_at).map(Problem::from));
+        section.given()
+    }
+
+    fn filled<T>(&mut self, list: List<T>) -> Vec<T> {
+        self.not_empty(&list);
+        list.items
     }
 
     fn later(&mut self, key: &str, setting: &Later) {
@@ -329,7 +363,7 @@ impl Compiler {
             self.error(Code::NotYet, at, "this version does not have `direction: egress` yet", "remove the listener");
         }
         let place = upstreams.iter().position(|known| known.value == upstream.value.as_str());
-        if place.is_none() {
+        if place.is_none() && !self.defined_upstreams.iter().any(|name| name == upstream.value.as_str()) {
             let near = nearest(upstream.value.as_str(), upstreams.iter().map(|known| known.value.as_str()));
             let help = near.map_or_else(
                 || "name one that stands under `upstreams`".to_owned(),
@@ -415,14 +449,13 @@ impl Compiler {
 
     fn routes(
         &mut self,
-        documents: List<document::Route>,
+        documents: Vec<document::Route>,
         probes: Option<List<Spanned<String>>>,
         constants: &mut Vec<(Constant, Spanned<String>)>,
     ) -> (Routes, Vec<At>) {
-        self.not_empty(&documents);
         let mut places = Vec::new();
         let mut routes = Vec::new();
-        for document in documents.items {
+        for document in documents {
             places.push(document.path.at);
             routes.push(self.route(document, constants));
         }

@@ -10,6 +10,7 @@ use super::CallerId;
 use super::CcpaPurpose;
 use super::Customer;
 use super::CustomerId;
+use super::Enforcement;
 use super::Instruction;
 use super::MAX_PURPOSES;
 use super::OwnCaller;
@@ -39,6 +40,7 @@ use crate::yaml;
 use crate::yaml::At;
 use crate::yaml::List;
 use crate::yaml::Node;
+use crate::yaml::Section;
 use crate::yaml::Spanned;
 
 /// The globs under `customer_files` of a policy file, if it can be read that far.
@@ -104,6 +106,8 @@ struct Compiler {
     defined: HashSet<(&'static str, String)>,
     identities: Vec<(Spanned<Identity>, Party)>,
     look_out: Option<Timestamp>,
+    /// Whether there is any customer, good or bad.
+    has_customers: bool,
     /// Purposes that customers or instructions permit, and that parties are there for.
     permitted: PurposeSet,
     served: PurposeSet,
@@ -143,6 +147,9 @@ impl Compiler {
         }
         let root_at = first.at;
         self.note_ids(first);
+        let lists = std::iter::once(&*first).chain(&*others).filter_map(|root| root.get("customers"));
+        self.has_customers =
+            lists.into_iter().any(|list| !matches!(&list.value, yaml::Value::List(list) if list.is_empty()));
 
         let (document, faults) = first.decode::<document::Document>();
         self.problems.extend_faults(faults);
@@ -152,9 +159,7 @@ impl Compiler {
             self.problems.extend_faults(faults);
             customers.extend(file.into_iter().flat_map(|file| file.customers.items));
         }
-        let mut document = document?;
-        customers.splice(0..0, document.customers.take().into_iter().flat_map(|list| list.items));
-        self.document(document, customers, root_at, digest(sources, names))
+        self.document(document?, customers, root_at, digest(sources, names))
     }
 
     fn note_ids(&mut self, root: &Node) {
@@ -177,13 +182,14 @@ impl Compiler {
     fn document(
         &mut self,
         document: document::Document,
-        customers: Vec<document::Customer>,
+        more_customers: Vec<document::Customer>,
         root_at: At,
         digest: Box<str>,
     ) -> Option<Policy> {
         let document::Document {
             version,
             metadata,
+            processor,
             agreement,
             defaults,
             require_enforce,
@@ -192,12 +198,22 @@ impl Compiler {
             purpose_sets,
             callers,
             subprocessors,
+            customers,
             ..
         } = document;
-        if version.value != 1 {
+        if let Some(version) = self.needed(version, "version", root_at)
+            && version.value != 1
+        {
             let message = format!("version {} is not known", version.value);
             self.error(Code::Version, version.at, message, "write `version: 1`");
         }
+        self.needed(processor, "processor", root_at);
+        let metadata = self.needed(metadata, "metadata", root_at);
+        let defaults = self.needed(defaults, "defaults", root_at);
+        let purposes = self.needed(purposes, "purposes", root_at).unwrap_or_default();
+        let agreement = agreement.given().unwrap_or_default();
+        let mut customers = customers.given().map(|list| list.items).unwrap_or_default();
+        customers.extend(more_customers);
         if let Some(hash) = &agreement.document_sha256
             && !(hash.value.len() == 64 && hash.value.bytes().all(|byte| byte.is_ascii_hexdigit()))
         {
@@ -208,43 +224,43 @@ impl Compiler {
         self.purposes(purposes);
         let known = |name: Spanned<String>| Some((self.purpose_ids.get(name.value.as_str()).copied(), name));
         let named: Vec<_> = named.into_iter().filter_map(known).filter_map(|(id, name)| Some((name, id?))).collect();
-        self.purpose_sets(purpose_sets);
-        let subprocessor_docs = subprocessors.map(|list| list.items).unwrap_or_default();
+        self.purpose_sets(purpose_sets.given().unwrap_or_default());
+        let subprocessor_docs = subprocessors.given().map(|list| list.items).unwrap_or_default();
         self.subprocessor_ids = self.number(subprocessor_docs.iter().map(|entry| &entry.id), SubprocessorId);
-        let caller_docs = callers.map(|list| list.items).unwrap_or_default();
+        let caller_docs = callers.given().map(|list| list.items).unwrap_or_default();
         let caller_ids = self.number(caller_docs.iter().map(|entry| &entry.id), CallerId);
-        if customers.is_empty() && !self.problems.has_errors() {
+        if !self.has_customers {
             let help = "name at least one under `customers`, or in a file that `customer_files` names";
             self.error(Code::NoCustomers, root_at, "the policy has no customers", help);
         }
         let customer_ids = self.number(customers.iter().map(|entry| &entry.id), CustomerId);
 
-        let residency = self.residency(defaults.residency);
+        let enforcement = defaults.as_ref().map_or(Enforcement::Enforce, |defaults| defaults.enforcement);
+        let residency = defaults.map(|defaults| self.residency(defaults.residency));
         let callers = caller_docs.into_iter().map(|caller| self.caller(caller, &caller_ids)).collect();
         let subprocessors = subprocessor_docs.into_iter().map(|entry| self.subprocessor(entry)).collect();
-        let customers = customers
-            .into_iter()
-            .map(|customer| self.customer(customer, defaults.enforcement, &customer_ids))
-            .collect();
+        let customers =
+            customers.into_iter().map(|customer| self.customer(customer, enforcement, &customer_ids)).collect();
         let (identities, identity_patterns) = self.distinct_identities();
         if self.look_out.is_some() && !self.problems.has_errors() {
             self.never_works(&named);
         }
         let document::SecurityMeasures { min_tls_version, client_authentication, decision_log, signed_policy } =
-            security_measures;
+            security_measures.given().unwrap_or_default();
+        let metadata = metadata?;
         Some(Policy {
             name: metadata.name,
             revision: metadata.revision,
             digest,
-            enforcement: defaults.enforcement,
-            require_enforce,
+            enforcement,
+            require_enforce: require_enforce.given().unwrap_or_default(),
             security: SecurityMeasures {
                 min_tls_version,
                 client_certificate_required: client_authentication == Some(document::ClientAuthentication::Required),
                 decision_log: decision_log.unwrap_or_default(),
                 signed_policy,
             },
-            residency,
+            residency: residency?,
             clauses: agreement
                 .clauses
                 .entries
@@ -262,6 +278,12 @@ impl Compiler {
             identities,
             identity_patterns,
         })
+    }
+
+    /// A section that has to be there.
+    fn needed<T>(&mut self, section: Section<T>, key: &'static str, root_at: At) -> Option<T> {
+        self.problems.0.extend(section.missing(key, root_at).map(Problem::from));
+        section.given()
     }
 
     /// Numbers the entries of a list in file order. Parties of one kind may not share an id.
@@ -529,7 +551,7 @@ impl Compiler {
     fn customer(
         &mut self,
         customer: document::Customer,
-        default: super::Enforcement,
+        default: Enforcement,
         ids: &HashMap<Id, CustomerId>,
     ) -> Customer {
         let document::Customer {

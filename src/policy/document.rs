@@ -16,34 +16,29 @@ use super::terms::Identity;
 use super::terms::Location;
 use super::terms::Operation;
 use crate::yaml::List;
+use crate::yaml::Section;
 use crate::yaml::Spanned;
 use crate::yaml::Table;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Document {
-    pub(super) version: Spanned<u32>,
-    pub(super) metadata: Metadata,
-    #[expect(dead_code, reason = "evidence: checked for its form only")]
-    processor: Processor,
-    #[serde(default)]
-    pub(super) agreement: Agreement,
-    pub(super) defaults: Defaults,
-    #[serde(default)]
-    pub(super) require_enforce: bool,
-    #[serde(default)]
-    pub(super) security_measures: SecurityMeasures,
-    #[serde(default)]
+    pub(super) version: Section<Spanned<u32>>,
+    pub(super) metadata: Section<Metadata>,
+    pub(super) processor: Section<Processor>,
+    pub(super) agreement: Section<Agreement>,
+    pub(super) defaults: Section<Defaults>,
+    pub(super) require_enforce: Section<bool>,
+    pub(super) security_measures: Section<SecurityMeasures>,
     #[expect(dead_code, reason = "evidence: read by the weakening gate, which is not built yet")]
-    weakening_notices: Option<List<WeakeningNotice>>,
-    pub(super) purposes: Table<Purpose>,
-    #[serde(default)]
-    pub(super) purpose_sets: Table<List<Spanned<Id>>>,
-    pub(super) callers: Option<List<Caller>>,
-    pub(super) subprocessors: Option<List<Subprocessor>>,
-    pub(super) customers: Option<List<Customer>>,
+    weakening_notices: Section<List<WeakeningNotice>>,
+    pub(super) purposes: Section<Table<Purpose>>,
+    pub(super) purpose_sets: Section<Table<List<Spanned<Id>>>>,
+    pub(super) callers: Section<List<Caller>>,
+    pub(super) subprocessors: Section<List<Subprocessor>>,
+    pub(super) customers: Section<List<Customer>>,
     #[expect(dead_code, reason = "read before the rest, by `customer_file_globs`")]
-    customer_files: Option<List<Spanned<String>>>,
+    customer_files: Section<List<Spanned<String>>>,
 }
 
 #[derive(Deserialize)]
@@ -64,7 +59,7 @@ pub(super) struct Metadata {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 #[expect(dead_code, reason = "evidence: checked for its form only")]
-struct Processor {
+pub(super) struct Processor {
     id: Id,
     legal_name: String,
 }
