@@ -25,6 +25,8 @@ use super::colour;
 use super::print_problems;
 use crate::decide::decision::Decision;
 use crate::decide::decision::Outcome;
+use crate::decide::explain::Names;
+use crate::decide::explain::missing;
 use crate::decide::facts::Customers;
 use crate::decide::facts::Direction;
 use crate::decide::facts::Fact;
@@ -37,6 +39,7 @@ use crate::gate::act;
 use crate::policy::Enforcement;
 use crate::policy::Policy;
 use crate::policy::TlsVersion;
+use crate::policy::places::Places;
 use crate::policy::problem::Code;
 use crate::policy::problem::Problem;
 use crate::policy::problem::Problems;
@@ -56,14 +59,21 @@ use crate::yaml::Table;
 #[command(after_help = "\
 Examples:
   dpa-sidecar test policy-tests.yaml
-  dpa-sidecar test policy-tests.yaml --fail-on-empty -o json
+  dpa-sidecar test policy-tests.yaml --filter residency
+  dpa-sidecar test policy-tests.yaml more-tests.yaml --fail-on-empty --min-coverage 90 -o json
 
-Exit codes: 0 every case came out as expected, 1 one did not, 2 a file cannot be read or is no test file.")]
+Exit codes: 0 every case came out as expected, 1 one did not or too little is covered, 2 a file cannot be read or is no test file.")]
 pub(super) struct Arguments {
     /// Files of cases.
     #[arg(required = true)]
     files: Vec<PathBuf>,
-    /// A file without cases is a finding.
+    /// Only the cases whose name has this text.
+    #[arg(long)]
+    filter: Option<String>,
+    /// The least share of the reasons, clauses, customers and subprocessors that cases have to show, in percent.
+    #[arg(long, value_parser = clap::value_parser!(u8).range(0..=100))]
+    min_coverage: Option<u8>,
+    /// A file without cases, or without one that the filter leaves, is a finding.
     #[arg(long)]
     fail_on_empty: bool,
     /// The form of the output.
@@ -232,6 +242,9 @@ struct CaseResult {
     as_expected: bool,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     differences: Vec<Difference>,
+    /// Of a case that differs: why it was denied.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    why: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -245,16 +258,66 @@ struct Difference {
 struct Report {
     schema_version: u8,
     cases: Vec<CaseResult>,
-    reasons_not_covered: Vec<&'static str>,
+    coverage: Vec<Coverage>,
+}
+
+/// What of something the cases show.
+#[derive(Serialize)]
+struct Coverage {
+    of: &'static str,
+    shown: usize,
+    all: usize,
+    missing: Vec<String>,
+}
+
+/// What the cases showed so far, and what there is to show.
+#[derive(Default)]
+struct Shown {
+    reasons: BTreeSet<&'static str>,
+    clauses: BTreeSet<&'static str>,
+    customers: BTreeSet<String>,
+    subprocessors: BTreeSet<String>,
+    all_customers: BTreeSet<String>,
+    all_subprocessors: BTreeSet<String>,
+}
+
+impl Shown {
+    fn exists(&mut self, policy: &Policy) {
+        self.all_customers.extend(policy.customer_names().map(ToString::to_string));
+        self.all_subprocessors.extend(policy.subprocessor_names().map(ToString::to_string));
+    }
+
+    fn see(&mut self, facts: &Facts<'_>, decision: &Decision<'_>, policy: &Policy) {
+        self.reasons.extend(decision.reasons().iter().map(|reason| reason.code.as_str()));
+        self.clauses.extend(decision.reasons().iter().map(|reason| reason.clause));
+        let names = Names::of(facts, policy);
+        self.customers.extend(names.customer);
+        self.subprocessors.extend(names.subprocessor);
+    }
+
+    fn coverage(&self) -> Vec<Coverage> {
+        fn of<T: Ord + ToString>(what: &'static str, all: &BTreeSet<T>, shown: &BTreeSet<T>) -> Coverage {
+            let missing: Vec<String> = all.difference(shown).map(T::to_string).collect();
+            Coverage { of: what, shown: all.len() - missing.len(), all: all.len(), missing }
+        }
+        let reasons = ReasonCode::ALL.iter().map(|code| code.as_str()).collect();
+        let clauses = ReasonCode::ALL.iter().map(|code| code.clause().0).collect();
+        vec![
+            of("reasons", &reasons, &self.reasons),
+            of("clauses", &clauses, &self.clauses),
+            of("customers", &self.all_customers, &self.customers),
+            of("subprocessors", &self.all_subprocessors, &self.subprocessors),
+        ]
+    }
 }
 
 pub(super) fn test(arguments: &Arguments, out: &mut dyn Write, err: &mut dyn Write) -> Result<Exit, CliError> {
     let mut results = Vec::new();
-    let mut covered = BTreeSet::new();
+    let mut shown = Shown::default();
     let mut is_empty = false;
     for path in &arguments.files {
         let source = reload::read(path)?;
-        match run_file(&source, &mut covered) {
+        match run_file(&source, arguments.filter.as_deref(), &mut shown) {
             Ok(cases) => {
                 is_empty |= cases.is_empty();
                 results.extend(cases);
@@ -266,8 +329,7 @@ pub(super) fn test(arguments: &Arguments, out: &mut dyn Write, err: &mut dyn Wri
         }
     }
     let differing = results.iter().filter(|result| !result.as_expected).count();
-    let missing = ReasonCode::ALL.iter().filter(|code| !covered.contains(code.as_str())).map(|code| code.as_str());
-    let report = Report { schema_version: 1, cases: results, reasons_not_covered: missing.collect() };
+    let report = Report { schema_version: 1, cases: results, coverage: shown.coverage() };
     match arguments.output {
         Output::Json => {
             serde_json::to_writer_pretty(&mut *out, &report).map_err(std::io::Error::from)?;
@@ -275,11 +337,20 @@ pub(super) fn test(arguments: &Arguments, out: &mut dyn Write, err: &mut dyn Wri
         }
         Output::Text => print(&report, differing, out)?,
     }
-    Ok(if differing > 0 || (is_empty && arguments.fail_on_empty) { Exit::No } else { Exit::Yes })
+    let least = usize::from(arguments.min_coverage.unwrap_or(0));
+    let is_thin = report.coverage.iter().any(|coverage| coverage.shown * 100 < coverage.all * least);
+    if is_thin {
+        writeln!(err, "the cases show less than {least} percent of something: see the lines on coverage")?;
+    }
+    if is_empty && arguments.fail_on_empty {
+        writeln!(err, "a file has no case to run")?;
+    }
+    let is_finding = differing > 0 || is_thin || (is_empty && arguments.fail_on_empty);
+    Ok(if is_finding { Exit::No } else { Exit::Yes })
 }
 
 fn print(report: &Report, differing: usize, out: &mut dyn Write) -> Result<(), CliError> {
-    for CaseResult { file, line, name, as_expected, differences } in &report.cases {
+    for CaseResult { file, line, name, as_expected, differences, why } in &report.cases {
         if *as_expected {
             writeln!(out, "ok    {name}")?;
             continue;
@@ -288,22 +359,28 @@ fn print(report: &Report, differing: usize, out: &mut dyn Write) -> Result<(), C
         for Difference { what, expected, got } in differences {
             writeln!(out, "      {what}\n        expected: {expected}\n        got:      {got}")?;
         }
+        for line in why {
+            writeln!(out, "      why: {line}")?;
+        }
     }
-    let all = ReasonCode::ALL.len();
-    let seen = all - report.reasons_not_covered.len();
     let count = report.cases.len();
     let plural = if count == 1 { "" } else { "s" };
-    write!(out, "\n{count} case{plural}, {differing} not as expected; {seen} of {all} reasons occur")?;
-    match report.reasons_not_covered.as_slice() {
-        [] => writeln!(out)?,
-        missing => writeln!(out, "\nreasons that no case shows: {}", missing.join(", "))?,
+    writeln!(out, "\n{count} case{plural}, {differing} not as expected")?;
+    for Coverage { of, shown, all, missing } in &report.coverage {
+        write!(out, "covers {shown} of {all} {of}")?;
+        match missing.as_slice() {
+            [] => writeln!(out)?,
+            // A policy of thousands is not listed.
+            missing if missing.len() > 40 => writeln!(out, ", {} missing", missing.len())?,
+            missing => writeln!(out, "; missing: {}", missing.join(", "))?,
+        }
     }
     Ok(())
 }
 
 type Failed = (Vec<Source>, Problems);
 
-fn run_file(source: &Source, covered: &mut BTreeSet<&'static str>) -> Result<Vec<CaseResult>, Failed> {
+fn run_file(source: &Source, filter: Option<&str>, shown: &mut Shown) -> Result<Vec<CaseResult>, Failed> {
     let mut problems = Problems::default();
     let read = yaml::read(&source.text, 0);
     let root = match read {
@@ -333,8 +410,12 @@ fn run_file(source: &Source, covered: &mut BTreeSet<&'static str>) -> Result<Vec
     let loaded = reload::load(&policy_file, None, None).map_err(|error| (vec![source.clone()], unreadable(&error)))?;
     let Some(policy) = loaded.policy else { return Err((loaded.sources, loaded.problems)) };
 
+    shown.exists(&policy);
     let mut results = Vec::new();
     for (case, node) in document.cases.items.iter().zip(case_nodes(&root)) {
+        if filter.is_some_and(|text| !case.name.value.contains(text)) {
+            continue;
+        }
         let amended;
         let mut case_policy = &policy;
         if case.amend.is_some() {
@@ -365,7 +446,7 @@ fn run_file(source: &Source, covered: &mut BTreeSet<&'static str>) -> Result<Vec
             }
         };
         let now = case.at.unwrap_or(document.clock.value).begins();
-        let differences = run_case(case, &asked, case_policy, now, covered);
+        let (differences, why) = run_case(case, &asked, case_policy, &loaded.sources, now, shown);
         let (line, _) = crate::policy::problem::position(&source.text, case.name.at.start);
         results.push(CaseResult {
             file: source.path.clone(),
@@ -373,6 +454,7 @@ fn run_file(source: &Source, covered: &mut BTreeSet<&'static str>) -> Result<Vec
             name: case.name.value.clone(),
             as_expected: differences.is_empty(),
             differences,
+            why,
         });
     }
     if problems.has_errors() { Err((vec![source.clone()], problems)) } else { Ok(results) }
@@ -449,22 +531,37 @@ fn ask(case: &Case, document: &Document, policy: &Policy) -> Result<Ask, Problem
     })
 }
 
+/// What differs, and if anything does, why the request was denied.
 fn run_case(
     case: &Case,
     asked: &Asked,
     policy: &Policy,
+    sources: &[Source],
     now: Timestamp,
-    covered: &mut BTreeSet<&'static str>,
-) -> Vec<Difference> {
-    match asked.weigh(policy, now) {
-        Ok((facts, decision)) => {
-            covered.extend(decision.reasons().iter().map(|reason| reason.code.as_str()));
-            compare(&case.expect, &facts, &decision)
-        }
+    shown: &mut Shown,
+) -> (Vec<Difference>, Vec<String>) {
+    let (facts, decision) = match asked.weigh(policy, now) {
+        Ok(weighed) => weighed,
         Err(unreadable) => {
-            vec![Difference { what: "decision", expected: "a decision".to_owned(), got: format!("400: {unreadable}") }]
+            let got = format!("400: {unreadable}");
+            return (vec![Difference { what: "decision", expected: "a decision".to_owned(), got }], Vec::new());
         }
+    };
+    shown.see(&facts, &decision, policy);
+    let differences = compare(&case.expect, &facts, &decision);
+    if differences.is_empty() {
+        return (differences, Vec::new());
     }
+    let places = Places::new(sources);
+    let names = Names::of(&facts, policy);
+    let why = decision.reasons().iter().map(|reason| {
+        let (missing, at) = missing(reason.code, &names);
+        let at: Vec<String> = at.iter().filter_map(|place| places.find(place)).collect();
+        let at = if at.is_empty() { String::new() } else { format!(" ({})", at.join(", ")) };
+        format!("{}, clause {}: missing: {missing}{at}", reason.code.as_str(), reason.clause)
+    });
+    let why = why.collect();
+    (differences, why)
 }
 
 fn compare(expect: &Expect, facts: &Facts<'_>, decision: &Decision<'_>) -> Vec<Difference> {
@@ -506,4 +603,26 @@ fn compare(expect: &Expect, facts: &Facts<'_>, decision: &Decision<'_>) -> Vec<D
     hold("status", status.map(|status| status.to_string()), got_status.to_string());
     hold("records", records.map(|records| records.to_string()), got_records.to_string());
     differences
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decide::switch;
+
+    #[test]
+    fn each_rule_that_is_switched_off_fails_a_case_of_the_sample() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/policy-tests.yaml");
+        let source = reload::read(&path).unwrap();
+        let failing = || {
+            let results = run_file(&source, None, &mut Shown::default()).unwrap_or_else(|(_, problems)| {
+                panic!("{:?}", problems.0);
+            });
+            results.iter().filter(|result| !result.as_expected).count()
+        };
+        assert_eq!(failing(), 0, "with every rule");
+        for code in ReasonCode::ALL {
+            assert!(switch::without(code, failing) > 0, "no case misses `{}`", code.as_str());
+        }
+    }
 }

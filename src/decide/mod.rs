@@ -115,12 +115,18 @@ fn enforcement(policy: &Policy, facts: &Facts<'_>) -> Enforcement {
 struct Reasons(Vec<Reason>, bool);
 
 impl Reasons {
+    fn push(&mut self, reason: Reason) {
+        if !switch::is_off(reason.code) {
+            self.0.push(reason);
+        }
+    }
+
     fn violation(&mut self, code: Code) {
-        self.0.push(Reason::new(code, Kind::Violation));
+        self.push(Reason::new(code, Kind::Violation));
     }
 
     fn gap(&mut self, code: Code) {
-        self.0.push(Reason::new(code, Kind::Gap));
+        self.push(Reason::new(code, Kind::Gap));
     }
 
     /// A violation, unless an instruction lifts it.
@@ -337,7 +343,9 @@ impl<'p> Request<'p> {
     }
 
     fn weigh_prohibited(&self, reasons: &mut Reasons) {
-        reasons.0.extend(self.purpose.and_then(|(_, purpose)| Reason::prohibited(purpose.kind)));
+        if let Some(reason) = self.purpose.and_then(|(_, purpose)| Reason::prohibited(purpose.kind)) {
+            reasons.push(reason);
+        }
     }
 
     /// The purpose, unless it is prohibited: such a one is not looked up further (rule c).
@@ -518,5 +526,34 @@ impl<'p> Request<'p> {
         if matches!(self.named, Named::Invalid) {
             reasons.violation(Code::InstructionInvalid);
         }
+    }
+}
+
+#[cfg(not(test))]
+mod switch {
+    /// Every rule counts.
+    pub(super) fn is_off(_: super::Code) -> bool {
+        false
+    }
+}
+
+/// Switches a rule off in unit tests, which then see whether any policy test misses it.
+#[cfg(test)]
+pub(crate) mod switch {
+    use std::cell::Cell;
+
+    thread_local! {
+        static OFF: Cell<Option<super::Code>> = const { Cell::new(None) };
+    }
+
+    pub(super) fn is_off(code: super::Code) -> bool {
+        OFF.get() == Some(code)
+    }
+
+    pub(crate) fn without<T>(code: super::Code, run: impl FnOnce() -> T) -> T {
+        OFF.set(Some(code));
+        let result = run();
+        OFF.set(None);
+        result
     }
 }

@@ -459,6 +459,16 @@ impl Policy {
         self.identities.get(identity).copied().or_else(pattern)
     }
 
+    /// The ids of all customers.
+    pub fn customer_names(&self) -> impl Iterator<Item = &Id> {
+        self.customers.iter().map(|customer| &customer.id)
+    }
+
+    /// The ids of all subprocessors.
+    pub fn subprocessor_names(&self) -> impl Iterator<Item = &Id> {
+        self.subprocessors.iter().map(|entry| &entry.id)
+    }
+
     /// The ids of all parties.
     pub fn party_names(&self) -> impl Iterator<Item = &Id> {
         self.caller_ids.keys().chain(self.subprocessor_ids.keys()).chain(self.customer_ids.keys())
