@@ -76,7 +76,7 @@ impl UnreadCounters {
     fn count(&self, error: &hyper::Error, has_unanswered: bool) {
         let (sum, counter) = if error.is_parse_too_large() {
             (&self.too_large, &self.metrics.too_large)
-        } else if error.is_parse() || error.is_incomplete_message() {
+        } else if error.is_parse() {
             (&self.malformed, &self.metrics.malformed)
         } else if error.is_timeout() && has_unanswered {
             (&self.timed_out, &self.metrics.timed_out)

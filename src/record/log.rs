@@ -588,8 +588,10 @@ impl Recorder {
         if pending.batch.bytes.len() > MAX_PENDING_BYTES {
             return None;
         }
+        let before = pending.batch.ends.len();
         encode(&mut pending.batch);
-        let place = pending.batch.ends.len().checked_sub(1)?;
+        // No record, no receipt: the place of an earlier one would be somebody else's.
+        let place = pending.batch.ends.len().checked_sub(1).filter(|place| *place >= before)?;
         let (answer, written) = oneshot::channel();
         let Pass { decision_id, time, .. } = pass;
         pending.waiting.push(Waiting { place, decision_id, time, answer });
