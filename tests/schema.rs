@@ -123,6 +123,8 @@ fn files_that_check_accepts_are_accepted() {
     }
     assert!(accepted >= 4, "only {accepted} were without a mistake");
     assert_eq!(faults(&of_settings, &read(&Setup::to("127.0.0.1:1").text())), Vec::<String>::new());
+    let of_environment = include_str!("datasette/sidecar.yaml");
+    assert_eq!(faults(&of_settings, &read(of_environment)), Vec::<String>::new());
     let customers = read(include_str!("../config/policy.yaml"))["customers"].clone();
     let of_customers = of(policy::customers_schema());
     assert_eq!(faults(&of_customers, &json!({"customers": customers})), Vec::<String>::new());
