@@ -36,6 +36,7 @@ pub mod admin;
 pub mod cli;
 pub mod config;
 pub mod reload;
+pub mod schema;
 pub mod serve;
 pub mod telemetry;
 pub mod yaml;

@@ -5,11 +5,16 @@
 //! repeated keys are refused. [`List`] and [`Table`] go on after a bad entry, so that one reading
 //! reports the first fault of each.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::collections::HashMap;
 use std::fmt;
 use std::marker::PhantomData;
 
+use schemars::JsonSchema;
+use schemars::Schema;
+use schemars::SchemaGenerator;
 use serde::Deserialize;
 use serde::Deserializer;
 use serde::de;
@@ -405,6 +410,39 @@ impl<T> Default for Table<T> {
         Self { entries: Vec::new() }
     }
 }
+
+/// As [`Section::Missing`]: what a schema says of a section that may be left out.
+impl<T> Default for Section<T> {
+    fn default() -> Self {
+        Self::Missing
+    }
+}
+
+macro_rules! schema_as {
+    ($($ours:ident<T> as $known:ty),* $(,)?) => {$(
+        impl<T: JsonSchema> JsonSchema for $ours<T> {
+            fn inline_schema() -> bool {
+                <$known>::inline_schema()
+            }
+            fn schema_name() -> Cow<'static, str> {
+                <$known>::schema_name()
+            }
+            fn schema_id() -> Cow<'static, str> {
+                <$known>::schema_id()
+            }
+            fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+                <$known>::json_schema(generator)
+            }
+        }
+    )*};
+}
+
+schema_as!(
+    Spanned<T> as T,
+    List<T> as Vec<T>,
+    Table<T> as BTreeMap<String, T>,
+    Section<T> as T,
+);
 
 const SPANNED: &str = "$yaml::Spanned";
 const ENTRY: &str = "$yaml::Entry";

@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use crate::support::repository;
 
 /// The ranks; the first word is what a module does.
-const RANKS: [(&str, u8); 20] = [
+const RANKS: [(&str, u8); 21] = [
     ("yaml", 0),
+    ("schema", 0),
     ("telemetry", 0),
     ("policy", 1),
     ("decide", 2),

@@ -18,5 +18,6 @@ mod house;
 mod properties;
 mod proxy;
 mod record;
+mod schema;
 mod stop;
 mod upstream_failures;

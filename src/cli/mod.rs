@@ -5,6 +5,7 @@ mod check;
 mod demo;
 mod explain;
 mod run;
+mod schema;
 mod test;
 
 use std::io;
@@ -73,6 +74,7 @@ Examples:
   dpa-sidecar run --config sidecar.yaml
   dpa-sidecar check sidecar.yaml policy.yaml
   dpa-sidecar test policy-tests.yaml
+  dpa-sidecar schema policy > policy.schema.json               for editors and validators
 
 Exit codes: 0 yes or clean, 1 no or findings, 2 could not tell (usage, unreadable file).";
 
@@ -99,6 +101,8 @@ enum Command {
     Explain(explain::Arguments),
     /// Run the cases of a policy test file against its policy, with a fixed clock.
     Test(test::Arguments),
+    /// Print the JSON Schema (draft 2020-12) of a file, or of the lines of the decision log.
+    Schema(schema::Arguments),
 }
 
 /// The form of a command's output.
@@ -139,6 +143,7 @@ pub fn run() -> Exit {
         Command::Check(check) => check::check(check, &mut out, &mut err),
         Command::Explain(explain) => explain::explain(explain, &mut out, &mut err),
         Command::Test(test) => test::test(test, &mut out, &mut err),
+        Command::Schema(schema) => schema::schema(schema, &mut out),
     };
     told(result, &mut err)
 }

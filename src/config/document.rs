@@ -1,13 +1,21 @@
 //! Mirror of `sidecar.yaml`: what may stand in it. Keys of type [`Later`] are known, and refused.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use schemars::JsonSchema;
+use schemars::Schema;
+use schemars::SchemaGenerator;
+use schemars::json_schema;
+use schemars::transform::Transform;
+use schemars::transform::transform_subschemas;
 use serde::Deserialize;
 use serde::Deserializer;
 use serde::de;
 use serde::de::IgnoredAny;
+use serde_json::json;
 
 use crate::policy::Durability;
 use crate::policy::Enforcement;
@@ -16,6 +24,7 @@ use crate::policy::terms::Id;
 use crate::policy::terms::Location;
 use crate::policy::terms::Operation;
 use crate::record::log::OnFailure;
+use crate::schema;
 use crate::yaml::List;
 use crate::yaml::Section;
 use crate::yaml::Spanned;
@@ -23,113 +32,191 @@ use crate::yaml::Spanned;
 /// A setting that this version does not have yet: a file that has it is refused, never half obeyed.
 pub(super) type Later = Option<Spanned<IgnoredAny>>;
 
-#[derive(Deserialize)]
+/// The settings of one sidecar. Check them with `dpa-sidecar check sidecar.yaml`.
+///
+/// `${NAME}` and `${NAME:-default}` are read from the environment, in any value of this file.
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Document {
+    /// What stands behind the sidecar.
     pub(super) service: Section<Service>,
+    /// Threads that take requests. Default: 4, or the number of processors if there are fewer.
+    #[schemars(default, range(min = 1))]
     pub(super) workers: Section<Spanned<u16>>,
+    /// The agreement as data.
     pub(super) policy: Section<PolicyFile>,
+    /// Whether denied requests are refused; `observe` wins over the policy. Default: enforce.
+    #[schemars(default)]
     pub(super) enforcement: Section<Enforcement>,
+    /// Where requests come in.
+    #[schemars(length(min = 1))]
     pub(super) listeners: Section<List<Listener>>,
+    /// The services that requests are sent on to.
     pub(super) upstreams: Section<List<Upstream>>,
+    /// How callers are told. Nobody is believed without it.
+    #[schemars(length(min = 1))]
     pub(super) identity: Section<List<Spanned<Identity>>>,
+    /// What paths mean. The most specific path wins; without a match a request is refused.
+    #[schemars(length(min = 1))]
     pub(super) routes: Section<List<Route>>,
+    /// Exact paths that pass with GET and HEAD, outside the agreement. Default: none.
+    #[schemars(default)]
     pub(super) probes: Section<List<Spanned<String>>>,
+    /// Where records go: to a file, to standard output, or both.
     pub(super) decision_log: Section<Spanned<DecisionLog>>,
+    /// The listener of `/livez`, `/readyz` and `/metrics`. Default: none.
+    #[schemars(default)]
     pub(super) health: Section<Health>,
+    #[schemars(skip)]
     pub(super) admin: Later,
+    /// How much the sidecar takes.
+    #[schemars(default)]
     pub(super) limits: Section<Limits>,
+    /// After SIGTERM: how long requests under way may take. Default: 25s.
+    #[schemars(default)]
     pub(super) drain_timeout: Section<Span>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Service {
+    /// Stands in every record.
     pub(super) name: Id,
+    /// Where the service keeps its data.
     pub(super) storage_location: Location,
+    /// Stands in every record. Default: the host name.
     pub(super) instance: Option<Id>,
+    #[schemars(skip)]
     pub(super) caller: Later,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct PolicyFile {
+    /// Path of the policy, from the folder of this file. It is read once, at the start.
     pub(super) file: Spanned<String>,
+    #[schemars(skip)]
     pub(super) public_key: Later,
+    #[schemars(skip)]
     pub(super) baseline: Later,
+    #[schemars(skip)]
     pub(super) max_age: Later,
+    #[schemars(skip)]
     pub(super) on_stale: Later,
 }
 
-#[derive(Clone, Copy, Deserialize, PartialEq, Eq)]
+#[derive(Clone, Copy, Deserialize, JsonSchema, PartialEq, Eq)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Way {
+    /// Somebody asks the service.
     Ingress,
+    /// The service asks somebody. Not in this version.
+    #[schemars(skip)]
     Egress,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Listener {
+    /// For the operational log.
     pub(super) name: Spanned<Id>,
+    /// IP address and port, such as `127.0.0.1:8080`.
     pub(super) address: Spanned<String>,
+    /// The name of an upstream.
     pub(super) upstream: Spanned<Id>,
+    /// Who asks whom. Default: ingress.
     pub(super) direction: Option<Spanned<Way>>,
+    #[schemars(skip)]
     pub(super) tls: Later,
 }
 
-#[derive(Clone, Copy, Deserialize, PartialEq, Eq)]
+#[derive(Clone, Copy, Deserialize, JsonSchema, PartialEq, Eq)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Protocol {
+    /// HTTP/1.1.
     Http1,
+    /// HTTP/2. Not in this version.
+    #[schemars(skip)]
     Http2,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Upstream {
+    /// What a listener names.
     pub(super) name: Spanned<Id>,
+    /// `HOST:PORT` of the service.
     pub(super) address: Spanned<String>,
+    /// What the service speaks. Default: http1.
     pub(super) protocol: Option<Spanned<Protocol>>,
+    #[schemars(skip)]
     pub(super) tls: Later,
+    /// Where this upstream keeps its data. Default: `service.storage_location`.
     pub(super) storage_location: Option<Location>,
+    #[schemars(skip)]
     pub(super) recipient: Later,
+    /// How long a connection may take to stand. Default: 1s.
     pub(super) connect_timeout: Option<Span>,
+    /// How long until the head of the answer is there. Default: 30s.
     pub(super) response_timeout: Option<Span>,
+    /// How long an unused connection is kept; less than the service's own idle timeout. Default: 15s.
     pub(super) idle_timeout: Option<Span>,
+    #[schemars(skip)]
     pub(super) max_connections: Later,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Identity {
+    #[schemars(skip)]
     pub(super) certificate: Later,
+    #[schemars(skip)]
     pub(super) token: Later,
+    #[schemars(skip)]
     pub(super) forwarded_certificate: Later,
+    /// A header whose word is taken from trusted peers.
+    #[schemars(required)]
     pub(super) header: Option<Header>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Header {
+    /// The name of the header, such as `DPA-Caller`. It never reaches the service.
     pub(super) name: Spanned<String>,
+    /// Networks whose word is taken for it, such as `127.0.0.1/32`.
+    #[schemars(length(min = 1))]
     pub(super) trusted_peers: List<Spanned<String>>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Route {
+    /// A path such as `/v1/customers/{customer}/subscribers/{id}`; `{*rest}` at the end takes all that is left.
     pub(super) path: Spanned<String>,
+    /// In capitals; GET does not include HEAD. Default: all.
+    #[schemars(length(min = 1))]
     pub(super) methods: Option<List<Spanned<String>>>,
+    /// A host without a port. Default: any.
     pub(super) host: Option<Spanned<String>>,
+    /// Whose data it is. Needed, unless `subscriber_data` is false.
     pub(super) customer: Option<Spanned<Take>>,
+    /// Whose data it is among the subscribers: from path or query, or a constant. Default: not told.
     pub(super) subscriber: Option<Spanned<Take>>,
+    /// What the data is for. Needed, unless `subscriber_data` is false.
     pub(super) purpose: Option<Spanned<Take>>,
+    /// What is done. Default: by method.
     pub(super) operation: Option<Spanned<Operation>>,
+    /// All that the answer or the body may hold. Needed, unless `subscriber_data` is false.
+    #[schemars(length(min = 1))]
     pub(super) data_categories: Option<List<DataCategory>>,
+    /// `false` puts the route outside the agreement: it passes, and is recorded. Default: true.
     pub(super) subscriber_data: Option<Spanned<bool>>,
+    #[schemars(skip)]
     pub(super) upgrade: Later,
+    #[schemars(skip)]
     pub(super) body_limit: Later,
+    #[schemars(skip)]
     pub(super) response_timeout: Later,
 }
 
@@ -139,23 +226,32 @@ pub(super) enum Take {
     From(From, Option<String>),
 }
 
-#[derive(Clone, Copy, Deserialize, PartialEq, Eq)]
+#[derive(Clone, Copy, Deserialize, JsonSchema, PartialEq, Eq)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum From {
+    /// The part of the path of that name.
     Path,
+    /// The parameter of that name.
     Query,
+    /// The header `DPA-Context`.
     Context,
+    /// A claim of a token. Not in this version.
+    #[schemars(skip)]
     Claim,
+}
+
+/// A fact of the request.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Fields {
+    /// Where it stands.
+    from: From,
+    /// Its name; needed for `path` and `query`.
+    name: Option<String>,
 }
 
 impl<'de> Deserialize<'de> for Take {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(deny_unknown_fields)]
-        struct Fields {
-            from: From,
-            name: Option<String>,
-        }
         struct Either;
         impl<'de> de::Visitor<'de> for Either {
             type Value = Take;
@@ -174,44 +270,66 @@ impl<'de> Deserialize<'de> for Take {
     }
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct DecisionLog {
+    /// A file. Default: none.
     pub(super) file: Option<LogFile>,
+    /// Also, or only, to standard output. Default: false.
     #[serde(default)]
     pub(super) stdout: bool,
+    /// When a record counts as made. Default: written, the only one of this version.
+    #[schemars(extend("enum" = ["written"]))]
     pub(super) durability: Option<Spanned<Durability>>,
+    /// How long a request waits for its record. Default: 1s.
     pub(super) timeout: Option<Span>,
+    /// What happens without a record: `deny` answers 503, `allow` lets pass. Default: deny.
     #[serde(default)]
     pub(super) on_failure: OnFailure,
+    #[schemars(skip)]
     pub(super) signing_key: Later,
+    #[schemars(skip)]
     pub(super) checkpoint_every: Later,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct LogFile {
+    /// Its path, from the folder of this file. One sidecar a file.
     pub(super) path: String,
+    #[schemars(skip)]
     pub(super) rotate_bytes: Later,
+    #[schemars(skip)]
     pub(super) rotate_after: Later,
+    #[schemars(skip)]
     pub(super) keep: Later,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Health {
+    /// IP address and port, such as `0.0.0.0:9901`.
     pub(super) address: Spanned<String>,
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Limits {
+    /// Bytes of a request's head. Default: 64KiB.
     pub(super) header_bytes: Option<Spanned<Size>>,
+    /// Header lines of a request. Default: 100.
+    #[schemars(range(min = 10))]
     pub(super) headers: Option<Spanned<usize>>,
+    /// How long a head may take to come. Default: 10s.
     pub(super) header_timeout: Option<Span>,
+    /// Connections of the whole process; more wait. Default: 10000.
+    #[schemars(range(min = 1))]
     pub(super) connections: Option<Spanned<usize>>,
+    #[schemars(skip)]
     pub(super) idle_timeout: Later,
+    #[schemars(skip)]
     pub(super) concurrent_requests: Later,
+    #[schemars(skip)]
     pub(super) streams: Later,
 }
 
@@ -292,3 +410,69 @@ macro_rules! decoded_from_text {
 }
 
 decoded_from_text!(Span: "a length of time such as `30s`", Size: "a size such as `64KiB`");
+
+impl JsonSchema for Take {
+    fn schema_name() -> Cow<'static, str> {
+        "Take".into()
+    }
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "description": "A constant, or a fact of the request: `{from: path | query | context, name: …}`.",
+            "anyOf": [{"type": "string"}, generator.subschema_for::<Fields>()],
+        })
+    }
+}
+
+impl JsonSchema for Span {
+    fn schema_name() -> Cow<'static, str> {
+        "Span".into()
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "description": "A length of time: a whole number above 0 with `ms`, `s`, `m`, `h` or `d`, such as `30s`.",
+            "type": "string",
+            "pattern": "^0*[1-9][0-9]*(?:ms|s|m|h|d)$",
+        })
+    }
+}
+
+impl JsonSchema for Size {
+    fn schema_name() -> Cow<'static, str> {
+        "Size".into()
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "description": "A number of bytes: a whole number, alone or with `KiB`, `MiB` or `GiB`.",
+            "type": ["string", "integer"],
+            "pattern": "^[0-9]+(?:KiB|MiB|GiB)?$",
+            "minimum": 0,
+        })
+    }
+}
+
+/// What may stand in a `sidecar.yaml`, as a JSON Schema.
+#[must_use]
+pub fn schema() -> Schema {
+    let mut schema = schema::of_file::<Document>("sidecar.yaml");
+    FromEnvironment.transform(&mut schema);
+    schema
+}
+
+/// Lets a value that is no free text be `${NAME}` as well.
+struct FromEnvironment;
+
+impl Transform for FromEnvironment {
+    fn transform(&mut self, schema: &mut Schema) {
+        transform_subschemas(self, schema);
+        let is_typed = schema.get("type").is_some_and(|kind| kind == "boolean" || kind == "integer");
+        if !is_typed && !["enum", "oneOf", "pattern"].iter().any(|key| schema.get(*key).is_some()) {
+            return;
+        }
+        let mut told = Schema::default();
+        for key in ["description", "default"] {
+            schema.remove(key).into_iter().for_each(|value| drop(told.insert(key.to_owned(), value)));
+        }
+        let value = std::mem::replace(schema, told);
+        schema.insert("anyOf".to_owned(), json!([value, {"type": "string", "pattern": "\\$\\{"}]));
+    }
+}

@@ -17,6 +17,7 @@ use self::document::From;
 use self::document::Later;
 use self::document::Protocol;
 use self::document::Take as TakeDocument;
+pub use self::document::schema;
 use crate::accept::Limits;
 use crate::establish::route;
 use crate::establish::route::Route;

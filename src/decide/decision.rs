@@ -1,10 +1,13 @@
 //! What comes out.
 
+use schemars::JsonSchema;
+
 use super::reason::Reason;
 use crate::policy::Enforcement;
 
 /// On what a permit rests (clause 2.1).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, JsonSchema)]
+#[schemars(rename_all = "snake_case")]
 pub enum Authority {
     /// The route is declared free of subscriber data.
     OutOfScope,

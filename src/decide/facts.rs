@@ -1,5 +1,7 @@
 //! What is believed about a request, each fact with its source, or why it is not known.
 
+use schemars::JsonSchema;
+
 use crate::policy::CustomerId;
 use crate::policy::Party;
 use crate::policy::PurposeId;
@@ -40,7 +42,8 @@ impl<T> Fact<T> {
 }
 
 /// Where a fact comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, JsonSchema)]
+#[schemars(rename_all = "snake_case")]
 pub enum Source {
     /// An identity header of a trusted peer.
     Header,

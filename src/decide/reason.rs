@@ -1,5 +1,7 @@
 //! Why a request may not pass: code, class, kind, clause, obligation.
 
+use schemars::JsonSchema;
+
 use crate::policy::PurposeKind;
 
 /// Classes of reasons, in the order in which they are weighed.
@@ -28,7 +30,8 @@ pub enum Class {
 }
 
 /// A rule known not to hold, or one that nobody can tell.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, JsonSchema)]
+#[schemars(rename_all = "snake_case")]
 pub enum Kind {
     /// Known not to hold.
     Violation,

@@ -10,14 +10,21 @@ pub mod places;
 pub mod problem;
 pub mod terms;
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt;
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
+use schemars::Schema;
+use schemars::SchemaGenerator;
+use schemars::json_schema;
 use serde::Deserialize;
 
 pub use self::compile::compile;
 pub use self::compile::customer_file_globs;
+pub use self::document::customers_schema;
+pub use self::document::schema;
 use self::terms::DataCategory;
 use self::terms::Id;
 use self::terms::Identity;
@@ -26,7 +33,7 @@ use self::terms::Operation;
 use self::terms::Operations;
 
 /// Whether violations are blocked or only written down.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Enforcement {
     /// Denied requests are refused.
@@ -149,7 +156,7 @@ impl PurposeKind {
 }
 
 /// The business purpose of the CCPA (Cal. Civ. Code 1798.140(e)) that a purpose falls under.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum CcpaPurpose {
     /// Auditing of ad impressions.
@@ -346,8 +353,18 @@ impl TlsVersion {
     }
 }
 
+// In a file, `1.2` without quotes is a number to others and a word to us.
+impl JsonSchema for TlsVersion {
+    fn schema_name() -> Cow<'static, str> {
+        "TlsVersion".into()
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({"description": "A TLS version.", "enum": ["1.2", "1.3", 1.2, 1.3]})
+    }
+}
+
 /// When a record counts as made.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Durability {
     /// Handed to the kernel.

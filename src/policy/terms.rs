@@ -1,12 +1,17 @@
 //! The words of a policy: types that exist only if their text was good.
 
 use std::borrow::Borrow;
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
 use jiff::Timestamp;
 use jiff::civil;
 use jiff::tz::TimeZone;
+use schemars::JsonSchema;
+use schemars::Schema;
+use schemars::SchemaGenerator;
+use schemars::json_schema;
 use serde::Deserialize;
 use serde::Deserializer;
 use serde::de;
@@ -54,6 +59,60 @@ decoded_from_text!(
     Date: "a date such as `2026-06-15` or `2026-06-15T12:00:00Z`",
     Identity: "an identity such as `spiffe://example.org/sa/name`",
 );
+
+macro_rules! schemas {
+    ($($term:ident: $schema:expr),* $(,)?) => {$(
+        impl JsonSchema for $term {
+            fn schema_name() -> Cow<'static, str> {
+                stringify!($term).into()
+            }
+            fn json_schema(_: &mut SchemaGenerator) -> Schema {
+                $schema
+            }
+        }
+    )*};
+}
+
+// A schema may take more than the parser, never less. An id may look like a number: it is text.
+schemas!(
+    Id: json_schema!({
+        "description": "An id: 1 to 64 letters, digits, `-`, `_` or `.`.",
+        "type": ["string", "number", "boolean"],
+        "pattern": "^[A-Za-z0-9._-]{1,64}$",
+    }),
+    Location: json_schema!({
+        "description": "A country of ISO 3166-1 such as `US`, or a part of one, ISO 3166-2, such as `US-OR`. \
+            `CA` is Canada; California is `US-CA`.",
+        "type": "string",
+        "pattern": location_pattern(),
+    }),
+    DataCategory: json_schema!({
+        "description": "A data category, a dotted key: `user.contact` covers `user.contact.email`.",
+        "type": ["string", "number", "boolean"],
+        "pattern": r"^[a-z0-9_]+(?:\.[a-z0-9_]+)*$",
+        "maxLength": 128,
+    }),
+    Date: json_schema!({
+        "description": "A day (UTC) such as `2026-06-15`: a thing begins at its start and ends at its end. \
+            Or a moment with its offset, such as `2026-06-15T12:00:00Z`.",
+        "type": "string",
+        "pattern": r"^[0-9]{4}-[0-9]{2}-[0-9]{2}(?:T\S{9,})?$",
+    }),
+    Identity: json_schema!({
+        "description": "`spiffe://TRUST-DOMAIN/PATH`, where `*` stands for one whole segment, `dns:NAME` or \
+            `jwt:ISSUER|SUBJECT`.",
+        "type": "string",
+        "pattern": r"^(?:spiffe://[a-z0-9._-]{1,255}(?:/(?:\*|[A-Za-z0-9._-]+))*|dns:[a-z0-9-]{1,63}(?:\.[a-z0-9-]{1,63})*|jwt:[!-)+-{}~]+\|[!-)+-~]+)$",
+        "maxLength": 2048,
+    }),
+);
+
+fn location_pattern() -> String {
+    let any = |codes: &str| codes.replace(' ', "|");
+    let (us, ca) = (any(US_SUBDIVISIONS), any(CA_SUBDIVISIONS));
+    let others: Vec<&str> = COUNTRIES.split(' ').filter(|country| !matches!(*country, "US" | "CA")).collect();
+    format!("^(?:US(?:-(?:{us}))?|CA(?:-(?:{ca}))?|(?:{})(?:-[A-Z0-9]{{1,3}})?)$", others.join("|"))
+}
 
 /// The id of a party, a purpose, a set or an instruction: 1 to 64 of `a-z A-Z 0-9 - _ .`.
 ///
@@ -225,7 +284,7 @@ impl fmt::Display for DataCategory {
 }
 
 /// What is done with the data.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Operation {
     /// Read (GET, HEAD).

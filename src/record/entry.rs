@@ -4,11 +4,23 @@
 //! cannot be personal: a UUID, a trace id, `DSR-98`, a SPIFFE ID that was proven. An unknown value is
 //! its reason and its length.
 
+use std::borrow::Cow;
+
 use http::Method;
 use jiff::Timestamp;
+use schemars::JsonSchema;
+use schemars::Schema;
+use schemars::SchemaGenerator;
+use schemars::generate::SchemaSettings;
+use schemars::json_schema;
+use schemars::transform::Transform;
 use serde::Serialize;
+use serde_json::Value;
+use serde_json::json;
 use uuid::Uuid;
 
+use super::log::OnFailure;
+use crate::decide::decision::Authority;
 use crate::decide::decision::Decision;
 use crate::decide::decision::Outcome;
 use crate::decide::facts::Caller;
@@ -19,14 +31,20 @@ use crate::decide::facts::Facts;
 use crate::decide::facts::Scope;
 use crate::decide::facts::Source;
 use crate::decide::facts::Why;
+use crate::decide::reason::Code;
+use crate::decide::reason::Kind;
 use crate::decide::reason::Reason;
 use crate::policy::CustomerId;
+use crate::policy::Durability;
 use crate::policy::Enforcement;
 use crate::policy::Party;
 use crate::policy::Policy;
+use crate::policy::terms::Operation;
+use crate::schema::Ours;
 
 /// What was done about a decision.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, JsonSchema)]
+#[schemars(rename_all = "snake_case")]
 pub enum Action {
     /// Permitted, forwarded.
     Allowed,
@@ -49,7 +67,8 @@ impl Action {
 }
 
 /// How an exchange ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, JsonSchema)]
+#[schemars(rename_all = "snake_case")]
 pub enum Ending {
     /// The answer was passed on to its end.
     Completed,
@@ -104,64 +123,114 @@ pub struct About<'a> {
     pub method: &'a Method,
 }
 
-#[derive(Serialize)]
+/// A request and what was decided about it: one record for each customer that it concerns.
+#[derive(Serialize, JsonSchema)]
 struct DecisionRecord<'a> {
+    /// Which kind of record.
     event: &'static str,
+    /// When the request was seen, RFC 3339 with microseconds, UTC.
     time: Time,
+    /// The decision's id, a UUIDv7.
     decision_id: Uuid,
+    /// The request's id.
     request_id: Uuid,
+    /// The trace it belongs to (W3C Trace Context), 32 hex digits.
+    #[schemars(extend("pattern" = "^[0-9a-f]{32}$"))]
     trace_id: &'a str,
+    /// `service.name` of the settings.
     service: &'a str,
+    /// `service.instance` of the settings.
     instance: &'a str,
+    /// The log's id: the same in each record of one log.
     log: Uuid,
+    /// Whether the agreement allows it.
+    #[schemars(extend("enum" = ["permit", "deny"]))]
     decision: &'static str,
+    /// What was done about it.
+    #[schemars(with = "Action")]
     action: &'static str,
+    /// Whether a denial blocks.
+    #[schemars(with = "Enforcement")]
     enforcement: &'static str,
+    /// What happens to a request without a record.
+    #[schemars(with = "OnFailure")]
     on_failure: &'static str,
+    /// When a record counts as made.
+    #[schemars(with = "Durability")]
     durability: &'static str,
+    /// The first of the reasons; only of a denial.
+    #[schemars(with = "Option<ReasonCode>")]
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<&'a str>,
+    /// All reasons, in order; only of a denial.
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     reasons: &'a [ReasonRecord<'a>],
+    /// On what a permit rests; only of a permit.
+    #[schemars(with = "Option<Authority>")]
     #[serde(skip_serializing_if = "Option::is_none")]
     authority: Option<&'static str>,
+    /// Whose data, if the policy has the customer.
     #[serde(skip_serializing_if = "Option::is_none")]
     customer_id: Option<&'a str>,
+    /// Who asks: the party's id, or the SPIFFE ID of a third party.
     #[serde(skip_serializing_if = "Option::is_none")]
     caller_id: Option<&'a str>,
+    /// Who gets the data.
     #[serde(skip_serializing_if = "Option::is_none")]
     recipient: Option<Recipient<'a>>,
+    /// What for, if the policy has the purpose.
     #[serde(skip_serializing_if = "Option::is_none")]
     purpose: Option<&'a str>,
+    /// What is done.
+    #[schemars(with = "Option<Operation>")]
     #[serde(skip_serializing_if = "Option::is_none")]
     operation: Option<&'static str>,
+    /// What data.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     data_categories: Vec<&'a str>,
+    /// The customer's instruction that the request names.
     #[serde(skip_serializing_if = "Option::is_none")]
     instruction_id: Option<&'a str>,
+    /// The reference of a subscriber's request, such as `DSR-98`.
     #[serde(skip_serializing_if = "Option::is_none")]
     request_ref: Option<&'a str>,
+    /// The transfer on record that was needed.
     #[serde(skip_serializing_if = "Option::is_none")]
     transfer_ref: Option<&'a str>,
+    /// Where the data is kept, and from where it is reached; not of a request outside the agreement.
     #[serde(skip_serializing_if = "Option::is_none")]
     location: Option<Places>,
+    /// How the caller came.
     #[serde(skip_serializing_if = "Option::is_none")]
     transport: Option<TransportRecord>,
+    /// The template of the route, never the path itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     route: Option<&'a str>,
+    /// The method.
+    #[schemars(extend("enum" = METHODS))]
     method: &'static str,
+    /// Where each fact comes from.
     #[serde(skip_serializing_if = "Option::is_none")]
     sources: Option<Sources>,
+    /// Facts that are needed and not known.
     #[serde(skip_serializing_if = "Unknowns::is_empty")]
     unknown: Unknowns,
+    /// The policy that was held against it.
     policy: PolicyRecord<'a>,
 }
 
-#[derive(Serialize)]
+/// A rule that does not hold.
+#[derive(Serialize, JsonSchema)]
 struct ReasonRecord<'a> {
+    /// Its stable code.
+    #[schemars(with = "ReasonCode")]
     code: &'a str,
+    /// The clause of the agreement.
     clause: &'a str,
+    /// The duty behind it.
     obligation: &'a str,
+    /// Known not to hold, or nobody can tell.
+    #[schemars(with = "Kind")]
     kind: &'static str,
 }
 
@@ -176,59 +245,90 @@ impl From<&Reason> for ReasonRecord<'_> {
     }
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Recipient<'a> {
+    /// Who that is to the processor.
+    #[schemars(extend("enum" = ["internal", "subprocessor", "customer", "third_party"]))]
     r#type: &'static str,
+    /// Its id.
     #[serde(skip_serializing_if = "Option::is_none")]
     id: Option<&'a str>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Places {
+    /// Where the data is kept.
     storage: String,
+    /// From where it is reached; several with blanks between.
     #[serde(skip_serializing_if = "Option::is_none")]
     access: Option<String>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct TransportRecord {
+    /// The TLS version of the connection.
+    #[schemars(extend("enum" = ["none", "unix", "1.2", "1.3"]))]
     tls_version: &'static str,
+    /// Where the identity comes from.
+    #[schemars(extend("enum" = ["none", "header"]))]
     proof: &'static str,
 }
 
-#[derive(Default, Serialize)]
+#[derive(Default, Serialize, JsonSchema)]
 struct Sources {
+    /// Of the caller.
+    #[schemars(with = "Option<Source>")]
     #[serde(skip_serializing_if = "Option::is_none")]
     caller: Option<&'static str>,
+    /// Of the customer.
+    #[schemars(with = "Option<Source>")]
     #[serde(skip_serializing_if = "Option::is_none")]
     customer: Option<&'static str>,
+    /// Of the purpose.
+    #[schemars(with = "Option<Source>")]
     #[serde(skip_serializing_if = "Option::is_none")]
     purpose: Option<&'static str>,
+    /// Of the operation.
+    #[schemars(with = "Option<Source>")]
     #[serde(skip_serializing_if = "Option::is_none")]
     operation: Option<&'static str>,
+    /// Of the subscriber.
+    #[schemars(with = "Option<Source>")]
     #[serde(skip_serializing_if = "Option::is_none")]
     subscriber: Option<&'static str>,
+    /// Of the instruction.
+    #[schemars(with = "Option<Source>")]
     #[serde(skip_serializing_if = "Option::is_none")]
     instruction: Option<&'static str>,
+    /// Of the reference of a request.
+    #[schemars(with = "Option<Source>")]
     #[serde(skip_serializing_if = "Option::is_none")]
     request_ref: Option<&'static str>,
+    /// Of the location.
+    #[schemars(with = "Option<Source>")]
     #[serde(skip_serializing_if = "Option::is_none")]
     location: Option<&'static str>,
 }
 
 /// Facts that are needed and not known, each with why.
-#[derive(Default, Serialize)]
+#[derive(Default, Serialize, JsonSchema)]
 struct Unknowns {
+    /// The caller.
     #[serde(skip_serializing_if = "Option::is_none")]
     caller: Option<Unknown>,
+    /// The customer.
     #[serde(skip_serializing_if = "Option::is_none")]
     customer: Option<Unknown>,
+    /// The purpose.
     #[serde(skip_serializing_if = "Option::is_none")]
     purpose: Option<Unknown>,
+    /// The operation.
     #[serde(skip_serializing_if = "Option::is_none")]
     operation: Option<Unknown>,
+    /// The subscriber.
     #[serde(skip_serializing_if = "Option::is_none")]
     subscriber: Option<Unknown>,
+    /// The instruction.
     #[serde(skip_serializing_if = "Option::is_none")]
     instruction: Option<Unknown>,
 }
@@ -240,9 +340,12 @@ impl Unknowns {
     }
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Unknown {
+    /// Why it is not known.
+    #[schemars(extend("enum" = ["missing", "not_in_policy", "malformed", "unproven", "contradicted"]))]
     why: &'static str,
+    /// Bytes of a value that the policy does not have; the value itself is never recorded.
     #[serde(skip_serializing_if = "Option::is_none")]
     length: Option<usize>,
 }
@@ -262,10 +365,14 @@ impl Unknown {
     }
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct PolicyRecord<'a> {
+    /// `metadata.name`.
     name: &'a str,
+    /// `metadata.revision`.
     revision: u64,
+    /// SHA-256 over the list of its files, 64 hex digits.
+    #[schemars(extend("pattern" = "^[0-9a-f]{64}$"))]
     digest: &'a str,
 }
 
@@ -283,6 +390,18 @@ impl Serialize for Time {
         serializer.collect_str(&format_args!("{:.6}", self.0))
     }
 }
+
+impl JsonSchema for Time {
+    fn schema_name() -> Cow<'static, str> {
+        "Time".into()
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({"type": "string", "format": "date-time"})
+    }
+}
+
+/// The words that [`method_word`] says.
+const METHODS: [&str; 8] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "other"];
 
 /// Methods that may be logged by name; a made-up one could carry anything.
 fn method_word(method: &Method) -> &'static str {
@@ -503,19 +622,32 @@ pub struct Ended {
     pub duration: std::time::Duration,
 }
 
-#[derive(Serialize)]
+/// How a forwarded exchange ended.
+#[derive(Serialize, JsonSchema)]
 struct OutcomeRecord<'a> {
+    /// Which kind of record.
     event: &'static str,
+    /// When, RFC 3339 with microseconds, UTC.
     time: Time,
+    /// Of which decision.
     decision_id: Uuid,
+    /// `service.name` of the settings.
     service: &'a str,
+    /// `service.instance` of the settings.
     instance: &'a str,
+    /// The log's id: the same in each record of one log.
     log: Uuid,
+    /// How it ended.
+    #[schemars(with = "Ending")]
     outcome: &'static str,
+    /// The status that was answered; left out if there was no answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     status: Option<u16>,
+    /// Bytes of the request's body that were sent on.
     request_bytes: u64,
+    /// Bytes of the answer's body that were passed on.
     response_bytes: u64,
+    /// Microseconds from the first sight of the request to this.
     duration_us: u64,
 }
 
@@ -536,16 +668,40 @@ pub fn outcome(out: &mut super::Batch, writer: &Writer, ended: &Ended) {
     });
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct EventRecord<'a, D> {
+    /// Which kind of record.
     event: &'static str,
+    /// What happened.
     what: &'static str,
+    /// When, RFC 3339 with microseconds, UTC.
     time: Time,
+    /// `service.name` of the settings.
     service: &'a str,
+    /// `service.instance` of the settings.
     instance: &'a str,
+    /// The log's id: the same in each record of one log.
     log: Uuid,
     #[serde(flatten)]
     detail: D,
+}
+
+/// What happened to the log itself.
+#[derive(Serialize, JsonSchema)]
+struct LogDetail {
+    /// Bytes of a torn line that were cut off; only of `torn`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lost_bytes: Option<u64>,
+}
+
+/// A policy was loaded.
+#[derive(Serialize, JsonSchema)]
+struct PolicyDetail<'a> {
+    /// Whether the sidecar as a whole observes.
+    #[schemars(with = "Enforcement")]
+    enforcement: &'static str,
+    /// Which.
+    policy: PolicyRecord<'a>,
 }
 
 /// Encodes what happened to the log itself: `opened`, `torn`, `regained`.
@@ -556,11 +712,6 @@ pub fn log_event(
     what: &'static str,
     lost_bytes: Option<u64>,
 ) {
-    #[derive(Serialize)]
-    struct Detail {
-        #[serde(skip_serializing_if = "Option::is_none")]
-        lost_bytes: Option<u64>,
-    }
     out.push(&EventRecord {
         event: "dpa.log",
         what,
@@ -568,7 +719,7 @@ pub fn log_event(
         service: &writer.service,
         instance: &writer.instance,
         log: writer.log,
-        detail: Detail { lost_bytes },
+        detail: LogDetail { lost_bytes },
     });
 }
 
@@ -580,11 +731,6 @@ pub fn policy_event(
     policy: &Policy,
     enforcement: Enforcement,
 ) {
-    #[derive(Serialize)]
-    struct Detail<'a> {
-        enforcement: &'static str,
-        policy: PolicyRecord<'a>,
-    }
     out.push(&EventRecord {
         event: "dpa.policy",
         what: "loaded",
@@ -592,12 +738,12 @@ pub fn policy_event(
         service: &writer.service,
         instance: &writer.instance,
         log: writer.log,
-        detail: Detail { enforcement: enforcement.as_str(), policy: PolicyRecord::from(policy) },
+        detail: PolicyDetail { enforcement: enforcement.as_str(), policy: PolicyRecord::from(policy) },
     });
 }
 
 /// Requests that nobody could read, summed up: they have no decision.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Unread {
     /// Heads that are no HTTP.
     pub malformed: u64,
@@ -618,4 +764,51 @@ pub fn unread(out: &mut super::Batch, writer: &Writer, time: Timestamp, unread: 
         log: writer.log,
         detail: unread,
     });
+}
+
+/// The code of a reason.
+struct ReasonCode;
+
+impl JsonSchema for ReasonCode {
+    fn schema_name() -> Cow<'static, str> {
+        "ReasonCode".into()
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        let codes: Vec<&str> = Code::ALL.iter().map(|code| code.as_str()).chain([REQUEST_UNREADABLE]).collect();
+        json_schema!({"type": "string", "enum": codes})
+    }
+}
+
+/// What a line of the decision log may be, as a JSON Schema. Later versions may add keys.
+#[must_use]
+pub fn schema() -> Schema {
+    let mut generator = SchemaSettings::draft2020_12().for_serialize().into_generator();
+    let events = [
+        event::<DecisionRecord<'_>>(&mut generator, "dpa.decision", &[]),
+        event::<OutcomeRecord<'_>>(&mut generator, "dpa.outcome", &[]),
+        event::<EventRecord<'_, PolicyDetail<'_>>>(&mut generator, "dpa.policy", &["loaded"]),
+        event::<EventRecord<'_, LogDetail>>(&mut generator, "dpa.log", &["opened", "torn", "regained"]),
+        event::<EventRecord<'_, Unread>>(&mut generator, "dpa.unread", &["refused"]),
+    ];
+    let mut schema = json_schema!({
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "a line of the decision log",
+        "description": "A record: one JSON object a line, told apart by `event`. Later versions may add keys.",
+        "oneOf": events,
+    });
+    schema.insert("$defs".to_owned(), Value::Object(generator.take_definitions(false)));
+    Ours.transform(&mut schema);
+    schema
+}
+
+/// The records of one event.
+fn event<T: JsonSchema>(generator: &mut SchemaGenerator, name: &str, whats: &[&str]) -> Schema {
+    let mut schema = T::json_schema(generator);
+    if let Some(Value::Object(event)) = schema.pointer_mut("/properties/event") {
+        event.insert("const".to_owned(), name.into());
+    }
+    if let Some(Value::Object(what)) = schema.pointer_mut("/properties/what") {
+        what.insert("enum".to_owned(), json!(whats));
+    }
+    schema
 }

@@ -39,7 +39,7 @@ const MAX_PENDING_BYTES: usize = 8 * 1024 * 1024;
 const RETRY: Duration = Duration::from_millis(500);
 
 /// What happens to a request whose record cannot be written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OnFailure {
     /// It is refused with 503.
