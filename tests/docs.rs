@@ -73,6 +73,19 @@ cases:
     text
 }
 
+/// The first configuration of the README with these settings in place of its own. There, each of them is one line.
+fn resetting(settings: &str) -> String {
+    let key =
+        |line: &str| line.split_once(':').map(|(key, _)| key.to_owned()).filter(|key| !key.starts_with([' ', '-']));
+    let keys: Vec<String> = settings.lines().filter_map(key).collect();
+    let first = document("README.md").into_iter().find(|block| block.language == "yaml").unwrap().text;
+    let mut text = String::new();
+    for line in first.lines().filter(|line| key(line).is_none_or(|key| !keys.contains(&key))) {
+        writeln!(text, "{line}").unwrap();
+    }
+    text + settings
+}
+
 /// What is wrong with the YAML of a document, block by block.
 fn faults(path: &str, blocks: &[Block]) -> Vec<String> {
     let mut faults = Vec::new();
@@ -89,6 +102,10 @@ fn faults(path: &str, blocks: &[Block]) -> Vec<String> {
                 folder.write("block.yaml", &amending(text));
                 "test"
             }
+            "settings" => {
+                folder.write("block.yaml", &resetting(text));
+                "check"
+            }
             "cases" => {
                 if let Some((before, _)) = text.split_once("\ncases:\n") {
                     head = format!("{before}\ncases:\n");
@@ -100,7 +117,7 @@ fn faults(path: &str, blocks: &[Block]) -> Vec<String> {
             }
             other => {
                 faults.push(format!(
-                    "{path}:{line}: `{other}`: write `<!-- check: whole -->`, `merge` or `cases` before the block"
+                    "{path}:{line}: `{other}`: write `<!-- check: whole -->`, `merge`, `cases` or `settings` before the block"
                 ));
                 continue;
             }
@@ -114,9 +131,9 @@ fn faults(path: &str, blocks: &[Block]) -> Vec<String> {
 }
 
 #[test]
-fn each_piece_of_a_policy_is_good() {
+fn each_piece_of_yaml_is_good() {
     let mut wrong = Vec::new();
-    for (path, least) in [("docs/policy.md", 14), ("docs/policy-tests.md", 3)] {
+    for (path, least) in [("docs/policy.md", 14), ("docs/policy-tests.md", 3), ("docs/settings.md", 2)] {
         let blocks = document(path);
         let count = blocks.iter().filter(|block| block.language == "yaml").count();
         assert!(count >= least, "{path}: {count} blocks: where are they?");
