@@ -126,6 +126,14 @@ fn the_house_stands() {
 }
 
 #[test]
+fn the_architecture_names_the_same_ranks() {
+    let text = std::fs::read_to_string(repository("ARCHITECTURE.md")).unwrap();
+    let row = |rank: u8| text.lines().find(|line| line.starts_with(&format!("| {rank} | `"))).unwrap_or_default();
+    let wrong: Vec<_> = RANKS.iter().filter(|(name, rank)| !row(*rank).contains(&format!("`{name}`"))).collect();
+    assert!(wrong.is_empty(), "ARCHITECTURE.md does not give these their rank: {wrong:?}");
+}
+
+#[test]
 fn what_the_house_does_not_allow_is_seen() {
     let long = "x\n".repeat(MOST_LINES + 1);
     let table = [

@@ -14,6 +14,8 @@ mod bad_input;
 mod canary;
 mod cli;
 mod datasette;
+mod docs;
+mod explain;
 mod house;
 mod properties;
 mod proxy;

@@ -7,7 +7,10 @@ mod sidecar;
 mod upstream;
 
 use std::fmt::Write as _;
+use std::path::Path;
 use std::path::PathBuf;
+use std::process::Command;
+use std::process::Output;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -36,6 +39,34 @@ pub(crate) const SUBSCRIBER: &str = "/v1/customers/redwood-strand/subscribers/1a
 /// A file of the repository.
 pub(crate) fn repository(path: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+/// Runs the program in a folder, to its end.
+pub(crate) fn run(folder: &Path, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_dpa-sidecar"));
+    command.args(arguments).current_dir(folder).env_remove("DPA_CONFIG").output().unwrap()
+}
+
+/// What it wrote to standard output.
+pub(crate) fn out(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// What it wrote to standard error.
+pub(crate) fn err(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Compares with the text in `tests/golden`: what is wrong, if anything is. `BLESS=1` writes the text anew.
+pub(crate) fn as_golden(name: &str, text: &str) -> Option<String> {
+    let golden = repository("tests/golden").join(name);
+    if std::env::var_os("BLESS").is_some() {
+        std::fs::create_dir_all(golden.parent().unwrap()).unwrap();
+        std::fs::write(&golden, text).unwrap();
+        return None;
+    }
+    let differs = std::fs::read_to_string(&golden).unwrap_or_default() != text;
+    differs.then(|| format!("not as in {} (BLESS=1 writes it anew):\n{text}", golden.display()))
 }
 
 /// Asks until there is something.

@@ -1,0 +1,204 @@
+//! The documentation: each piece of YAML in it is one that the program takes.
+
+use std::fmt::Write as _;
+
+use crate::support::Folder;
+use crate::support::err;
+use crate::support::out;
+use crate::support::repository;
+use crate::support::run;
+
+/// A fenced block, and the comment before it that says what it is.
+struct Block {
+    line: usize,
+    language: String,
+    what: String,
+    text: String,
+}
+
+/// The fenced blocks of a document. Blank lines may stand between the comment and its block, nothing else.
+fn blocks(document: &str) -> Vec<Block> {
+    let mut found = Vec::new();
+    let mut what = String::new();
+    let mut open: Option<Block> = None;
+    for (place, line) in document.lines().enumerate() {
+        if let Some(mut block) = open.take() {
+            if line == "```" {
+                found.push(block);
+            } else {
+                writeln!(block.text, "{line}").unwrap();
+                open = Some(block);
+            }
+        } else if let Some(language) = line.strip_prefix("```") {
+            let what = std::mem::take(&mut what);
+            open = Some(Block { line: place + 1, language: language.to_owned(), what, text: String::new() });
+        } else if let Some(comment) = line.strip_prefix("<!-- check: ").and_then(|rest| rest.strip_suffix(" -->")) {
+            comment.clone_into(&mut what);
+        } else if !line.is_empty() {
+            what.clear();
+        }
+    }
+    assert!(open.is_none(), "a block is not closed");
+    found
+}
+
+fn document(path: &str) -> Vec<Block> {
+    blocks(&std::fs::read_to_string(repository(path)).unwrap())
+}
+
+/// A folder with the sample policy.
+fn beside_the_sample_policy() -> Folder {
+    let folder = Folder::new();
+    folder.write("policy.yaml", &std::fs::read_to_string(repository("config/policy.yaml")).unwrap());
+    folder
+}
+
+/// Laid over the sample policy by a test case: maps and entries with an id merge, the rest replaces.
+fn amending(amendment: &str) -> String {
+    let mut text = "version: 1
+policy: policy.yaml
+clock: 2026-06-15T12:00:00Z
+services: {api: {storage_location: US-OR}}
+defaults: {service: api, operation: retrieve}
+cases:
+  - name: what is written can be merged into the sample policy
+    request: {customer: no-such-customer, caller: care-desk}
+    expect: {decision: deny}
+    amend:
+"
+    .to_owned();
+    for line in amendment.lines() {
+        writeln!(text, "      {line}").unwrap();
+    }
+    text
+}
+
+/// The first configuration of the README with these settings in place of its own. There, each of them is one line.
+fn resetting(settings: &str) -> String {
+    let key =
+        |line: &str| line.split_once(':').map(|(key, _)| key.to_owned()).filter(|key| !key.starts_with([' ', '-']));
+    let keys: Vec<String> = settings.lines().filter_map(key).collect();
+    let first = document("README.md").into_iter().find(|block| block.language == "yaml").unwrap().text;
+    let mut text = String::new();
+    for line in first.lines().filter(|line| key(line).is_none_or(|key| !keys.contains(&key))) {
+        writeln!(text, "{line}").unwrap();
+    }
+    text + settings
+}
+
+/// What is wrong with the YAML of a document, block by block.
+fn faults(path: &str, blocks: &[Block]) -> Vec<String> {
+    let mut faults = Vec::new();
+    // What stands before the cases of the last whole test file: a piece of one goes by it.
+    let mut head = String::new();
+    for Block { line, what, text, .. } in blocks.iter().filter(|block| block.language == "yaml") {
+        let folder = beside_the_sample_policy();
+        let command = match what.as_str() {
+            "whole" => {
+                folder.write("block.yaml", text);
+                "check"
+            }
+            "merge" => {
+                folder.write("block.yaml", &amending(text));
+                "test"
+            }
+            "settings" => {
+                folder.write("block.yaml", &resetting(text));
+                "check"
+            }
+            "cases" => {
+                if let Some((before, _)) = text.split_once("\ncases:\n") {
+                    head = format!("{before}\ncases:\n");
+                    folder.write("block.yaml", text);
+                } else {
+                    folder.write("block.yaml", &format!("{head}{text}"));
+                }
+                "test"
+            }
+            other => {
+                faults.push(format!(
+                    "{path}:{line}: `{other}`: write `<!-- check: whole -->`, `merge`, `cases` or `settings` before the block"
+                ));
+                continue;
+            }
+        };
+        let output = run(&folder.file("."), &[command, "block.yaml"]);
+        if output.status.code() != Some(0) {
+            faults.push(format!("{path}:{line}: {}:\n{}{}", output.status, out(&output), err(&output)));
+        }
+    }
+    faults
+}
+
+#[test]
+fn each_piece_of_yaml_is_good() {
+    let mut wrong = Vec::new();
+    for (path, least) in [("docs/policy.md", 14), ("docs/policy-tests.md", 3), ("docs/settings.md", 2)] {
+        let blocks = document(path);
+        let count = blocks.iter().filter(|block| block.language == "yaml").count();
+        assert!(count >= least, "{path}: {count} blocks: where are they?");
+        wrong.extend(faults(path, &blocks));
+    }
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn a_piece_that_is_not_good_is_seen() {
+    let customer = "customers:\n  - {id: redwood-strand, dpa: {acepted_at: 2024-01-10}}\n";
+    let table = [
+        ("no comment", "", "version: 1\n", "write `<!-- check: whole -->`"),
+        ("a comment that means nothing", "<!-- check: perhaps -->\n", "version: 1\n", "write `<!-- check: whole -->`"),
+        ("a comment for something else", "<!-- check: merge -->\nText.\n", customer, "write `<!-- check: whole -->`"),
+        ("a policy with a mistake", "<!-- check: whole -->\n", "version: 1\nnonsense: 1\n", "DPA004"),
+        ("a piece with a mistake", "<!-- check: merge -->\n\n", customer, "there is no key `acepted_at` here"),
+        (
+            "a case that cannot be",
+            "<!-- check: cases -->\n",
+            "version: 1\npolicy: policy.yaml\ncases:\n  - {}\n",
+            "DPA",
+        ),
+    ];
+    for (name, comment, yaml, expected) in table {
+        let found = faults("x.md", &blocks(&format!("Text.\n\n{comment}```yaml\n{yaml}```\n"))).join("\n");
+        assert!(found.contains(expected), "{name}: {found}");
+    }
+}
+
+#[test]
+fn the_first_configuration_of_the_readme_is_good() {
+    let blocks = document("README.md");
+    let settings = blocks.iter().find(|block| block.language == "yaml").unwrap();
+    let folder = beside_the_sample_policy();
+    folder.write("sidecar.yaml", &settings.text);
+    let output = run(&folder.file("."), &["check", "sidecar.yaml"]);
+    assert_eq!(output.status.code(), Some(0), "{}{}", out(&output), err(&output));
+    // What the README shows of the answer is what is answered.
+    let shown: Vec<&str> = blocks
+        .iter()
+        .flat_map(|block| block.text.lines())
+        .filter_map(|line| line.strip_prefix("try/"))
+        .filter(|line| line.contains(": ok: "))
+        .collect();
+    assert_eq!(shown.len(), 2, "{shown:?}");
+    for line in shown {
+        assert!(out(&output).lines().any(|said| said == line), "{line}: {}", out(&output));
+    }
+}
+
+#[test]
+fn each_command_that_a_document_names_is_there() {
+    let mut wrong = Vec::new();
+    for path in ["README.md", "CONTRIBUTING.md", "docs/policy.md", "docs/policy-tests.md", "docs/settings.md"] {
+        for line in document(path).iter().filter(|block| block.language == "console").flat_map(|it| it.text.lines()) {
+            let Some((_, rest)) = line.split_once("$ dpa-sidecar ") else { continue };
+            let words: Vec<&str> = rest.split_whitespace().collect();
+            let flags = words.iter().filter(|word| word.starts_with("--"));
+            let help = out(&run(&repository(""), &[words[0], "--help"]));
+            wrong.extend(flags.filter(|flag| !help.contains(**flag)).map(|flag| format!("{path}: {line}: {flag}")));
+            if !help.contains(&format!("dpa-sidecar {}", words[0])) {
+                wrong.push(format!("{path}: {line}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
