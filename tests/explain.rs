@@ -137,9 +137,9 @@ fn decisions_in_a_log() {
         ("customer", "redwood-strand", "path"),
         ("purpose", "customer_analytics", "context"),
         ("operation", "retrieve", "method"),
-        ("subscriber", "named; not recorded", "path"),
-        ("kept in", "US-OR", "settings"),
-        ("route", "/v1/customers/{customer}/subscribers/{id}", "route"),
+        ("subscriber", "(not recorded)", "path"),
+        ("storage_location", "US-OR", "settings"),
+        ("route", "/v1/customers/{customer}/subscribers/{id}", "settings"),
     ] {
         let is_it = |line: &str| {
             line.trim_start().strip_prefix(fact).is_some_and(|rest| rest.contains(value) && rest.ends_with(source))

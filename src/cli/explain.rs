@@ -22,7 +22,7 @@ use super::print_problems;
 use crate::decide::decision::Decision;
 use crate::decide::decision::Outcome;
 use crate::decide::explain::Names;
-use crate::decide::explain::missing;
+use crate::decide::explain::why;
 use crate::decide::facts::Customers;
 use crate::decide::facts::Direction;
 use crate::decide::facts::Fact;
@@ -30,15 +30,18 @@ use crate::decide::facts::Facts;
 use crate::decide::facts::Source as FactSource;
 use crate::decide::facts::Why;
 use crate::decide::reason::Code;
+use crate::decide::reason::Kind;
 use crate::decide::reason::clause_text;
 use crate::policy::Party;
 use crate::policy::Policy;
+use crate::policy::places::Place;
 use crate::policy::places::Places;
 use crate::policy::problem;
 use crate::policy::terms::DataCategory;
 use crate::policy::terms::Date;
 use crate::policy::terms::Location;
 use crate::policy::terms::Operation;
+use crate::record::entry::REQUEST_UNREADABLE;
 use crate::reload;
 use crate::reload::Loaded;
 
@@ -61,40 +64,40 @@ pub(super) struct Arguments {
     #[arg(long, requires = "subject")]
     log: Option<PathBuf>,
     /// A customer; several times for a request about several.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "subject")]
     customer: Vec<String>,
     /// Who asks: the id of a caller, subprocessor or customer of the policy, or an identity.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "subject")]
     caller: Option<String>,
     /// What for.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "subject")]
     purpose: Option<String>,
     /// Doing what.
     #[arg(long, default_value = "retrieve", value_parser = operation)]
     operation: Operation,
     /// With which data; several times for several.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "subject")]
     data_category: Vec<DataCategory>,
     /// About whom.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "subject")]
     subscriber: Option<String>,
     /// On which instruction.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "subject")]
     instruction: Option<String>,
     /// On which request of a subscriber.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "subject")]
     request_ref: Option<String>,
     /// Where a signed claim says the caller is.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "subject")]
     location: Option<Location>,
     /// The subprocessor that the service sends to (egress).
-    #[arg(long)]
+    #[arg(long, conflicts_with = "subject")]
     recipient: Option<String>,
     /// Where the service keeps its data.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "subject")]
     storage_location: Option<Location>,
     /// When [default: now].
-    #[arg(long)]
+    #[arg(long, conflicts_with = "subject")]
     at: Option<Date>,
     /// The form of the output.
     #[arg(short, long, value_enum, default_value_t)]
@@ -110,12 +113,16 @@ fn operation(text: &str) -> Result<Operation, String> {
 #[derive(Serialize)]
 struct Explanation {
     schema_version: u8,
+    time: String,
     decision: String,
     enforcement: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     authority: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     transfer_ref: Option<String>,
+    /// Of a permit: where the policy says so.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    rests_on: Vec<String>,
     facts: Vec<FactShown>,
     reasons: Vec<ReasonShown>,
     policy: PolicyShown,
@@ -124,8 +131,21 @@ struct Explanation {
 #[derive(Serialize)]
 struct FactShown {
     fact: String,
-    value: String,
+    /// None: it is unknown.
+    value: Option<String>,
+    /// Where a known fact comes from, or why one is not known.
+    #[serde(rename = "source_or_why")]
     source: String,
+}
+
+impl FactShown {
+    fn new(fact: &str, value: impl Into<String>, source: &str) -> Self {
+        Self { fact: fact.to_owned(), value: Some(value.into()), source: source.to_owned() }
+    }
+
+    fn unknown(fact: &str, why: &str) -> Self {
+        Self { fact: fact.to_owned(), value: None, source: why.to_owned() }
+    }
 }
 
 #[derive(Serialize)]
@@ -135,7 +155,8 @@ struct ReasonShown {
     clause: String,
     clause_text: String,
     obligation: String,
-    missing: String,
+    /// Why the rule does not hold; of a gap, what is missing.
+    why: String,
     policy: Vec<String>,
 }
 
@@ -154,7 +175,7 @@ impl PolicyShown {
 
 pub(super) fn explain(arguments: &Arguments, out: &mut dyn Write, err: &mut dyn Write) -> Result<Exit, CliError> {
     let explanation = match &arguments.subject {
-        Some(code) if code.starts_with("DPA") => return explain_code(code, out),
+        Some(code) if code.starts_with("DPA") => return explain_code(code, arguments.output, out),
         Some(id) => {
             let id = Uuid::try_parse(id).map_err(|_| {
                 CliError::Unknown(format!("`{id}` is neither a decision id (a UUID) nor a problem code such as DPA012"))
@@ -177,15 +198,21 @@ pub(super) fn explain(arguments: &Arguments, out: &mut dyn Write, err: &mut dyn 
         }
         Output::Text => print(&explanation, out)?,
     }
-    Ok(if explanation.reasons.is_empty() { Exit::Yes } else { Exit::No })
+    Ok(if explanation.decision == "permit" { Exit::Yes } else { Exit::No })
 }
 
-fn explain_code(text: &str, out: &mut dyn Write) -> Result<Exit, CliError> {
+fn explain_code(text: &str, output: Output, out: &mut dyn Write) -> Result<Exit, CliError> {
     let Some(code) = problem::Code::ALL.into_iter().find(|code| code.as_str() == text) else {
         let codes = problem::Code::ALL.map(problem::Code::as_str).join(", ");
         return Err(CliError::Unknown(format!("there is no problem code `{text}`; known: {codes}")));
     };
-    writeln!(out, "{}: {}", code.as_str(), code.explanation())?;
+    match output {
+        Output::Text => writeln!(out, "{}: {}", code.as_str(), code.explanation())?,
+        Output::Json => {
+            let explained = serde_json::json!({"schema_version": 1, "code": code.as_str(), "text": code.explanation()});
+            writeln!(out, "{explained}")?;
+        }
+    }
     Ok(Exit::Yes)
 }
 
@@ -251,26 +278,29 @@ fn stated(arguments: &Arguments, policy: &Policy, loaded: &Loaded) -> Result<Exp
         }
         Outcome::Deny(_) => (None, None),
     };
+    let names = Names::of(&facts, policy);
+    let places = Places::new(&loaded.sources);
     Ok(Explanation {
         schema_version: 1,
+        time: now.to_string(),
+        rests_on: rests_on(authority.as_deref(), &names, &places),
         decision: decision.as_str().to_owned(),
         enforcement: decision.enforcement.as_str().to_owned(),
         authority,
         transfer_ref,
         facts: facts_shown(&facts, arguments, policy),
-        reasons: reasons_shown(&decision, &Names::of(&facts, policy), policy, loaded),
+        reasons: reasons_shown(&decision, &names, policy, &places),
         policy: PolicyShown::of(policy),
     })
 }
 
 fn facts_shown(facts: &Facts<'_>, arguments: &Arguments, policy: &Policy) -> Vec<FactShown> {
     fn shown<T>(name: &str, fact: &Fact<T>, value: impl Fn(&T) -> String) -> Option<FactShown> {
-        let (value, source) = match fact {
-            Fact::Known(known, _) => (value(known), "stated".to_owned()),
-            Fact::None => return None,
-            Fact::Unknown(why) => ("unknown".to_owned(), why.as_str().to_owned()),
-        };
-        Some(FactShown { fact: name.to_owned(), value, source })
+        match fact {
+            Fact::Known(known, _) => Some(FactShown::new(name, value(known), "stated")),
+            Fact::None => None,
+            Fact::Unknown(why) => Some(FactShown::unknown(name, why.as_str())),
+        }
     }
     let customer = |id: &_| policy.customer(*id).map(|customer| customer.id.to_string()).unwrap_or_default();
     let caller = shown("caller", &facts.caller, |caller| match caller.party {
@@ -299,45 +329,64 @@ fn facts_shown(facts: &Facts<'_>, arguments: &Arguments, policy: &Policy) -> Vec
     let instruction = shown("instruction", &facts.instruction, |_| arguments.instruction.clone().unwrap_or_default());
     let request_ref = shown("request_ref", &facts.request_ref, Clone::clone);
     let subscriber = shown("subscriber", &facts.subscriber, Clone::clone);
-    let location =
-        shown("caller's location", &facts.location, ToString::to_string).filter(|_| arguments.location.is_some());
-    let plain = |name: &str, value: String| FactShown { fact: name.to_owned(), value, source: "stated".to_owned() };
+    let claimed = shown("location", &facts.location, ToString::to_string).filter(|_| arguments.location.is_some());
+    let written = |places: &[Location]| places.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+    let caller_place = match facts.caller.known().and_then(|caller| caller.party) {
+        Some(Party::Own(id)) => policy.caller(id).and_then(|caller| caller.location).map(|place| place.to_string()),
+        Some(Party::Subprocessor(id)) => policy.subprocessor(id).map(|entry| written(&entry.access_locations)),
+        Some(Party::Customer(_)) | None => None,
+    };
+    let recipient_place = match facts.direction {
+        Direction::Egress(id) => policy.subprocessor(id).map(|entry| written(&entry.access_locations)),
+        Direction::Ingress => None,
+    };
     let categories: Vec<&str> = facts.data_categories.iter().map(DataCategory::as_str).collect();
-    let data = (!categories.is_empty()).then(|| plain("data_categories", categories.join(", ")));
-    let storage = Some(plain("kept in", facts.storage.to_string()));
-    [caller, customers, purpose, operation, data, subscriber, instruction, request_ref, location, storage]
-        .into_iter()
-        .flatten()
-        .collect()
+    let data = (!categories.is_empty()).then(|| FactShown::new("data_categories", categories.join(", "), "stated"));
+    let access = caller_place.map(|place| FactShown::new("access_location", place, "policy"));
+    let recipient = recipient_place.map(|place| FactShown::new("recipient_location", place, "policy"));
+    let storage = Some(FactShown::new("storage_location", facts.storage.to_string(), "stated"));
+    let all = [caller, customers, purpose, operation, data, subscriber, instruction, request_ref];
+    all.into_iter().chain([claimed, access, recipient, storage]).flatten().collect()
 }
 
-fn reasons_shown(decision: &Decision<'_>, names: &Names, policy: &Policy, loaded: &Loaded) -> Vec<ReasonShown> {
-    let places = Places::new(&loaded.sources);
+fn reasons_shown(decision: &Decision<'_>, names: &Names, policy: &Policy, places: &Places<'_>) -> Vec<ReasonShown> {
     let shown = |reason: &crate::decide::reason::Reason| {
-        reason_shown(reason.code, reason.kind.as_str(), reason.clause, reason.obligation, names, policy, &places)
+        reason_shown(reason.code, reason.kind, reason.clause, reason.obligation, names, policy, places)
     };
     decision.reasons().iter().map(shown).collect()
 }
 
 fn reason_shown(
     code: Code,
-    kind: &str,
+    kind: Kind,
     clause: &str,
     obligation: &str,
     names: &Names,
     policy: &Policy,
     places: &Places<'_>,
 ) -> ReasonShown {
-    let (missing, at) = missing(code, names);
+    let (why, at) = why(code, kind, names);
     ReasonShown {
         code: code.as_str(),
-        kind: kind.to_owned(),
+        kind: kind.as_str().to_owned(),
         clause: clause.to_owned(),
         clause_text: policy.clause_text(clause).unwrap_or_else(|| clause_text(clause)).to_owned(),
         obligation: obligation.to_owned(),
-        missing,
+        why,
         policy: at.iter().filter_map(|place| places.find(place)).collect(),
     }
+}
+
+/// Where the policy says what a permit rests on.
+fn rests_on(authority: Option<&str>, names: &Names, places: &Places<'_>) -> Vec<String> {
+    let customer = || names.customer.clone();
+    let place = match authority {
+        Some("permitted_purpose") => customer().map(|id| Place::Customer(id, "permitted_purposes")),
+        Some("legal_requirement") => names.purpose.clone().map(Place::Purpose),
+        Some("instruction") => customer().zip(names.instruction.clone()).map(|(id, it)| Place::Instruction(id, it)),
+        Some(_) | None => None,
+    };
+    place.and_then(|place| places.find(&place)).into_iter().collect()
 }
 
 // ---- a decision in a log ---------------------------------------------------------------------------
@@ -346,6 +395,8 @@ fn reason_shown(
 #[derive(Deserialize)]
 struct Record {
     event: String,
+    #[serde(default)]
+    time: String,
     decision_id: Option<Uuid>,
     #[serde(default)]
     decision: String,
@@ -401,14 +452,16 @@ struct RecordPolicy {
 fn recorded(id: Uuid, log: &Path, policy: &Policy, loaded: &Loaded) -> Result<Explanation, CliError> {
     let failed = |source| CliError::Log { path: log.to_owned(), source };
     let file = BufReader::new(std::fs::File::open(log).map_err(failed)?);
-    let mut found = None;
+    let mut found: Option<Record> = None;
+    let mut customers = Vec::new();
     for line in file.lines() {
         let line = line.map_err(failed)?;
         // A line that is no record is for `audit verify` to complain about.
         let Ok(record) = serde_json::from_str::<Record>(&line) else { continue };
         if record.event == "dpa.decision" && record.decision_id == Some(id) {
+            // A decision about several customers has a record for each.
+            customers.extend(record.customer_id.clone());
             found = Some(record);
-            break;
         }
     }
     let Some(record) = found else {
@@ -423,7 +476,7 @@ fn recorded(id: Uuid, log: &Path, policy: &Policy, loaded: &Loaded) -> Result<Ex
         )));
     }
     let names = Names {
-        customer: record.customer_id.clone(),
+        customer: record.customer_id.clone().filter(|_| customers.len() == 1),
         own_caller: record
             .caller_id
             .clone()
@@ -436,63 +489,82 @@ fn recorded(id: Uuid, log: &Path, policy: &Policy, loaded: &Loaded) -> Result<Ex
     let places = Places::new(&loaded.sources);
     let mut reasons = Vec::new();
     for reason in &record.reasons {
-        let Some(code) = Code::ALL.into_iter().find(|code| code.as_str() == reason.code) else { continue };
-        reasons.push(reason_shown(code, &reason.kind, &reason.clause, &reason.obligation, &names, policy, &places));
+        let kind = if reason.kind == "gap" { Kind::Gap } else { Kind::Violation };
+        match Code::ALL.into_iter().find(|code| code.as_str() == reason.code) {
+            Some(code) => {
+                reasons.push(reason_shown(code, kind, &reason.clause, &reason.obligation, &names, policy, &places));
+            }
+            None if reason.code == REQUEST_UNREADABLE => reasons.push(ReasonShown {
+                code: REQUEST_UNREADABLE,
+                kind: reason.kind.clone(),
+                clause: reason.clause.clone(),
+                clause_text: clause_text(&reason.clause).to_owned(),
+                obligation: reason.obligation.clone(),
+                why: "one way to read the request; it was answered with 400".to_owned(),
+                policy: Vec::new(),
+            }),
+            None => {
+                let code = &reason.code;
+                return Err(CliError::Unknown(format!("the record has a reason of another version: `{code}`")));
+            }
+        }
     }
     Ok(Explanation {
         schema_version: 1,
+        time: record.time.clone(),
+        rests_on: rests_on(record.authority.as_deref(), &names, &places),
         decision: record.decision.clone(),
         enforcement: record.enforcement.clone(),
         authority: record.authority.clone(),
         transfer_ref: record.transfer_ref.clone(),
-        facts: record_facts(&record),
+        facts: record_facts(&record, &customers),
         reasons,
         policy: PolicyShown::of(policy),
     })
 }
 
-fn record_facts(record: &Record) -> Vec<FactShown> {
-    let categories = (!record.data_categories.is_empty()).then(|| record.data_categories.join(", "));
+fn record_facts(record: &Record, customers: &[String]) -> Vec<FactShown> {
+    let joined = |list: &[String]| (!list.is_empty()).then(|| list.join(", "));
+    let place = |place: fn(&RecordLocation) -> Option<String>| record.location.as_ref().and_then(place);
+    let from = |fact: &str| record.sources.get(fact).and_then(|source| source.as_str()).unwrap_or("policy");
     let facts = [
-        ("caller", record.caller_id.clone()),
-        ("customer", record.customer_id.clone()),
-        ("purpose", record.purpose.clone()),
-        ("operation", record.operation.clone()),
-        ("data_categories", categories),
-        ("subscriber", record.sources.contains_key("subscriber").then(|| "named; not recorded".to_owned())),
-        ("instruction", record.instruction_id.clone()),
-        ("request_ref", record.request_ref.clone()),
-        ("caller's location", record.location.as_ref().and_then(|location| location.access.clone())),
-        ("kept in", record.location.as_ref().map(|location| location.storage.clone())),
-        ("route", record.route.clone()),
+        ("caller", record.caller_id.clone(), from("caller")),
+        ("customer", joined(customers), from("customer")),
+        ("purpose", record.purpose.clone(), from("purpose")),
+        ("operation", record.operation.clone(), from("operation")),
+        ("data_categories", joined(&record.data_categories), "route"),
+        ("subscriber", record.sources.get("subscriber").map(|_| "(not recorded)".to_owned()), from("subscriber")),
+        ("instruction", record.instruction_id.clone(), from("instruction")),
+        ("request_ref", record.request_ref.clone(), from("request_ref")),
+        ("access_location", place(|location| location.access.clone()), from("location")),
+        ("storage_location", place(|location| Some(location.storage.clone())), "settings"),
+        ("route", record.route.clone(), "settings"),
     ];
     let mut shown = Vec::new();
-    for (fact, value) in facts {
-        let source = match fact {
-            "data_categories" | "route" => Some("route".to_owned()),
-            "kept in" => Some("settings".to_owned()),
-            "caller's location" if !record.sources.contains_key("location") => Some("policy".to_owned()),
-            "caller's location" => Some("claim".to_owned()),
-            _ => record.sources.get(fact).and_then(|source| source.as_str()).map(str::to_owned),
-        };
-        let unknown = record.unknown.get(fact).and_then(|unknown| unknown.get("why")).and_then(|why| why.as_str());
-        match (value, unknown) {
-            (Some(value), _) => {
-                shown.push(FactShown { fact: fact.to_owned(), value, source: source.unwrap_or_default() });
-            }
-            (None, Some(why)) => {
-                let (value, source) = ("unknown".to_owned(), why.to_owned());
-                shown.push(FactShown { fact: fact.to_owned(), value, source });
-            }
-            (None, None) => {}
-        }
+    for (fact, value, source) in facts {
+        let why = record.unknown.get(fact).and_then(|unknown| unknown.get("why")).and_then(|why| why.as_str());
+        shown.extend(match (value, why) {
+            (Some(value), _) => Some(FactShown::new(fact, value, source)),
+            (None, Some(why)) => Some(FactShown::unknown(fact, why)),
+            (None, None) => None,
+        });
     }
     shown
 }
 
 fn print(explanation: &Explanation, out: &mut dyn Write) -> Result<(), CliError> {
-    let Explanation { schema_version: _, decision, enforcement, authority, transfer_ref, facts, reasons, policy } =
-        explanation;
+    let Explanation {
+        schema_version: _,
+        time,
+        decision,
+        enforcement,
+        authority,
+        transfer_ref,
+        rests_on,
+        facts,
+        reasons,
+        policy,
+    } = explanation;
     write!(out, "{decision}")?;
     if let Some(authority) = authority {
         write!(out, ", on {authority}")?;
@@ -500,23 +572,30 @@ fn print(explanation: &Explanation, out: &mut dyn Write) -> Result<(), CliError>
     if let Some(transfer) = transfer_ref {
         write!(out, ", under transfer {transfer}")?;
     }
-    if let Some(first) = reasons.first() {
+    if let Some((first, others)) = reasons.split_first() {
         write!(out, ": {}", first.code)?;
-        if enforcement == "observe" {
+        if !others.is_empty() {
+            write!(out, " and {} more", others.len())?;
+        }
+        if enforcement == "observe" && first.code != REQUEST_UNREADABLE {
             write!(out, " (enforcement is observe: recorded, and forwarded)")?;
         }
     }
-    writeln!(out, "\n\nFacts")?;
+    writeln!(out, "\nat {time}")?;
+    if !rests_on.is_empty() {
+        writeln!(out, "policy: {}", rests_on.join(", "))?;
+    }
+    writeln!(out, "\nFacts")?;
     for FactShown { fact, value, source } in facts {
-        writeln!(out, "  {fact:<18} {value:<40} {source}")?;
+        writeln!(out, "  {fact:<18} {:<40} {source}", value.as_deref().unwrap_or("not known"))?;
     }
     if !reasons.is_empty() {
         writeln!(out, "\nRules that do not hold")?;
     }
-    for ReasonShown { code, kind, clause, clause_text, obligation, missing, policy } in reasons {
+    for ReasonShown { code, kind, clause, clause_text, obligation, why, policy } in reasons {
         writeln!(out, "  {code} ({kind})")?;
         writeln!(out, "    clause {clause}, {obligation}: {clause_text}")?;
-        writeln!(out, "    missing: {missing}")?;
+        writeln!(out, "    {}: {why}", if kind == "gap" { "missing" } else { "why" })?;
         if !policy.is_empty() {
             writeln!(out, "    policy: {}", policy.join(", "))?;
         }

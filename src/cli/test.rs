@@ -26,7 +26,7 @@ use super::print_problems;
 use crate::decide::decision::Decision;
 use crate::decide::decision::Outcome;
 use crate::decide::explain::Names;
-use crate::decide::explain::missing;
+use crate::decide::explain::why;
 use crate::decide::facts::Customers;
 use crate::decide::facts::Direction;
 use crate::decide::facts::Fact;
@@ -555,10 +555,10 @@ fn run_case(
     let places = Places::new(sources);
     let names = Names::of(&facts, policy);
     let why = decision.reasons().iter().map(|reason| {
-        let (missing, at) = missing(reason.code, &names);
+        let (why, at) = why(reason.code, reason.kind, &names);
         let at: Vec<String> = at.iter().filter_map(|place| places.find(place)).collect();
         let at = if at.is_empty() { String::new() } else { format!(" ({})", at.join(", ")) };
-        format!("{}, clause {}: missing: {missing}{at}", reason.code.as_str(), reason.clause)
+        format!("{}, clause {}: {why}{at}", reason.code.as_str(), reason.clause)
     });
     let why = why.collect();
     (differences, why)

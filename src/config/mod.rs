@@ -128,15 +128,16 @@ impl Settings {
         let mut below =
             |at, message: &str, help: &str| problems.push(Problem::error(Code::BelowPolicy, at, message, help));
         if policy.require_enforce && self.enforcement == Enforcement::Observe {
-            let help = "write `enforcement: enforce`, or remove `require_enforce` from the policy";
+            let help = "write `enforcement: enforce`; what the policy requires is for its owner to say";
             below(self.policy_file_at, "the policy requires `enforce`, and this sidecar would only observe", help);
         }
         if policy.security.decision_log > Durability::Written {
-            let help = "this version writes records to the kernel only (`written`): lower the measure in the policy";
+            let help =
+                "this version writes records to the kernel only (`written`): ask the policy's owner what was promised";
             below(self.log_at, "the policy promises a decision log that is `synced` to disk", help);
         }
         if policy.security.signed_policy {
-            let help = "this version cannot check signatures: remove `signed_policy` from the policy";
+            let help = "this version cannot check signatures: ask the policy's owner what was promised";
             below(self.policy_file_at, "the policy promises to be signed", help);
         }
         for (constant, Spanned { value, at }) in &self.constants {
@@ -361,7 +362,12 @@ impl Compiler {
         let document::Listener { name, address, upstream, direction, tls } = listener;
         self.later("listeners.tls", &tls);
         if let Some(Spanned { value: document::Way::Egress, at }) = direction {
-            self.error(Code::NotYet, at, "this version does not have `direction: egress` yet", "remove the listener");
+            self.error(
+                Code::NotYet,
+                at,
+                "this version does not have `direction: egress` yet",
+                "only later versions can hold what the service itself sends",
+            );
         }
         let place = upstreams.iter().position(|known| known.value == upstream.value.as_str());
         if place.is_none() && !self.defined_upstreams.iter().any(|name| name == upstream.value.as_str()) {
@@ -521,14 +527,21 @@ impl Compiler {
             let data = data_categories.as_ref().map(|list| list.at);
             for at in facts.chain(operation.as_ref().map(|operation| operation.at)).chain(data) {
                 let message = "a route outside the agreement has no facts";
-                self.error(Code::OneOf, at, message, "remove this key, or `subscriber_data: false`");
+                self.error(
+                    Code::OneOf,
+                    at,
+                    message,
+                    "if subscriber data passes here, remove `subscriber_data: false`; else remove this key",
+                );
             }
             return Route { path: path.value, methods, host, subject: None };
         }
         let mut needed = |key: &str, is_there: bool| {
             if !is_there {
                 let message = format!("the route `{}` does not say `{key}`", path.value);
-                let help = format!("add `{key}: …`, or `subscriber_data: false` if no subscriber data passes here");
+                let help = format!(
+                    "add `{key}: …`; a route on which no subscriber data passes says so: `subscriber_data: false`"
+                );
                 self.error(Code::MissingField, path.at, message, help);
             }
         };

@@ -1,11 +1,10 @@
-//! Why a request was denied, for people: what each reason lacks and where the policy says so.
-//!
-//! Says what is missing, never how to permit more.
+//! Why a request was denied, for people, and where the policy says so. Never how to permit more.
 
 use super::facts::Customers;
 use super::facts::Direction;
 use super::facts::Facts;
 use super::reason::Code;
+use super::reason::Kind;
 use crate::policy::Party;
 use crate::policy::Policy;
 use crate::policy::places::Place;
@@ -68,9 +67,9 @@ impl Names {
     }
 }
 
-/// What a reason lacks, and the places of the policy that it rests on.
+/// Why a rule does not hold, and the places of the policy that say so.
 #[must_use]
-pub fn missing(code: Code, names: &Names) -> (String, Vec<Place>) {
+pub fn why(code: Code, kind: Kind, names: &Names) -> (String, Vec<Place>) {
     let or = |name: &Option<String>, other: &str| name.as_ref().map_or(other.to_owned(), |name| format!("`{name}`"));
     let customer = or(&names.customer, "the customer");
     let caller = or(&names.own_caller, "the caller");
@@ -82,76 +81,75 @@ pub fn missing(code: Code, names: &Names) -> (String, Vec<Place>) {
             ("a proof of who asks, in one of the ways that the settings list under `identity`".to_owned(), vec![])
         }
         Code::TransportTooWeak => (
-            "a connection as the policy promises it: TLS version, client certificate".to_owned(),
+            "the connection has a lower TLS version than the policy promises, or no client certificate".to_owned(),
             vec![Some(Place::Top("security_measures"))],
         ),
         Code::RouteUnmapped => {
             ("a route of the settings that has this path and method, and an operation".to_owned(), vec![])
         }
         Code::CustomerMissing => ("the customer's id, where the route takes it from".to_owned(), vec![]),
-        Code::CustomerUnknown => ("a customer that the policy has".to_owned(), vec![Some(Place::Top("customers"))]),
-        Code::CustomerMismatch => (
-            format!("a caller that may speak for {customer}; this one belongs to another customer"),
-            vec![names.customer_at("identities")],
-        ),
-        Code::CrossCustomerCombination => ("a request about one customer only".to_owned(), vec![]),
+        Code::CustomerUnknown => ("the request names a customer that the policy does not have".to_owned(), vec![]),
+        Code::CustomerMismatch => {
+            (format!("the caller belongs to another customer than {customer}"), vec![names.customer_at("identities")])
+        }
+        Code::CrossCustomerCombination => ("the request names more than one customer".to_owned(), vec![]),
         Code::DpaNotInForce => {
-            (format!("an acceptance of the agreement by {customer}, from before now"), vec![names.customer_at("dpa")])
+            (format!("{customer} had not accepted the agreement at that time"), vec![names.customer_at("dpa")])
         }
         Code::ProcessingRestricted => (
-            format!("nothing: the agreement with {customer} has ended, and {purpose} is not one of the purposes left"),
+            format!("the agreement with {customer} has ended, and {purpose} is not one of the purposes left"),
             vec![names.customer_at("dpa")],
         ),
         Code::ProcessingSuspended => (
-            format!("nothing: the law bars the service for {customer}, and only `data_return` is left"),
+            format!("the law bars the service for {customer}, and only `data_return` is left"),
             vec![names.customer_at("dpa")],
         ),
-        Code::PurposeProhibited => (format!("nothing: {purpose} is prohibited by the agreement itself"), vec![]),
+        Code::PurposeProhibited => (format!("{purpose} is prohibited by the agreement itself"), vec![]),
         Code::PurposeMissing => ("the purpose, where the route takes it from".to_owned(), vec![]),
-        Code::PurposeUnknown => ("a purpose that the policy has".to_owned(), vec![Some(Place::Top("purposes"))]),
+        Code::PurposeUnknown => ("the request names a purpose that the policy does not have".to_owned(), vec![]),
         Code::PurposeNotPermitted => (
             format!("{purpose} is not among the purposes of {customer}, and no instruction that counts names it"),
             vec![names.customer_at("permitted_purposes")],
         ),
         Code::PurposeNotBoundToCaller => (
-            format!("a purpose that {caller} is there for; {purpose} is not one of them"),
+            format!("{purpose} is not one of the purposes that {caller} is there for"),
             vec![names.caller_at("permitted_purposes")],
         ),
         Code::OperationNotPermitted => (
-            format!("an operation that the caller and the recipient may do; {operation} is not one of them"),
+            format!(
+                "{operation} is not one of the operations of the caller, or of the subprocessor that receives data"
+            ),
             vec![names.caller_at("operations"), names.subprocessor_at("operations")],
         ),
-        Code::RecipientUnknown => (
-            "nothing: the caller is proven, and no party to the agreement".to_owned(),
-            vec![Some(Place::Top("subprocessors"))],
-        ),
+        Code::RecipientUnknown => ("the caller is proven, and no party to the agreement".to_owned(), vec![]),
         Code::SubprocessorAgreementMissing => (
-            format!("a written agreement with {subprocessor} that is in force and passes the duties on"),
+            format!("there is no written agreement with {subprocessor} that was in force and passes the duties on"),
             vec![names.subprocessor_at("agreement")],
         ),
         Code::SubprocessorNotEffective => (
-            format!("the day on which {subprocessor} may be used, or the customer's consent from before it"),
+            format!("{subprocessor} could not be used yet at that time, and {customer} had not consented earlier"),
             vec![names.subprocessor_at("effective_at"), names.customer_at("consents")],
         ),
         Code::SubprocessorRemoved => {
-            (format!("nothing: {subprocessor} has been removed"), vec![names.subprocessor_at("removed_at")])
+            (format!("{subprocessor} had been removed"), vec![names.subprocessor_at("removed_at")])
         }
         Code::SubprocessorObjected => {
-            (format!("nothing: {customer} refused {subprocessor}"), vec![names.customer_at("objections")])
+            (format!("{customer} refused {subprocessor}"), vec![names.customer_at("objections")])
         }
         Code::SubprocessorScope => (
-            format!("a purpose and data that {subprocessor} is there for"),
+            format!("{purpose}, or some of the data, is not what {subprocessor} is there for"),
             vec![names.subprocessor_at("permitted_purposes"), names.subprocessor_at("data_categories")],
         ),
-        Code::ConfidentialityMissing => {
-            (format!("an undertaking in force of the people behind {caller}"), vec![names.caller_at("human_access")])
-        }
+        Code::ConfidentialityMissing => (
+            format!("the people behind {caller} had no undertaking in force at that time"),
+            vec![names.caller_at("human_access")],
+        ),
         Code::ResidencyStorage => (
-            format!("a service, and a recipient, that keep data only where {customer} agreed to"),
+            format!("the service, or the subprocessor that receives data, keeps it where {customer} did not agree to"),
             vec![residency(names), names.subprocessor_at("storage_locations")],
         ),
         Code::ResidencyAccess => (
-            format!("a caller, and on egress a recipient, in places that {customer} agreed to"),
+            format!("the caller, or the subprocessor that data is sent to, is where {customer} did not agree to"),
             vec![residency(names), names.caller_at("location"), names.subprocessor_at("access_locations")],
         ),
         Code::LocationUnknown => (
@@ -159,7 +157,12 @@ pub fn missing(code: Code, names: &Names) -> (String, Vec<Place>) {
             vec![names.caller_at("location")],
         ),
         Code::SubscriberRestricted => (
-            format!("nothing, if the subscriber is named: an instruction of {customer} restricts it; else its name"),
+            match kind {
+                Kind::Violation => format!("an instruction of {customer} restricts the subscriber's data"),
+                Kind::Gap => {
+                    format!("the subscriber, where the route takes it from; an instruction of {customer} restricts one")
+                }
+            },
             vec![names.customer_at("instructions")],
         ),
         Code::InstructionMissing => (
@@ -167,7 +170,9 @@ pub fn missing(code: Code, names: &Names) -> (String, Vec<Place>) {
             vec![names.purpose.clone().map(Place::Purpose), names.customer_at("instructions")],
         ),
         Code::InstructionInvalid => (
-            format!("an instruction of {customer} that is accepted, with a reference, and within its dates"),
+            format!(
+                "the instruction named is not one of {customer} that was accepted, with a reference, and within its dates"
+            ),
             vec![match (&names.customer, &names.instruction) {
                 (Some(customer), Some(id)) => Some(Place::Instruction(customer.clone(), id.clone())),
                 (Some(_), None) | (None, _) => names.customer_at("instructions"),

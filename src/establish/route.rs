@@ -222,7 +222,7 @@ fn positional(path: &str) -> Result<String, &'static str> {
                 // Requests are matched in canonical form, so anything else would never match.
                 if canonical_path(segment).as_deref() != Ok(segment) {
                     return Err(
-                        "a fixed part has plain characters as they are, other escapes in capitals, and no dots",
+                        "a fixed part has plain characters as they are, other escapes in capitals, and is not `.` or `..`",
                     );
                 }
                 template.push_str(segment);

@@ -442,7 +442,7 @@ impl Compiler {
             (false, 0..=30) => format!("ends in {days} days"),
             _ => return,
         };
-        let help = "requests that rest on it are denied from then on: renew it in time, and write the new date here";
+        let help = "requests that rest on it are denied from then on: once a new one is signed, write its date here";
         self.problems.push(Problem::warning(Code::EndsSoon, end.at, format!("{what} {when}"), help));
     }
 
@@ -463,13 +463,13 @@ impl Compiler {
                 (false, _) => format!("no customer and no instruction permits `{}`", name.value),
                 (true, false) => format!("no caller and no subprocessor is there for `{}`", name.value),
             };
-            let help = "nobody can use this purpose: remove it, or see whether a name is missing somewhere";
+            let help = "nobody can use this purpose; the agreement says whether it should be here";
             found.push(Problem::warning(Code::NeverWorks, name.at, message, help));
         }
         for (at, set) in &self.party_purposes {
             if !set.intersects(self.permitted) {
                 let message = "no customer permits any of these purposes";
-                let help = "every request of this party is denied: see whether a name is missing somewhere";
+                let help = "every request of this party is denied; the agreement says whether it should be";
                 found.push(Problem::warning(Code::NeverWorks, *at, message, help));
             }
         }
@@ -638,12 +638,7 @@ impl Compiler {
             (None, Some(_)) => None,
             (None, None) | (Some(_), Some(_)) => {
                 let help = "a consent names either `subprocessor: …` or `weakening: …`";
-                self.error(
-                    Code::OneOf,
-                    consent.given_at.at,
-                    "this consent does not say to what, or to two things",
-                    help,
-                );
+                self.error(Code::OneOf, consent.given_at.at, "this consent names neither, or both", help);
                 None
             }
         }

@@ -619,6 +619,10 @@ impl Problems {
         let renderer = if colour { Renderer::styled() } else { Renderer::plain() };
         let mut out = String::new();
         let left = sorted.len().saturating_sub(MAX_SHOWN);
+        if left > 0 {
+            // Not to hide the one error behind a hundred warnings.
+            sorted.sort_by_key(|problem| problem.severity == Severity::Warning);
+        }
         for problem in sorted.into_iter().take(MAX_SHOWN) {
             let Some(source) = sources.get(usize::from(problem.at.file)) else { continue };
             let (line, column) = position(&source.text, problem.at.start);
