@@ -444,6 +444,28 @@ schema_as!(
     Section<T> as T,
 );
 
+/// Decodes types from their text: [`FromStr`](std::str::FromStr), whose error is the fault.
+macro_rules! decoded_from_text {
+    ($($term:ty: $expecting:literal),* $(,)?) => {$(
+        impl<'de> serde::Deserialize<'de> for $term {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                struct Text;
+                impl serde::de::Visitor<'_> for Text {
+                    type Value = $term;
+                    fn expecting(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                        out.write_str($expecting)
+                    }
+                    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<$term, E> {
+                        text.parse().map_err(E::custom)
+                    }
+                }
+                deserializer.deserialize_str(Text)
+            }
+        }
+    )*};
+}
+pub(crate) use decoded_from_text;
+
 const SPANNED: &str = "$yaml::Spanned";
 const ENTRY: &str = "$yaml::Entry";
 

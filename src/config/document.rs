@@ -28,6 +28,7 @@ use crate::schema;
 use crate::yaml::List;
 use crate::yaml::Section;
 use crate::yaml::Spanned;
+use crate::yaml::decoded_from_text;
 
 /// A setting that this version does not have yet: a file that has it is refused, never half obeyed.
 pub(super) type Later = Option<Spanned<IgnoredAny>>;
@@ -387,26 +388,6 @@ impl FromStr for Size {
             format!("`{text}` is not a size\nwrite a whole number of bytes, or one with `KiB`, `MiB` or `GiB`")
         })
     }
-}
-
-macro_rules! decoded_from_text {
-    ($($term:ty: $expecting:literal),*) => {$(
-        impl<'de> Deserialize<'de> for $term {
-            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                struct Text;
-                impl de::Visitor<'_> for Text {
-                    type Value = $term;
-                    fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-                        out.write_str($expecting)
-                    }
-                    fn visit_str<E: de::Error>(self, text: &str) -> Result<$term, E> {
-                        text.parse().map_err(E::custom)
-                    }
-                }
-                deserializer.deserialize_str(Text)
-            }
-        }
-    )*};
 }
 
 decoded_from_text!(Span: "a length of time such as `30s`", Size: "a size such as `64KiB`");

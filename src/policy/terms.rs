@@ -13,8 +13,8 @@ use schemars::Schema;
 use schemars::SchemaGenerator;
 use schemars::json_schema;
 use serde::Deserialize;
-use serde::Deserializer;
-use serde::de;
+
+use crate::yaml::decoded_from_text;
 
 /// Why a text is no such word: what is wrong, then (second line) what to write instead.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -30,26 +30,6 @@ impl TermError {
     fn new(wrong: impl Into<String>, help: impl Into<String>) -> Self {
         Self { wrong: wrong.into(), help: help.into() }
     }
-}
-
-macro_rules! decoded_from_text {
-    ($($term:ty: $expecting:literal),* $(,)?) => {$(
-        impl<'de> Deserialize<'de> for $term {
-            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                struct Text;
-                impl de::Visitor<'_> for Text {
-                    type Value = $term;
-                    fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-                        out.write_str($expecting)
-                    }
-                    fn visit_str<E: de::Error>(self, text: &str) -> Result<$term, E> {
-                        text.parse().map_err(E::custom)
-                    }
-                }
-                deserializer.deserialize_str(Text)
-            }
-        }
-    )*};
 }
 
 decoded_from_text!(
