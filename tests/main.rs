@@ -14,6 +14,7 @@ mod bad_input;
 mod canary;
 mod cli;
 mod datasette;
+mod fuzz_corpus;
 mod house;
 mod properties;
 mod proxy;
