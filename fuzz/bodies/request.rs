@@ -198,6 +198,7 @@ fn may_pass(name: &str, named: &[String]) -> bool {
     if named.iter().any(|hop| hop == name) && !needed.contains(&name) {
         return false;
     }
+    let name = name.replace('_', "-");
     let one_connection = [
         "connection",
         "expect",
@@ -210,10 +211,6 @@ fn may_pass(name: &str, named: &[String]) -> bool {
         "transfer-encoding",
         "upgrade",
     ];
-    if one_connection.contains(&name) {
-        return false;
-    }
-    let name = name.replace('_', "-");
     let beginnings = ["dpa-", "x-dpa-", "x-forwarded-", "x-envoy-", "l5d-"];
     let whole = [
         "client-cert",
@@ -223,11 +220,13 @@ fn may_pass(name: &str, named: &[String]) -> bool {
         "x-caller",
         "x-http-method",
         "x-http-method-override",
+        "x-login",
         "x-method-override",
         "x-original-url",
         "x-real-ip",
         "x-rewrite-url",
         "x-spiffe-id",
     ];
-    !beginnings.iter().any(|beginning| name.starts_with(beginning)) && !whole.contains(&name.as_str())
+    let is_meant = |names: &[&str]| names.contains(&name.as_str());
+    !is_meant(&one_connection) && !is_meant(&whole) && !beginnings.iter().any(|beginning| name.starts_with(beginning))
 }
