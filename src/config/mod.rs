@@ -371,7 +371,8 @@ impl Compiler {
         }
         let place = upstreams.iter().position(|known| known.value == upstream.value.as_str());
         if place.is_none() && !self.defined_upstreams.iter().any(|name| name == upstream.value.as_str()) {
-            let near = nearest(upstream.value.as_str(), upstreams.iter().map(|known| known.value.as_str()));
+            let names = upstreams.iter().map(|known| known.value.as_str());
+            let near = self.problems.are_few().then(|| nearest(upstream.value.as_str(), names)).flatten();
             let help = near.map_or_else(
                 || "name one that stands under `upstreams`".to_owned(),
                 |near| format!("did you mean `{near}`?"),

@@ -7,13 +7,14 @@ use http::header;
 
 /// Headers that speak of one connection only (RFC 9110 section 7.6.1), whether or not `Connection`
 /// names them.
-const HOP_BY_HOP: [HeaderName; 8] = [
+const HOP_BY_HOP: [HeaderName; 9] = [
     header::CONNECTION,
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),
     header::PROXY_AUTHENTICATE,
     header::PROXY_AUTHORIZATION,
     header::TE,
+    header::TRAILER,
     header::TRANSFER_ENCODING,
     header::UPGRADE,
 ];
@@ -54,11 +55,11 @@ const NOT_HOP_BY_HOP: [HeaderName; 5] = [
 /// `Expect` is answered by this side (RFC 9110 section 10.1.1), so it stops here.
 pub fn clean_request(headers: &mut HeaderMap, identity_headers: &[HeaderName]) {
     remove_hop_by_hop(headers);
-    headers.remove(header::EXPECT);
     remove(headers, |name| {
-        NOT_BELIEVED_FROM.iter().any(|prefix| name.starts_with(prefix))
+        name == header::EXPECT
+            || NOT_BELIEVED_FROM.iter().any(|prefix| name.starts_with(prefix))
             || NOT_BELIEVED.contains(&name)
-            || identity_headers.iter().any(|identity| identity.as_str() == name)
+            || identity_headers.iter().any(|identity| identity.as_str().replace('_', "-") == name)
     });
 }
 
@@ -81,10 +82,7 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
             headers.remove(name);
         }
     }
-    for name in &HOP_BY_HOP {
-        headers.remove(name);
-    }
-    headers.remove(header::TRAILER);
+    remove(headers, |name| HOP_BY_HOP.iter().any(|hop| hop == name));
 }
 
 /// Removes the headers whose name, with `-` for `_`, is meant.
@@ -127,6 +125,9 @@ mod tests {
             ("an identity header", "x-caller", "spiffe://a/b", false),
             ("where it came from", "x-forwarded-for", "1.2.3.4", false),
             ("expect", "expect", "100-continue", false),
+            ("a hop-by-hop header, spelt otherwise", "transfer_encoding", "chunked", false),
+            ("an identity header that the settings spell with `_`", "x_login", "root", false),
+            ("the same, spelt otherwise", "x-login", "root", false),
             ("an identity header, spelt otherwise", "x_caller", "spiffe://a/b", false),
             ("where it came from, spelt otherwise", "x_forwarded_for", "1.2.3.4", false),
             ("who sent it", "x-forwarded-user", "root", false),
@@ -139,7 +140,7 @@ mod tests {
             headers.insert(header::HOST, HeaderValue::from_static("a"));
             headers.insert(header::CONNECTION, HeaderValue::from_static("close, X-Hop,,bad name, traceparent, host"));
             headers.insert(HeaderName::from_static(header), HeaderValue::from_static(value));
-            clean_request(&mut headers, &[HeaderName::from_static("x-caller")]);
+            clean_request(&mut headers, &["x-caller", "x_login"].map(HeaderName::from_static));
             assert_eq!(headers.contains_key(header), passes, "{name}");
             assert!(!headers.contains_key(header::CONNECTION), "{name}");
             assert!(headers.contains_key(header::HOST), "{name}");

@@ -389,7 +389,8 @@ impl Compiler {
         }
         let help = {
             let names = self.purpose_ids.keys().chain(self.sets.keys()).map(Id::as_str);
-            nearest(id.as_str(), names).map_or_else(
+            let near = self.problems.are_few().then(|| nearest(id.as_str(), names)).flatten();
+            near.map_or_else(
                 || "define it under `purposes`, or name one that is defined there".to_owned(),
                 |near| format!("did you mean `{near}`?"),
             )
@@ -401,7 +402,8 @@ impl Compiler {
     fn subprocessor_named(&mut self, Spanned { value: id, at }: &Spanned<Id>) -> Option<SubprocessorId> {
         let found = self.subprocessor_ids.get(id).copied();
         if found.is_none() && !self.is_defined("subprocessors", id) {
-            let near = nearest(id.as_str(), self.subprocessor_ids.keys().map(Id::as_str));
+            let names = self.subprocessor_ids.keys().map(Id::as_str);
+            let near = self.problems.are_few().then(|| nearest(id.as_str(), names)).flatten();
             let help = near.map_or_else(
                 || "list it under `subprocessors`, or name one that is listed there".to_owned(),
                 |near| format!("did you mean `{near}`?"),

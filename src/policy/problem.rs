@@ -600,6 +600,12 @@ impl Problems {
         self.0.iter().any(|problem| problem.severity == Severity::Error)
     }
 
+    /// Whether a further problem would be seen by anybody: what helps with it is worth looking for only then.
+    #[must_use]
+    pub fn are_few(&self) -> bool {
+        self.0.len() < MAX_SHOWN
+    }
+
     /// Adds one.
     pub fn push(&mut self, problem: Problem) {
         self.0.push(problem);
@@ -706,32 +712,41 @@ fn floor_char(text: &str, mut offset: usize) -> usize {
     offset
 }
 
+/// Most edits of a misspelling. Bounds what a look costs: the length of a name, not its square.
+const MAX_EDITS: usize = 4;
+
 /// The known name that is nearest to a misspelt one, if any is near.
 #[must_use]
 pub fn nearest<'n>(given: &str, known: impl Iterator<Item = &'n str>) -> Option<&'n str> {
     // A word of three letters is near to too many others.
     let limit = match given.chars().count() {
         0..=3 => return None,
-        length => (length / 3).max(1),
+        length => (length / 3).clamp(1, MAX_EDITS),
     };
     known
         .filter(|name| name.len().abs_diff(given.len()) <= limit)
-        .map(|name| (distance(given, name), name))
-        .filter(|(distance, _)| *distance <= limit)
+        .filter_map(|name| Some((distance(given, name, limit)?, name)))
         .min()
         .map(|(_, name)| name)
 }
 
-/// Edits (insert, delete, replace, swap of neighbours) between two short names.
-fn distance(one: &str, two: &str) -> usize {
+/// Edits (insert, delete, replace, swap of neighbours) between two short names, if no more than `limit`.
+fn distance(one: &str, two: &str, limit: usize) -> Option<usize> {
+    const FAR: usize = usize::MAX / 2;
     let two: Vec<char> = two.chars().collect();
     let mut before: Vec<usize> = Vec::new();
     let mut row: Vec<usize> = (0..=two.len()).collect();
     let mut last = None;
     for (i, a) in one.chars().enumerate() {
-        let mut next = vec![i + 1];
+        let mut next = Vec::with_capacity(row.len());
+        next.push(i + 1);
         for (j, b) in two.iter().enumerate() {
-            let cell = |row: &[usize], at: usize| row.get(at).copied().unwrap_or(usize::MAX / 2);
+            // So far from the diagonal, the difference of the lengths alone is more than `limit`.
+            if i.abs_diff(j) > limit {
+                next.push(FAR);
+                continue;
+            }
+            let cell = |row: &[usize], at: usize| row.get(at).copied().unwrap_or(FAR);
             let mut best = (cell(&row, j) + usize::from(a != *b)).min(cell(&row, j + 1) + 1).min(cell(&next, j) + 1);
             if j > 0 && last == Some(*b) && two.get(j - 1) == Some(&a) {
                 best = best.min(cell(&before, j - 1) + 1);
@@ -740,6 +755,9 @@ fn distance(one: &str, two: &str) -> usize {
         }
         last = Some(a);
         before = std::mem::replace(&mut row, next);
+        if row.iter().chain(&before).min().is_some_and(|least| *least > limit) {
+            return None;
+        }
     }
-    row.last().copied().unwrap_or(0)
+    row.last().copied().filter(|edits| *edits <= limit)
 }

@@ -1,0 +1,232 @@
+//! The head of a request: read, decided, and cleaned as it is sent on.
+
+use std::sync::LazyLock;
+
+use dpa_sidecar::config;
+use dpa_sidecar::config::Settings;
+use dpa_sidecar::decide::decision::Decision;
+use dpa_sidecar::decide::decision::Outcome;
+use dpa_sidecar::decide::facts::Customers;
+use dpa_sidecar::decide::facts::Direction;
+use dpa_sidecar::decide::facts::Facts;
+use dpa_sidecar::decide::facts::Scope;
+use dpa_sidecar::decide::facts::Transport;
+use dpa_sidecar::forward::headers::clean_request;
+use dpa_sidecar::gate::Ids;
+use dpa_sidecar::gate::weigh;
+use dpa_sidecar::identify::Way;
+use dpa_sidecar::observed::Observed;
+use dpa_sidecar::observed::Peer;
+use dpa_sidecar::observed::Target;
+use dpa_sidecar::observed::Unreadable;
+use dpa_sidecar::policy;
+use dpa_sidecar::policy::Policy;
+use dpa_sidecar::policy::problem::Source;
+use http::HeaderMap;
+use http::HeaderName;
+use http::HeaderValue;
+use http::Method;
+use http::Uri;
+use http::Version;
+use http::header;
+use jiff::Timestamp;
+
+/// Header lines that are read, as the settings limit them.
+const MAX_HEADERS: usize = 100;
+
+static POLICY: LazyLock<Policy> = LazyLock::new(|| {
+    let text = include_str!("../../config/policy.yaml").to_owned();
+    let source = Source { path: "policy.yaml".to_owned(), text };
+    policy::compile(&[source], &["policy.yaml".to_owned()], None, None).0.unwrap()
+});
+
+static SETTINGS: LazyLock<Settings> = LazyLock::new(|| {
+    let source = Source { path: "request.yaml".to_owned(), text: include_str!("request.yaml").to_owned() };
+    let (settings, problems) = config::compile(&source, &|_| None);
+    settings.unwrap_or_else(|| panic!("{problems:?}"))
+});
+
+static IDENTITY_HEADERS: LazyLock<Vec<HeaderName>> = LazyLock::new(|| {
+    let name = |way: &Way| match way {
+        Way::Header { name, .. } => Some(name.clone()),
+        Way::Stated { .. } => None,
+    };
+    SETTINGS.trust.ways.iter().filter_map(name).collect()
+});
+
+static TIME: LazyLock<Timestamp> = LazyLock::new(|| "2026-06-15T12:00:00Z".parse().unwrap());
+
+struct Head {
+    method: Method,
+    uri: Uri,
+    version: Version,
+    headers: HeaderMap,
+}
+
+impl Head {
+    /// Lines that are no header are passed over, so that one of them does not hide the others.
+    fn of(data: &[u8]) -> Option<Self> {
+        let mut lines = data.split(|byte| *byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
+        let mut words = lines.next()?.split(|byte| *byte == b' ');
+        let method = Method::from_bytes(words.next()?).ok()?;
+        let uri = Uri::try_from(words.next()?).ok()?;
+        let version = if words.next() == Some(b"HTTP/1.0") { Version::HTTP_10 } else { Version::HTTP_11 };
+        let mut headers = HeaderMap::new();
+        for line in lines.take_while(|line| !line.is_empty()).take(MAX_HEADERS) {
+            let Some(colon) = line.iter().position(|byte| *byte == b':') else { continue };
+            let (name, value) = line.split_at(colon);
+            let value = value.strip_prefix(b":").unwrap_or_default().trim_ascii();
+            if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name), HeaderValue::from_bytes(value)) {
+                headers.append(name, value);
+            }
+        }
+        Some(Self { method, uri, version, headers })
+    }
+
+    fn weigh(
+        &self,
+        target: &Target,
+        host: &str,
+        peer: &Peer,
+    ) -> Result<(Facts<'static>, Decision<'static>), Unreadable> {
+        let seen = Observed {
+            method: &self.method,
+            target: target.clone(),
+            host: host.to_owned(),
+            headers: &self.headers,
+            peer,
+            direction: Direction::Ingress,
+            storage: SETTINGS.storage_location,
+            time: *TIME,
+        };
+        weigh(&seen, &POLICY, &SETTINGS.trust, &SETTINGS.routes)
+    }
+}
+
+fn peer(address: [u8; 4]) -> Peer {
+    let transport = Transport { tls: None, client_certificate: false, is_unix: false };
+    Peer { address: Some(address.into()), transport }
+}
+
+/// What is decided on is what is sent on, a permit rests on facts, and of the headers all that may pass
+/// passes and nothing else.
+pub(crate) fn run(data: &[u8]) {
+    let Some(head) = Head::of(data) else { return };
+    let ids = Ids::of(&head.headers, *TIME);
+    assert!(ids.trace.len() == 32 && ids.trace.bytes().all(|byte| byte.is_ascii_hexdigit()), "{ids:?}");
+    cleaned(&head.headers);
+
+    let Ok((target, host)) = Target::read(&head.uri, &head.headers, head.version) else { return };
+    canonical(&target);
+    let again = Target::read(target.uri(), &head.headers, head.version);
+    assert_eq!(again, Ok((target.clone(), host.clone())), "what is sent on would be read otherwise");
+    assert!(head.headers.get_all(header::CONTENT_LENGTH).iter().count() < 2);
+
+    let weighed = head.weigh(&target, &host, &peer([127, 0, 0, 1]));
+    permitted_on_facts(&weighed);
+    let unproven = head.weigh(&target, &host, &peer([192, 0, 2, 1]));
+    if let Ok((facts, decision)) = &unproven {
+        let is_permitted = matches!(decision.outcome, Outcome::Permit { .. });
+        assert!(!is_permitted || facts.scope == Scope::Outside, "nobody's word was taken: {facts:?}");
+    }
+}
+
+/// Plain characters, no second reading.
+fn canonical(target: &Target) {
+    let text = target.as_str();
+    assert!(text.bytes().all(|byte| byte.is_ascii_graphic()), "{text}");
+    assert_eq!(target.uri().to_string(), text);
+    let path = target.path();
+    assert!(path.starts_with('/') && !path.contains("//"), "{path}");
+    assert!(!path.contains(['\\', ';', '?', '#', '"', '<', '>', '^', '`', '{', '|', '}']), "{path}");
+    assert!(!path.split('/').any(|part| part == "." || part == ".."), "{path}");
+    for (place, _) in text.match_indices('%') {
+        let hex = &text[place + 1..place + 3];
+        assert_eq!(hex, hex.to_ascii_uppercase(), "{text}");
+        let byte = u8::from_str_radix(hex, 16).unwrap();
+        assert!(!byte.is_ascii_alphanumeric() && !b"-._~\0".contains(&byte), "{text}");
+        if place < path.len() {
+            assert!(!b"/\\".contains(&byte) && !byte.is_ascii_control(), "{text}");
+        }
+    }
+    for name in ["customer", "purpose", "subscriber", ""] {
+        let _value = target.query_value(name);
+    }
+}
+
+fn permitted_on_facts(weighed: &Result<(Facts<'_>, Decision<'_>), Unreadable>) {
+    let Ok((facts, decision)) = weighed else { return };
+    match (&decision.outcome, facts.scope) {
+        (Outcome::Deny(reasons), _) => assert!(!reasons.is_empty(), "denied for nothing"),
+        (Outcome::Permit { .. }, Scope::Unmapped) => panic!("a request without a route was permitted"),
+        (Outcome::Permit { .. }, Scope::Outside) => assert!(facts.route.is_some()),
+        (Outcome::Permit { .. }, Scope::Within) => {
+            assert!(facts.caller.known().is_some_and(|caller| caller.party.is_some()), "{facts:?}");
+            assert!(matches!(facts.customers.known(), Some(Customers::One(_))), "{facts:?}");
+            assert!(facts.purpose.known().is_some() && facts.operation.known().is_some(), "{facts:?}");
+        }
+    }
+}
+
+/// Holds what passes against a list of its own: every header that may pass, with all its values, and no other.
+fn cleaned(headers: &HeaderMap) {
+    let mut passed = headers.clone();
+    clean_request(&mut passed, &IDENTITY_HEADERS);
+    let named: Vec<String> = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
+        .map(|name| String::from_utf8_lossy(name.trim_ascii()).to_ascii_lowercase())
+        .collect();
+    for name in headers.keys() {
+        let given: Vec<_> = headers.get_all(name).iter().collect();
+        let kept: Vec<_> = passed.get_all(name).iter().collect();
+        if may_pass(name.as_str(), &named) {
+            assert_eq!(given, kept, "{name} was lost");
+        } else {
+            assert!(kept.is_empty(), "{name} passed");
+        }
+    }
+    assert!(passed.keys().all(|name| headers.contains_key(name)), "a header came from nowhere");
+    let mut twice = passed.clone();
+    clean_request(&mut twice, &IDENTITY_HEADERS);
+    assert_eq!(twice, passed);
+}
+
+fn may_pass(name: &str, named: &[String]) -> bool {
+    let needed = ["host", "content-length", "traceparent", "tracestate", "x-request-id"];
+    if named.iter().any(|hop| hop == name) && !needed.contains(&name) {
+        return false;
+    }
+    let name = name.replace('_', "-");
+    let one_connection = [
+        "connection",
+        "expect",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    ];
+    let beginnings = ["dpa-", "x-dpa-", "x-forwarded-", "x-envoy-", "l5d-"];
+    let whole = [
+        "client-cert",
+        "client-cert-chain",
+        "forwarded",
+        "via",
+        "x-caller",
+        "x-http-method",
+        "x-http-method-override",
+        "x-login",
+        "x-method-override",
+        "x-original-url",
+        "x-real-ip",
+        "x-rewrite-url",
+        "x-spiffe-id",
+    ];
+    let is_meant = |names: &[&str]| names.contains(&name.as_str());
+    !is_meant(&one_connection) && !is_meant(&whole) && !beginnings.iter().any(|beginning| name.starts_with(beginning))
+}

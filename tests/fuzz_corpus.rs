@@ -1,0 +1,37 @@
+//! Inputs that the fuzz targets began with or found, put through the same functions: see `fuzz/`.
+
+use std::panic::catch_unwind;
+
+use crate::support::repository;
+
+#[path = "../fuzz/bodies/context.rs"]
+mod context;
+#[path = "../fuzz/bodies/policy.rs"]
+mod policy;
+#[path = "../fuzz/bodies/request.rs"]
+mod request;
+#[path = "../fuzz/bodies/settings.rs"]
+mod settings;
+
+/// The body of a target.
+type Run = fn(&[u8]);
+
+#[test]
+fn what_was_found_stays_mended() {
+    let table: [(&str, Run); 4] =
+        [("context", context::run), ("policy", policy::run), ("request", request::run), ("settings", settings::run)];
+    let mut failed = Vec::new();
+    for (target, run) in table {
+        let entries = std::fs::read_dir(repository("fuzz/corpus").join(target)).unwrap();
+        let mut paths: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+        paths.sort();
+        assert!(!paths.is_empty(), "{target}: no inputs");
+        for path in paths {
+            let input = std::fs::read(&path).unwrap();
+            if catch_unwind(|| run(&input)).is_err() {
+                failed.push(path);
+            }
+        }
+    }
+    assert!(failed.is_empty(), "{failed:#?}");
+}
