@@ -88,6 +88,9 @@ impl UnreadCounters {
     }
 }
 
+/// How long a drain waits for further connections once none is open.
+const DRAIN_GRACE: Duration = Duration::from_millis(200);
+
 /// Returns once the drain has begun. (What `wait_for` returns is a lock: it must not live on.)
 pub async fn drain_begins(draining: &mut watch::Receiver<bool>) {
     drop(draining.wait_for(|draining| *draining).await);
@@ -107,14 +110,15 @@ pub async fn serve(
 ) {
     let mut connections = JoinSet::new();
     loop {
-        let is_draining = *draining.borrow();
+        // Without its sender the sidecar is gone, and nobody else could begin the drain.
+        let is_draining = *draining.borrow() || draining.has_changed().is_err();
         let accepted = tokio::select! {
             biased;
             accepted = accept(&listener, &slots) => accepted,
             Some(_ended) = connections.join_next() => continue,
             () = drain_begins(&mut draining), if !is_draining => continue,
-            // Nothing waits to be accepted, and no connection is open.
-            () = std::future::ready(()), if is_draining && connections.is_empty() => return,
+            // No connection is open, and for a while none came in.
+            () = tokio::time::sleep(DRAIN_GRACE), if is_draining && connections.is_empty() => return,
         };
         let (stream, address, slot) = match accepted {
             Ok(accepted) => accepted,
@@ -162,18 +166,20 @@ async fn connection(
         let peer = Rc::clone(&peer);
         async move { Ok::<_, std::convert::Infallible>(door.handle(&peer, request).await) }
     });
+    let is_draining = *draining.borrow();
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())
         .header_read_timeout(limits.header_timeout)
         .max_header_size(limits.header_bytes)
         .max_headers(limits.headers)
-        .keep_alive(!*draining.borrow());
+        .keep_alive(!is_draining);
     let has_unanswered = Rc::new(Cell::new(false));
     let stream = Meter { stream, has_unanswered: Rc::clone(&has_unanswered) };
     let connection = http.serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
-    let is_draining = *draining.borrow();
     let result = tokio::select! {
+        // First what has come in: a request that is here already is answered, not closed upon.
+        biased;
         result = connection.as_mut() => result,
         () = drain_begins(&mut draining), if !is_draining => {
             connection.as_mut().graceful_shutdown();

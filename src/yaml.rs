@@ -292,7 +292,9 @@ impl Node {
                     }
                 }
             }
-            (Value::List(items), Value::List(new)) if new.iter().all(|node| node.get("id").is_some()) => {
+            (Value::List(items), Value::List(new))
+                if !new.is_empty() && new.iter().all(|node| node.get("id").is_some()) =>
+            {
                 for node in new {
                     let id = node.get("id").and_then(Node::text);
                     match items.iter_mut().find(|old| old.get("id").and_then(Node::text) == id) {

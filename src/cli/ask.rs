@@ -177,7 +177,11 @@ impl Asked {
 /// What is wrong with the name, and what to write instead.
 pub(super) fn identity(name: &str, policy: &Policy) -> Result<Identity, (String, String)> {
     if name.contains(':') {
-        return name.parse::<Identity>().map_err(|error| (error.wrong, error.help));
+        let identity = name.parse::<Identity>().map_err(|error| (error.wrong, error.help))?;
+        if identity.is_pattern() {
+            return Err((format!("`{name}` is a pattern"), "write one identity, without `*`".to_owned()));
+        }
+        return Ok(identity);
     }
     let party = policy
         .caller_named(name)

@@ -454,10 +454,10 @@ fn recorded(id: Uuid, log: &Path, policy: &Policy, loaded: &Loaded) -> Result<Ex
     let file = BufReader::new(std::fs::File::open(log).map_err(failed)?);
     let mut found: Option<Record> = None;
     let mut customers = Vec::new();
-    for line in file.lines() {
+    for line in file.split(b'\n') {
         let line = line.map_err(failed)?;
         // A line that is no record is for `audit verify` to complain about.
-        let Ok(record) = serde_json::from_str::<Record>(&line) else { continue };
+        let Ok(record) = serde_json::from_slice::<Record>(&line) else { continue };
         if record.event == "dpa.decision" && record.decision_id == Some(id) {
             // A decision about several customers has a record for each.
             customers.extend(record.customer_id.clone());

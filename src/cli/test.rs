@@ -48,6 +48,7 @@ use crate::policy::terms::DataCategory;
 use crate::policy::terms::Date;
 use crate::policy::terms::Location;
 use crate::policy::terms::Operation;
+use crate::record::entry::Action;
 use crate::reload;
 use crate::yaml;
 use crate::yaml::List;
@@ -599,7 +600,8 @@ fn compare(expect: &Expect, facts: &Facts<'_>, decision: &Decision<'_>) -> Vec<D
     hold("authority", authority.clone(), got_authority.to_owned());
     hold("transfer_ref", transfer_ref.clone(), got_transfer.to_owned());
     hold("action", action.clone(), got_action.as_str().to_owned());
-    let got_status = decision.reasons().first().map_or(200, |reason| reason.code.status());
+    let refused = decision.reasons().first().filter(|_| got_action == Action::Denied);
+    let got_status = refused.map_or(200, |reason| reason.code.status());
     hold("status", status.map(|status| status.to_string()), got_status.to_string());
     hold("records", records.map(|records| records.to_string()), got_records.to_string());
     differences

@@ -114,12 +114,22 @@ struct Idle {
     since: Instant,
 }
 
-/// A connection to the upstream and the task that drives it.
+/// A connection to the upstream and the task that drives it. Dropped, it is closed at once: nothing more of a
+/// request goes on after its outcome is recorded.
 #[derive(Debug)]
 struct Connection {
     sender: SendRequest<Outgoing>,
     task: AbortHandle,
 }
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// How long a connection from the pool may take to be ready.
+const READY_TIME: Duration = Duration::from_millis(100);
 
 impl Upstream {
     /// No connections yet.
@@ -157,7 +167,6 @@ impl Upstream {
             let answered = tokio::select! {
                 answered = connection.sender.try_send_request(request) => answered,
                 () = self.too_late(&progress) => {
-                    connection.task.abort();
                     return Err(fail(outcome, Ending::Aborted, ForwardError::TimedOut { name: self.name() }));
                 }
             };
@@ -180,7 +189,6 @@ impl Upstream {
             return Err(fail(outcome, ending, error));
         };
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-            connection.task.abort();
             return Err(fail(outcome, Ending::Aborted, ForwardError::Switched { name: self.name() }));
         }
         outcome.answered(response.status().as_u16());
@@ -209,8 +217,10 @@ impl Upstream {
     /// An idle connection, or a fresh one; which of the two.
     async fn connection(&self) -> Result<(Connection, bool), ForwardError> {
         while let Some(Idle { mut connection, since }) = self.take_idle() {
-            // Both bodies of its last exchange have ended, so it is ready soon or closed.
-            if since.elapsed() < self.settings.idle_timeout && connection.sender.ready().await.is_ok() {
+            // Both bodies of its last exchange have ended, so it is ready within a turn of the loop, or closed, or
+            // stuck: an upstream that answered without reading leaves bytes that nobody takes.
+            let ready = tokio::time::timeout(READY_TIME, connection.sender.ready());
+            if since.elapsed() < self.settings.idle_timeout && matches!(ready.await, Ok(Ok(()))) {
                 return Ok((connection, false));
             }
         }
@@ -317,8 +327,7 @@ impl Relay {
         if ending == Ending::Completed && progress.has_ended() {
             upstream.keep(connection);
         } else {
-            // Nothing more of the request goes on after its outcome is recorded.
-            connection.task.abort();
+            drop(connection);
         }
         outcome.end(ending);
     }

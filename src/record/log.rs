@@ -298,6 +298,12 @@ impl Log {
     }
 }
 
+fn regained(writer: &Writer) -> Batch {
+    let mut batch = Batch::default();
+    entry::log_event(&mut batch, writer, Timestamp::now(), "regained", None);
+    batch
+}
+
 /// The writer thread: one write for each hand-over, in the order of their arrival. While writes fail it tries
 /// by itself, so that a sidecar that was taken out of traffic for it comes back.
 fn write_all(from_workers: &mpsc::Receiver<Handover>, sinks: &mut Sinks, counters: &Counters, writer: &Writer) {
@@ -308,16 +314,16 @@ fn write_all(from_workers: &mpsc::Receiver<Handover>, sinks: &mut Sinks, counter
             Ok(Handover { batch, answer }) => {
                 let result = sinks.write(&batch);
                 let has_failed = result.as_ref().err().map(ToString::to_string);
+                if is_failing && has_failed.is_none() {
+                    // Told behind the records that came through; if this fails, the next one shows it.
+                    let _shown_later = sinks.write(&regained(writer));
+                }
                 // A worker that is gone does not want to know.
                 let _gone = answer.send(result.map_err(|_| RecordError::Failed));
                 has_failed
             }
             Err(mpsc::RecvTimeoutError::Timeout) if !is_failing => continue,
-            Err(mpsc::RecvTimeoutError::Timeout) => {
-                let mut regained = Batch::default();
-                entry::log_event(&mut regained, writer, Timestamp::now(), "regained", None);
-                sinks.write(&regained).err().map(|error| error.to_string())
-            }
+            Err(mpsc::RecvTimeoutError::Timeout) => sinks.write(&regained(writer)).err().map(|error| error.to_string()),
             Err(mpsc::RecvTimeoutError::Disconnected) => return,
         };
         counters.is_failing.store(result.is_some(), Ordering::Relaxed);
@@ -440,13 +446,15 @@ impl LogFile {
 }
 
 impl LogFile {
-    /// Cuts what a failed write left behind. A file that somebody else made shorter stays as it is.
+    /// Cuts what a failed write left behind; in a file that somebody else made shorter, behind its last line.
     fn cut(&mut self) -> io::Result<()> {
         let length = self.file.metadata()?.len();
+        if length < self.length {
+            self.length = whole_lines(&mut self.file, length)?;
+        }
         if length > self.length {
             self.file.set_len(self.length)?;
         }
-        self.length = self.length.min(length);
         self.is_ragged = false;
         Ok(())
     }
