@@ -225,3 +225,37 @@ fn after_a_failure_the_next_request_goes_through() {
     }
     sidecar.is_sound();
 }
+
+#[test]
+fn a_connection_that_the_upstream_stopped_reading_held_up_the_next_request() {
+    use std::io::BufRead as _;
+    use std::io::BufReader;
+    use std::io::Write as _;
+
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        let mut open = Vec::new();
+        for stream in listener.incoming() {
+            let stream = stream.unwrap();
+            let mut reader = BufReader::new(stream.try_clone().unwrap());
+            let mut line = String::new();
+            while reader.read_line(&mut line).unwrap_or(0) > 2 {
+                line.clear();
+            }
+            // It answers in full, and neither reads the body nor closes.
+            (&stream).write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").unwrap();
+            open.push((stream, reader));
+        }
+    });
+    let sidecar = Setup { upstream_keys: ", response_timeout: 500ms", ..Setup::to(&address) }.start();
+    for megabytes in [1, 2, 3, 4, 3, 2] {
+        let mut connection = sidecar.connect();
+        // Whether all of it can be sent depends on the buffers of the machine, and does not matter.
+        let _cut = connection.try_send(Head::permitted("POST", SUBSCRIBER).body(&"x".repeat(megabytes << 20)));
+        let _answer = connection.answer();
+        let answer = sidecar.ask(permitted());
+        // On a connection that looks well and that nobody reads from, only the time tells.
+        assert!(matches!(answer.status, 200 | 504), "after {megabytes} MiB: {}", answer.text());
+    }
+}
