@@ -9,7 +9,6 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use http::HeaderName;
-use jiff::Timestamp;
 use tokio::signal::unix::SignalKind;
 use tokio::signal::unix::signal;
 use tokio::sync::Semaphore;
@@ -81,7 +80,7 @@ struct Share {
     slots: Arc<Semaphore>,
     metrics: Metrics,
     unread: Arc<accept::UnreadCounters>,
-    clock: Option<Clock>,
+    clock: Clock,
     drain_timeout: Duration,
     draining: watch::Receiver<bool>,
 }
@@ -91,8 +90,8 @@ struct Share {
 /// # Errors
 ///
 /// [`StartError`].
-pub fn start(settings: Settings, policy: Policy, clock: Option<Clock>) -> Result<Sidecar, StartError> {
-    let now = clock.map_or_else(Timestamp::now, |clock| clock.now());
+pub fn start(settings: Settings, policy: Policy, clock: Clock) -> Result<Sidecar, StartError> {
+    let now = clock.now();
     let mut addresses = Vec::new();
     let mut listeners = Vec::new();
     for listener in &settings.listeners {
@@ -223,7 +222,7 @@ fn identity_headers(rules: &Rules) -> Vec<HeaderName> {
     rules.trust.ways.iter().filter_map(name).collect()
 }
 
-async fn sum_up_unread(unread: Arc<accept::UnreadCounters>, recorder: Recorder, clock: Option<Clock>) {
+async fn sum_up_unread(unread: Arc<accept::UnreadCounters>, recorder: Recorder, clock: Clock) {
     let mut second = tokio::time::interval(Duration::from_secs(1));
     loop {
         second.tick().await;
@@ -231,9 +230,9 @@ async fn sum_up_unread(unread: Arc<accept::UnreadCounters>, recorder: Recorder, 
     }
 }
 
-fn note_unread(unread: &accept::UnreadCounters, recorder: &Recorder, clock: Option<Clock>) {
+fn note_unread(unread: &accept::UnreadCounters, recorder: &Recorder, clock: Clock) {
     if let Some(sum) = unread.take() {
-        let now = clock.map_or_else(Timestamp::now, |clock| clock.now());
+        let now = clock.now();
         recorder.note(|batch| entry::unread(batch, recorder.writer(), now, sum));
     }
 }

@@ -20,6 +20,7 @@ use crate::config::Settings;
 use crate::decide::facts::Direction;
 use crate::decide::facts::Fact;
 use crate::decide::facts::Why;
+use crate::doors::proxy::Clock;
 use crate::policy::Party;
 use crate::policy::Policy;
 use crate::policy::problem::Source;
@@ -78,7 +79,7 @@ pub(super) fn run(arguments: &Arguments, err: &mut dyn Write) -> Result<Exit, Cl
     }
     tracing::info!(policy = %policy.name, revision = policy.revision, digest = %policy.digest, "policy loaded");
     let told = is_short.then(|| how_to_try(arguments, &settings, &policy));
-    let sidecar = serve::start(settings, policy, None)?;
+    let sidecar = serve::start(settings, policy, Clock::default())?;
     for (name, address) in &sidecar.addresses {
         tracing::info!(%name, %address, "listening");
     }

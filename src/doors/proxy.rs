@@ -46,23 +46,26 @@ const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
 /// Tells the time. The demo's begins at a date of its own.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Clock {
-    begin: Timestamp,
-    since: Instant,
+    /// What it showed at a moment; none: it shows the time of the machine.
+    set: Option<(Timestamp, Instant)>,
 }
 
 impl Clock {
     /// A clock that shows this moment now, and runs on.
     #[must_use]
     pub fn starting_at(begin: Timestamp) -> Self {
-        Self { begin, since: Instant::now() }
+        Self { set: Some((begin, Instant::now())) }
     }
 
     /// What it shows.
     #[must_use]
     pub fn now(&self) -> Timestamp {
-        self.begin.checked_add(self.since.elapsed()).unwrap_or(self.begin)
+        match self.set {
+            None => Timestamp::now(),
+            Some((begin, since)) => begin.checked_add(since.elapsed()).unwrap_or(begin),
+        }
     }
 }
 
@@ -78,14 +81,14 @@ pub struct Proxy {
     /// Headers that name identities; they never pass.
     pub identity_headers: Vec<HeaderName>,
     /// What time it is.
-    pub clock: Option<Clock>,
+    pub clock: Clock,
 }
 
 impl Proxy {
     /// Takes one request from the wire to its answer. Never fails: every failure is an answer.
     pub async fn handle(&self, peer: &Peer, request: Request<Incoming>) -> Response<AnswerBody> {
         let started = Instant::now();
-        let time = self.clock.map_or_else(Timestamp::now, |clock| clock.now());
+        let time = self.clock.now();
         let (mut head, body) = request.into_parts();
         let ids = Ids::of(&head.headers, time);
 

@@ -53,7 +53,7 @@ pub(super) fn demo(arguments: &Arguments, out: &mut dyn Write) -> Result<Exit, C
         return Ok(Exit::Unable);
     };
     let begin = CLOCK.parse().unwrap_or(Timestamp::UNIX_EPOCH);
-    let sidecar = serve::start(settings, policy, Some(Clock::starting_at(begin)))?;
+    let sidecar = serve::start(settings, policy, Clock::starting_at(begin))?;
     let log = folder.join("decisions.ndjson");
     introduce(&folder, &sidecar.addresses, out)?;
     let as_told = Tour { listeners: &sidecar.addresses, service: &service, log: &log }.walk(out)?;
