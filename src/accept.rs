@@ -28,7 +28,9 @@ use tokio::sync::Semaphore;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use crate::decide::facts::Fact;
 use crate::decide::facts::Transport;
+use crate::decide::facts::Why;
 use crate::doors::proxy::Proxy;
 use crate::observed::Peer;
 use crate::record::entry::Unread;
@@ -159,6 +161,7 @@ async fn connection(
 ) {
     let peer = Rc::new(Peer {
         address: Some(address.ip().to_canonical()),
+        certificate: Fact::Unknown(Why::Missing),
         transport: Transport { tls: None, client_certificate: false, is_unix: false },
     });
     let service = service_fn(move |request: Request<Incoming>| {

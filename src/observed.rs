@@ -14,7 +14,9 @@ use http::header;
 use jiff::Timestamp;
 
 use crate::decide::facts::Direction;
+use crate::decide::facts::Fact;
 use crate::decide::facts::Transport;
+use crate::policy::terms::Identity;
 use crate::policy::terms::Location;
 
 /// The other end of a connection, once it stands.
@@ -24,6 +26,8 @@ pub struct Peer {
     pub address: Option<IpAddr>,
     /// What protects the connection.
     pub transport: Transport,
+    /// Who its client certificate names, once its chain is verified.
+    pub certificate: Fact<Identity>,
 }
 
 /// A request as seen.

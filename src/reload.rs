@@ -1,8 +1,11 @@
-//! Reads the policy's files from disk.
+//! Reads files from disk: the policy's once, certificates and keys again when they change.
 
 use std::path::Path;
+use std::path::PathBuf;
+use std::time::Duration;
 
 use jiff::Timestamp;
+use tokio::sync::watch;
 
 use crate::policy;
 use crate::policy::Policy;
@@ -113,4 +116,58 @@ pub fn compile(first: Source, amend: Option<&Node>, look_out: Option<Timestamp>)
     problems.0.extend(more.0);
     let policy = policy.filter(|_| !problems.has_errors());
     Loaded { sources, policy, problems }
+}
+
+/// How often files are looked at again.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// Files that belong together, and what to do when one of them has other content than before.
+pub struct Watched {
+    /// For the operational log.
+    pub name: String,
+    /// The files. A symbolic link is followed anew each time, so that a swapped volume is seen.
+    pub paths: Vec<PathBuf>,
+    /// Takes the new content, one entry a path, or says why it cannot: then what was there stays in force.
+    pub renew: Renew,
+}
+
+/// Takes the content of files.
+pub type Renew = Box<dyn FnMut(&[Vec<u8>]) -> Result<(), String> + Send>;
+
+/// Looks at the files once a second and renews what changed, until the drain begins.
+///
+/// By content: neither the time stamps nor the names of files count. A file that cannot be read, and content
+/// that is refused, change nothing, and are told once.
+pub async fn watch(mut all: Vec<Watched>, mut draining: watch::Receiver<bool>) {
+    let mut seen: Vec<Option<Vec<Vec<u8>>>> = all.iter().map(|watched| contents(&watched.paths).ok()).collect();
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(LOOK_AGAIN) => {}
+            // Without its sender the sidecar is gone.
+            changed = draining.changed() => if changed.is_err() || *draining.borrow() { return },
+        }
+        for (watched, seen) in all.iter_mut().zip(&mut seen) {
+            let Ok(now) = contents(&watched.paths) else { continue };
+            if seen.as_ref() == Some(&now) {
+                continue;
+            }
+            match (watched.renew)(&now) {
+                Ok(()) => tracing::info!(what = watched.name, "renewed from changed files"),
+                Err(error) => {
+                    tracing::error!(what = watched.name, error, "changed files are refused; the former stay in force");
+                }
+            }
+            *seen = Some(now);
+        }
+    }
+}
+
+fn contents(paths: &[PathBuf]) -> std::io::Result<Vec<Vec<u8>>> {
+    use std::io::Read as _;
+    let read = |path: &PathBuf| {
+        let mut bytes = Vec::new();
+        std::fs::File::open(path)?.take(MAX_BYTES).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    paths.iter().map(read).collect()
 }

@@ -4,6 +4,7 @@ use std::process::Command;
 
 use dpa_sidecar::config;
 use dpa_sidecar::decide::decision::Authority;
+use dpa_sidecar::decide::facts::Flaw;
 use dpa_sidecar::decide::facts::Source;
 use dpa_sidecar::decide::reason::Kind;
 use dpa_sidecar::policy;
@@ -454,7 +455,11 @@ fn the_words_of_records() {
         [Authority::OutOfScope, Authority::LegalRequirement, Authority::Instruction, Authority::PermittedPurpose];
     assert_eq!(words::<Authority>(), sorted(authorities.map(Authority::as_str)));
     assert_eq!(words::<Kind>(), sorted([Kind::Violation, Kind::Gap].map(Kind::as_str)));
+    assert_eq!(words::<Flaw>(), sorted(Flaw::ALL.map(Flaw::as_str)));
     let sources = [
+        Source::Certificate,
+        Source::Token,
+        Source::ForwardedCertificate,
         Source::Header,
         Source::Path,
         Source::Query,

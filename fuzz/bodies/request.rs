@@ -8,9 +8,11 @@ use dpa_sidecar::decide::decision::Decision;
 use dpa_sidecar::decide::decision::Outcome;
 use dpa_sidecar::decide::facts::Customers;
 use dpa_sidecar::decide::facts::Direction;
+use dpa_sidecar::decide::facts::Fact;
 use dpa_sidecar::decide::facts::Facts;
 use dpa_sidecar::decide::facts::Scope;
 use dpa_sidecar::decide::facts::Transport;
+use dpa_sidecar::decide::facts::Why;
 use dpa_sidecar::forward::headers::clean_request;
 use dpa_sidecar::gate::Ids;
 use dpa_sidecar::gate::weigh;
@@ -49,7 +51,7 @@ static SETTINGS: LazyLock<Settings> = LazyLock::new(|| {
 static IDENTITY_HEADERS: LazyLock<Vec<HeaderName>> = LazyLock::new(|| {
     let name = |way: &Way| match way {
         Way::Header { name, .. } => Some(name.clone()),
-        Way::Stated { .. } => None,
+        Way::Certificate | Way::Stated { .. } => None,
     };
     SETTINGS.trust.ways.iter().filter_map(name).collect()
 });
@@ -105,7 +107,7 @@ impl Head {
 
 fn peer(address: [u8; 4]) -> Peer {
     let transport = Transport { tls: None, client_certificate: false, is_unix: false };
-    Peer { address: Some(address.into()), transport }
+    Peer { address: Some(address.into()), transport, certificate: Fact::Unknown(Why::Missing) }
 }
 
 /// What is decided on is what is sent on, a permit rests on facts, and of the headers all that may pass

@@ -14,6 +14,7 @@ use crate::decide::facts::Direction;
 use crate::decide::facts::Fact;
 use crate::decide::facts::Facts;
 use crate::decide::facts::Transport;
+use crate::decide::facts::Why;
 use crate::establish::context::DPA_CONTEXT;
 use crate::establish::route::Route;
 use crate::establish::route::Routes;
@@ -123,7 +124,7 @@ impl Ask {
             headers,
             target,
             host,
-            peer: Peer { address: None, transport: self.transport },
+            peer: Peer { address: None, transport: self.transport, certificate: Fact::Unknown(Why::Missing) },
             direction: self.direction,
             storage: self.storage,
         })

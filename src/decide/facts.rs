@@ -45,6 +45,12 @@ impl<T> Fact<T> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, JsonSchema)]
 #[schemars(rename_all = "snake_case")]
 pub enum Source {
+    /// The client certificate of the connection.
+    Certificate,
+    /// A signed token.
+    Token,
+    /// A client certificate that a trusted peer speaks of (`X-Forwarded-Client-Cert`).
+    ForwardedCertificate,
     /// An identity header of a trusted peer.
     Header,
     /// A segment of the path.
@@ -70,6 +76,9 @@ impl Source {
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::Certificate => "certificate",
+            Self::Token => "token",
+            Self::ForwardedCertificate => "forwarded_certificate",
             Self::Header => "header",
             Self::Path => "path",
             Self::Query => "query",
@@ -97,8 +106,81 @@ pub enum Why {
     Malformed,
     /// It was claimed by somebody who is not trusted to.
     Unproven,
-    /// It was claimed twice.
+    /// It was claimed twice, and differently.
     Contradicted,
+    /// There is a credential, and it proves nothing.
+    Flawed(Flaw),
+}
+
+/// Why a certificate or a token proves nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, JsonSchema)]
+#[schemars(rename_all = "snake_case")]
+pub enum Flaw {
+    /// More than one identity: two URI names in a certificate, or a claim or header twice.
+    SeveralIdentities,
+    /// A certificate of an authority, or one that may sign others (X.509-SVID section 4.1).
+    NotALeaf,
+    /// A SPIFFE ID of a trust domain that the settings do not list.
+    ForeignTrustDomain,
+    /// Longer than a token may be.
+    TooLarge,
+    /// An issuer that the settings do not list.
+    UnknownIssuer,
+    /// For another audience, or for none.
+    WrongAudience,
+    /// An algorithm that the settings do not list for this issuer, or none at all.
+    WrongAlgorithm,
+    /// A header that would choose its own key (`jku`, `jwk`, `x5u`, `x5c`), or one that must be understood (`crit`).
+    ForbiddenHeader,
+    /// No key of the issuer has this `kid`.
+    UnknownKey,
+    /// The signature is not the issuer's.
+    BadSignature,
+    /// Its time is over, or it does not say when that is.
+    Expired,
+    /// Its time has not begun.
+    NotYetValid,
+    /// A claim twice.
+    DuplicateClaim,
+}
+
+impl Flaw {
+    /// All of them.
+    pub const ALL: [Self; 13] = [
+        Self::SeveralIdentities,
+        Self::NotALeaf,
+        Self::ForeignTrustDomain,
+        Self::TooLarge,
+        Self::UnknownIssuer,
+        Self::WrongAudience,
+        Self::WrongAlgorithm,
+        Self::ForbiddenHeader,
+        Self::UnknownKey,
+        Self::BadSignature,
+        Self::Expired,
+        Self::NotYetValid,
+        Self::DuplicateClaim,
+    ];
+
+    /// The word in records.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::SeveralIdentities => "several_identities",
+            Self::NotALeaf => "not_a_leaf",
+            Self::ForeignTrustDomain => "foreign_trust_domain",
+            Self::TooLarge => "too_large",
+            Self::UnknownIssuer => "unknown_issuer",
+            Self::WrongAudience => "wrong_audience",
+            Self::WrongAlgorithm => "wrong_algorithm",
+            Self::ForbiddenHeader => "forbidden_header",
+            Self::UnknownKey => "unknown_key",
+            Self::BadSignature => "bad_signature",
+            Self::Expired => "expired",
+            Self::NotYetValid => "not_yet_valid",
+            Self::DuplicateClaim => "duplicate_claim",
+        }
+    }
 }
 
 impl Why {
@@ -111,6 +193,7 @@ impl Why {
             Self::Malformed => "malformed",
             Self::Unproven => "unproven",
             Self::Contradicted => "contradicted",
+            Self::Flawed(flaw) => flaw.as_str(),
         }
     }
 }

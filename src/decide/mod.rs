@@ -192,7 +192,7 @@ fn weigh_customer<'p>(policy: &'p Policy, facts: &Facts<'_>, reasons: &mut Reaso
             reasons.violation(Code::CustomerUnknown);
             None
         }
-        Fact::None | Fact::Unknown(Why::Missing | Why::Unproven | Why::Contradicted) => {
+        Fact::None | Fact::Unknown(Why::Missing | Why::Unproven | Why::Contradicted | Why::Flawed(_)) => {
             reasons.gap(Code::CustomerMissing);
             None
         }
@@ -356,7 +356,7 @@ impl<'p> Request<'p> {
     fn weigh_purpose(&self, facts: &Facts<'_>, reasons: &mut Reasons) {
         match facts.purpose {
             Fact::Unknown(Why::NotInPolicy { .. } | Why::Malformed) => reasons.violation(Code::PurposeUnknown),
-            Fact::None | Fact::Unknown(Why::Missing | Why::Unproven | Why::Contradicted) => {
+            Fact::None | Fact::Unknown(Why::Missing | Why::Unproven | Why::Contradicted | Why::Flawed(_)) => {
                 reasons.gap(Code::PurposeMissing);
             }
             Fact::Known(..) => {}

@@ -54,7 +54,7 @@ pub fn establish<'a>(
         subscriber: Fact::None,
         instruction: Fact::None,
         request_ref: Fact::None,
-        location: proven.location,
+        location: proven.claims.location,
         storage: seen.storage,
     };
     let (Some(found), Some(subject)) = (&found, subject) else { return Ok(facts) };

@@ -25,6 +25,8 @@ pub struct Trust {
 /// One way.
 #[derive(Clone, Debug)]
 pub enum Way {
+    /// The client certificate of the connection.
+    Certificate,
     /// A header that names the identity, believed only from these peers.
     Header {
         /// Its name.
@@ -46,8 +48,34 @@ pub enum Way {
 pub struct Proven {
     /// Who.
     pub identity: Fact<Identity>,
-    /// Where a claim of the same proof says it is.
+    /// What it says in the same proof, signed.
+    pub claims: Claims,
+}
+
+/// The mapped claims of a token whose signature, times, issuer and audience hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claims {
+    /// For whom; used only by a route that takes its customer from `claim`.
+    pub customer: Option<Vec<String>>,
+    /// What for; used only by a route that takes its purpose from `claim`.
+    pub purpose: Option<String>,
+    /// On which instruction.
+    pub instruction: Option<String>,
+    /// Where the caller is.
     pub location: Fact<Location>,
+}
+
+impl Default for Claims {
+    fn default() -> Self {
+        Self { customer: None, purpose: None, instruction: None, location: Fact::Unknown(Why::Missing) }
+    }
+}
+
+impl Proven {
+    /// An identity, or none, without claims.
+    fn alone(identity: Fact<Identity>) -> Self {
+        Self { identity, claims: Claims::default() }
+    }
 }
 
 /// Says who calls, from the strongest proof at hand.
@@ -56,15 +84,15 @@ pub struct Proven {
 /// ignored, so that the record shows it.
 #[must_use]
 pub fn identify(seen: &Observed<'_>, trust: &Trust) -> Proven {
-    let mut proven = Proven { identity: Fact::Unknown(Why::Missing), location: Fact::Unknown(Why::Missing) };
+    let mut proven = Proven::alone(Fact::Unknown(Why::Missing));
     for way in &trust.ways {
         let found = match way {
-            Way::Header { name, trusted_peers } => {
-                Proven { identity: header::identify(seen, name, trusted_peers), location: Fact::Unknown(Why::Missing) }
-            }
-            Way::Stated { identity, location } => {
-                Proven { identity: Fact::Known(identity.clone(), Source::Case), location: location.clone() }
-            }
+            Way::Certificate => Proven::alone(seen.peer.certificate.clone()),
+            Way::Header { name, trusted_peers } => Proven::alone(header::identify(seen, name, trusted_peers)),
+            Way::Stated { identity, location } => Proven {
+                identity: Fact::Known(identity.clone(), Source::Case),
+                claims: Claims { location: location.clone(), ..Claims::default() },
+            },
         };
         match (proven.identity.known(), found.identity.known()) {
             (Some(stronger), Some(weaker)) if stronger != weaker => {

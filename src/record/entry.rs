@@ -28,6 +28,7 @@ use crate::decide::facts::Customers;
 use crate::decide::facts::Direction;
 use crate::decide::facts::Fact;
 use crate::decide::facts::Facts;
+use crate::decide::facts::Flaw;
 use crate::decide::facts::Scope;
 use crate::decide::facts::Source;
 use crate::decide::facts::Why;
@@ -340,10 +341,16 @@ impl Unknowns {
     }
 }
 
+/// Every word of [`Why`].
+fn whys() -> Vec<&'static str> {
+    let plain = [Why::Missing, Why::NotInPolicy { length: 0 }, Why::Malformed, Why::Unproven, Why::Contradicted];
+    plain.into_iter().chain(Flaw::ALL.map(Why::Flawed)).map(Why::as_str).collect()
+}
+
 #[derive(Serialize, JsonSchema)]
 struct Unknown {
     /// Why it is not known.
-    #[schemars(extend("enum" = ["missing", "not_in_policy", "malformed", "unproven", "contradicted"]))]
+    #[schemars(extend("enum" = whys()))]
     why: &'static str,
     /// Bytes of a value that the policy does not have; the value itself is never recorded.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -358,7 +365,7 @@ impl Unknown {
                 why: why.as_str(),
                 length: match why {
                     Why::NotInPolicy { length } => Some(*length),
-                    Why::Missing | Why::Malformed | Why::Unproven | Why::Contradicted => None,
+                    Why::Missing | Why::Malformed | Why::Unproven | Why::Contradicted | Why::Flawed(_) => None,
                 },
             }),
         }
