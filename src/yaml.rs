@@ -112,11 +112,28 @@ pub enum What {
 ///
 /// The first fault that keeps the text from being a tree, and every repeated key.
 pub fn read(text: &str, file: u16) -> Result<Node, Vec<Fault>> {
+    read_apart(text, file, None)
+}
+
+/// Reads one document and hands over the entries of the list under one key of its root as they come, instead
+/// of keeping them: the list is empty in the tree. What is long is then never in memory as a whole.
+///
+/// # Errors
+///
+/// As [`read`]. Entries before a fault have been handed over.
+pub fn read_entries(text: &str, file: u16, key: &str, take: &mut dyn FnMut(Node)) -> Result<Node, Vec<Fault>> {
+    read_apart(text, file, Some((key, take)))
+}
+
+/// The key of a long list, and who takes its entries.
+type Apart<'a> = (&'a str, &'a mut dyn FnMut(Node));
+
+fn read_apart(text: &str, file: u16, apart: Option<Apart<'_>>) -> Result<Node, Vec<Fault>> {
     let mut options = Options::default();
     options.emit_anchor_events = false;
     options.emit_unresolved_aliases = true;
     options.emit_comments = false;
-    let mut tree = Tree { file, open: Vec::new(), root: None, faults: Vec::new() };
+    let mut tree = Tree { file, open: Vec::new(), root: None, faults: Vec::new(), apart };
     for next in Parser::new_from_str_with_options(text, options) {
         let (event, span) = match next {
             Ok(next) => next,
@@ -138,11 +155,12 @@ pub fn read(text: &str, file: u16) -> Result<Node, Vec<Fault>> {
     }
 }
 
-struct Tree {
+struct Tree<'a> {
     file: u16,
     open: Vec<Open>,
     root: Option<Node>,
     faults: Vec<Fault>,
+    apart: Option<Apart<'a>>,
 }
 
 enum Open {
@@ -156,7 +174,7 @@ type Keys = HashMap<String, At>;
 /// Keys up to which a map is looked through: nearly all maps of our files, without a table for each.
 const FEW_KEYS: usize = 16;
 
-impl Tree {
+impl Tree<'_> {
     fn at(&self, start: usize, end: usize) -> At {
         let byte = |offset: usize| u32::try_from(offset).unwrap_or(u32::MAX);
         At { file: self.file, start: byte(start), end: byte(end) }
@@ -207,6 +225,13 @@ impl Tree {
     }
 
     fn put(&mut self, node: Node) -> Result<(), Fault> {
+        if let Some((long, take)) = &mut self.apart
+            && let [Open::Map(_, _, Some(key), _), Open::List(..)] = self.open.as_slice()
+            && key.text == *long
+        {
+            take(node);
+            return Ok(());
+        }
         match self.open.last_mut() {
             None => self.root = Some(node),
             Some(Open::List(_, items)) => items.push(node),

@@ -131,7 +131,8 @@ fn found(checked: &Checked) -> impl Iterator<Item = FoundProblem<'_>> {
 /// Whether a text is a sidecar.yaml: it has a key that only such a file has.
 fn is_settings(text: &str) -> bool {
     let only_there = ["listeners", "upstreams", "routes", "decision_log", "service"];
-    yaml::read(text, 0).is_ok_and(|root| only_there.iter().any(|key| root.get(key).is_some()))
+    yaml::read_entries(text, 0, "customers", &mut drop)
+        .is_ok_and(|root| only_there.iter().any(|key| root.get(key).is_some()))
 }
 
 fn check_file(path: &Path, look_out: Option<Timestamp>) -> Result<Vec<Checked>, CliError> {

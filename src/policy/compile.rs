@@ -50,7 +50,7 @@ pub fn customer_file_globs(text: &str) -> Vec<(String, At)> {
     if !text.contains("customer_files") {
         return Vec::new();
     }
-    let Ok(root) = yaml::read(text, 0) else { return Vec::new() };
+    let Ok(root) = yaml::read_entries(text, 0, "customers", &mut drop) else { return Vec::new() };
     let Some(Node { value: yaml::Value::List(globs), .. }) = root.get("customer_files") else { return Vec::new() };
     globs.iter().filter_map(|glob| Some((glob.text()?.to_owned(), glob.at))).collect()
 }
@@ -131,9 +131,22 @@ impl Compiler {
 
     fn compile(&mut self, sources: &[Source], names: &[String], amend: Option<&Node>) -> Option<Policy> {
         let mut roots = Vec::new();
+        let mut customers = Vec::new();
+        let mut customer_faults = Vec::new();
+        let mut decode = |entry: Node| {
+            let (customer, faults) = entry.decode::<document::Customer>();
+            customers.extend(customer);
+            customer_faults.extend(faults);
+            self.has_customers = true;
+        };
         for (file, source) in sources.iter().enumerate() {
             let file = u16::try_from(file).unwrap_or(u16::MAX);
-            match yaml::read(&source.text, file) {
+            let read = match amend {
+                // What is laid over finds its entries in the tree.
+                Some(_) if file == 0 => yaml::read(&source.text, file),
+                Some(_) | None => yaml::read_entries(&source.text, file, "customers", &mut decode),
+            };
+            match read {
                 Ok(root) => roots.push(root),
                 Err(faults) => self.problems.extend_faults(faults),
             }
@@ -141,6 +154,7 @@ impl Compiler {
         if roots.len() != sources.len() {
             return None;
         }
+        self.problems.extend_faults(customer_faults);
         let (first, others) = roots.split_first_mut()?;
         if let Some(amend) = amend {
             first.merge(amend);
@@ -148,16 +162,14 @@ impl Compiler {
         let root_at = first.at;
         self.note_ids(first);
         let lists = std::iter::once(&*first).chain(&*others).filter_map(|root| root.get("customers"));
-        self.has_customers =
+        self.has_customers |=
             lists.into_iter().any(|list| !matches!(&list.value, yaml::Value::List(list) if list.is_empty()));
 
         let (document, faults) = first.decode::<document::Document>();
         self.problems.extend_faults(faults);
-        let mut customers = Vec::new();
         for root in others.iter() {
-            let (file, faults) = root.decode::<document::CustomerFile>();
+            let (_, faults) = root.decode::<document::CustomerFile>();
             self.problems.extend_faults(faults);
-            customers.extend(file.into_iter().flat_map(|file| file.customers.items));
         }
         self.document(document?, customers, root_at, digest(sources, names))
     }
