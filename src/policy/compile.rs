@@ -130,21 +130,17 @@ impl Compiler {
     }
 
     fn compile(&mut self, sources: &[Source], names: &[String], amend: Option<&Node>) -> Option<Policy> {
+        // Customers are passed over here and read one by one once all that they refer to is known.
         let mut roots = Vec::new();
-        let mut customers = Vec::new();
-        let mut customer_faults = Vec::new();
-        let mut decode = |entry: Node| {
-            let (customer, faults) = entry.decode::<document::Customer>();
-            customers.extend(customer);
-            customer_faults.extend(faults);
-            self.has_customers = true;
-        };
-        for (file, source) in sources.iter().enumerate() {
-            let file = u16::try_from(file).unwrap_or(u16::MAX);
+        let numbered = |(file, source)| (u16::try_from(file).unwrap_or(u16::MAX), source);
+        for (file, source) in sources.iter().enumerate().map(numbered) {
             let read = match amend {
                 // What is laid over finds its entries in the tree.
                 Some(_) if file == 0 => yaml::read(&source.text, file),
-                Some(_) | None => yaml::read_entries(&source.text, file, "customers", &mut decode),
+                Some(_) | None => {
+                    let mut note = |_| self.has_customers = true;
+                    yaml::read_entries(&source.text, file, "customers", &mut note)
+                }
             };
             match read {
                 Ok(root) => roots.push(root),
@@ -154,7 +150,6 @@ impl Compiler {
         if roots.len() != sources.len() {
             return None;
         }
-        self.problems.extend_faults(customer_faults);
         let (first, others) = roots.split_first_mut()?;
         if let Some(amend) = amend {
             first.merge(amend);
@@ -171,7 +166,9 @@ impl Compiler {
             let (_, faults) = root.decode::<document::CustomerFile>();
             self.problems.extend_faults(faults);
         }
-        self.document(document?, customers, root_at, digest(sources, names))
+        let rest = if amend.is_some() { 1 } else { 0 };
+        let apart = sources.iter().enumerate().map(numbered).skip(rest).collect();
+        self.document(document?, apart, root_at, digest(sources, names))
     }
 
     fn note_ids(&mut self, root: &Node) {
@@ -194,7 +191,7 @@ impl Compiler {
     fn document(
         &mut self,
         document: document::Document,
-        more_customers: Vec<document::Customer>,
+        apart: Vec<(u16, &Source)>,
         root_at: At,
         digest: Box<str>,
     ) -> Option<Policy> {
@@ -224,8 +221,6 @@ impl Compiler {
         let defaults = self.needed(defaults, "defaults", root_at);
         let purposes = self.needed(purposes, "purposes", root_at).unwrap_or_default();
         let agreement = agreement.given().unwrap_or_default();
-        let mut customers = customers.given().map(|list| list.items).unwrap_or_default();
-        customers.extend(more_customers);
         if let Some(hash) = &agreement.document_sha256
             && !(hash.value.len() == 64 && hash.value.bytes().all(|byte| byte.is_ascii_hexdigit()))
         {
@@ -245,14 +240,13 @@ impl Compiler {
             let help = "name at least one under `customers`, or in a file that `customer_files` names";
             self.error(Code::NoCustomers, root_at, "the policy has no customers", help);
         }
-        let customer_ids = self.number(customers.iter().map(|entry| &entry.id), CustomerId);
 
         let enforcement = defaults.as_ref().map_or(Enforcement::Enforce, |defaults| defaults.enforcement);
         let residency = defaults.map(|defaults| self.residency(defaults.residency));
         let callers = caller_docs.into_iter().map(|caller| self.caller(caller, &caller_ids)).collect();
         let subprocessors = subprocessor_docs.into_iter().map(|entry| self.subprocessor(entry)).collect();
-        let customers =
-            customers.into_iter().map(|customer| self.customer(customer, enforcement, &customer_ids)).collect();
+        let in_tree = customers.given().map(|list| list.items).unwrap_or_default();
+        let (customers, customer_ids) = self.customers(in_tree, apart, enforcement);
         let (identities, identity_patterns) = self.distinct_identities();
         if self.look_out.is_some() && !self.problems.has_errors() {
             self.never_works(&named);
@@ -298,16 +292,48 @@ impl Compiler {
         section.given()
     }
 
+    /// The customers of the tree, then those of the sources: each is compiled before the next is decoded.
+    fn customers(
+        &mut self,
+        in_tree: Vec<document::Customer>,
+        apart: Vec<(u16, &Source)>,
+        enforcement: Enforcement,
+    ) -> (Vec<Customer>, HashMap<Id, CustomerId>) {
+        let mut customers = Vec::new();
+        let mut ids = HashMap::new();
+        let mut add = |compiler: &mut Self, customer: document::Customer| {
+            let id = CustomerId(u32::try_from(customers.len()).unwrap_or(u32::MAX));
+            compiler.add_id(&mut ids, &customer.id, id);
+            customers.push(compiler.customer(customer, enforcement, id));
+        };
+        in_tree.into_iter().for_each(|customer| add(self, customer));
+        for (file, source) in apart {
+            let mut take = |entry: Node| {
+                let (customer, faults) = entry.decode::<document::Customer>();
+                self.problems.extend_faults(faults);
+                customer.into_iter().for_each(|customer| add(self, customer));
+            };
+            // It was read before, and its faults are known.
+            let _known = yaml::read_entries(&source.text, file, "customers", &mut take);
+        }
+        customers.shrink_to_fit();
+        (customers, ids)
+    }
+
     /// Numbers the entries of a list in file order. Parties of one kind may not share an id.
     fn number<'d, I: Copy>(&mut self, ids: impl Iterator<Item = &'d Spanned<Id>>, id: fn(u32) -> I) -> HashMap<Id, I> {
         let mut numbers = HashMap::new();
         for (number, entry) in (0..).zip(ids) {
-            if numbers.insert(entry.value.clone(), id(number)).is_some() {
-                let message = format!("the id `{}` stands twice in this list", entry.value);
-                self.error(Code::DuplicateId, entry.at, message, "give each entry an id of its own");
-            }
+            self.add_id(&mut numbers, entry, id(number));
         }
         numbers
+    }
+
+    fn add_id<I>(&mut self, ids: &mut HashMap<Id, I>, entry: &Spanned<Id>, id: I) {
+        if ids.insert(entry.value.clone(), id).is_some() {
+            let message = format!("the id `{}` stands twice in this list", entry.value);
+            self.error(Code::DuplicateId, entry.at, message, "give each entry an id of its own");
+        }
     }
 
     fn purposes(&mut self, purposes: yaml::Table<document::Purpose>) {
@@ -562,12 +588,7 @@ impl Compiler {
         }
     }
 
-    fn customer(
-        &mut self,
-        customer: document::Customer,
-        default: Enforcement,
-        ids: &HashMap<Id, CustomerId>,
-    ) -> Customer {
+    fn customer(&mut self, customer: document::Customer, default: Enforcement, number: CustomerId) -> Customer {
         let document::Customer {
             id,
             identities,
@@ -581,7 +602,7 @@ impl Compiler {
             ..
         } = customer;
         if let Some(identities) = identities {
-            self.identities(identities, ids.get(&id.value).copied().map(Party::Customer));
+            self.identities(identities, Some(Party::Customer(number)));
         }
         let ending = self.ending(&dpa);
         if residency.is_none() && self.look_out.is_some() {

@@ -322,11 +322,11 @@ pub struct Customer {
     /// Where, if not as by default.
     pub residency: Option<Box<Residency>>,
     /// Subprocessors it refused, from when.
-    pub objections: Vec<(SubprocessorId, Timestamp)>,
+    pub objections: Box<[(SubprocessorId, Timestamp)]>,
     /// Subprocessors it accepted ahead of time, from when.
-    pub consents: Vec<(SubprocessorId, Timestamp)>,
+    pub consents: Box<[(SubprocessorId, Timestamp)]>,
     /// Its instructions.
-    pub instructions: Vec<Instruction>,
+    pub instructions: Box<[Instruction]>,
     /// Whether its violations are blocked.
     pub enforcement: Enforcement,
 }
