@@ -55,7 +55,11 @@ pub fn read(path: &Path) -> Result<Source, ReadError> {
     if u64::try_from(bytes.len()).unwrap_or(u64::MAX) > MAX_BYTES {
         return Err(failed(std::io::Error::other("it is larger than 16 MiB; customers may go to `customer_files`")));
     }
-    let text = String::from_utf8(bytes).map_err(|error| failed(std::io::Error::other(error.utf8_error())))?;
+    let text = String::from_utf8(bytes).map_err(|error| {
+        let before = error.as_bytes().iter().take(error.utf8_error().valid_up_to());
+        let line = 1 + before.filter(|byte| **byte == b'\n').count();
+        failed(std::io::Error::other(format!("line {line} is not UTF-8; save the file in that encoding")))
+    })?;
     Ok(Source { path: shown, text })
 }
 

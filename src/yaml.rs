@@ -20,6 +20,7 @@ use serde::Deserializer;
 use serde::de;
 use serde::de::IntoDeserializer;
 use serde::de::Visitor;
+use serde_yaml::granit_parser::ErrorKind;
 use serde_yaml::granit_parser::Event;
 use serde_yaml::granit_parser::Options;
 use serde_yaml::granit_parser::Parser;
@@ -28,6 +29,9 @@ use serde_yaml::granit_parser::Span;
 
 /// Deepest nesting of lists and maps. The deepest place of our own files is 7.
 const MAX_DEPTH: usize = 32;
+
+/// Faults of one file that are noted; no person reads further.
+pub const MOST_FAULTS: usize = 10_000;
 
 /// A range of bytes in one of the files that were read together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -95,11 +99,11 @@ pub enum What {
     /// A key that stood before in the same map, and where.
     DuplicateKey(String, At),
     /// A key that nobody knows, and the keys that would be known.
-    UnknownField(String, Vec<String>),
+    UnknownField(String, &'static [&'static str]),
     /// A key that has to be there.
     MissingField(&'static str),
     /// A word out of a closed list, and the list.
-    UnknownWord(String, Vec<String>),
+    UnknownWord(String, &'static [&'static str]),
     /// Another shape than expected: what was found, what was expected.
     WrongShape(String, String),
     /// A value that does not parse: what is wrong, what to write instead.
@@ -139,7 +143,9 @@ fn read_apart(text: &str, file: u16, apart: Option<Apart<'_>>) -> Result<Node, V
             Ok(next) => next,
             Err(error) => {
                 let start = error.marker().byte_offset().unwrap_or(text.len());
-                tree.faults.push(Fault { at: tree.at(start, start + 1), what: What::Syntax(error.info()) });
+                let is_too_deep = *error.kind() == ErrorKind::RecursionLimitExceeded;
+                let what = if is_too_deep { What::TooDeep } else { What::Syntax(error.info()) };
+                tree.faults.push(Fault { at: tree.at(start, start + 1), what });
                 return Err(tree.faults);
             }
         };
@@ -248,7 +254,7 @@ impl Tree<'_> {
                     keys.insert(text.clone(), node.at)
                 };
                 if let Some(first) = first {
-                    self.faults.push(Fault { at: node.at, what: What::DuplicateKey(text.clone(), first) });
+                    note(&mut self.faults, Fault { at: node.at, what: What::DuplicateKey(text.clone(), first) });
                 }
                 *key = Some(Key { at: node.at, text });
             }
@@ -620,18 +626,21 @@ impl de::Error for Error {
         Self::new(What::WrongShape(found.to_string(), expected.to_string()))
     }
     fn unknown_field(field: &str, expected: &'static [&'static str]) -> Self {
-        Self::new(What::UnknownField(field.to_owned(), owned(expected)))
+        Self::new(What::UnknownField(field.to_owned(), expected))
     }
     fn unknown_variant(variant: &str, expected: &'static [&'static str]) -> Self {
-        Self::new(What::UnknownWord(variant.to_owned(), owned(expected)))
+        Self::new(What::UnknownWord(variant.to_owned(), expected))
     }
     fn missing_field(field: &'static str) -> Self {
         Self::new(What::MissingField(field))
     }
 }
 
-fn owned(words: &[&str]) -> Vec<String> {
-    words.iter().map(|word| (*word).to_owned()).collect()
+/// A file of nothing but faults is not kept as a whole.
+fn note(faults: &mut Vec<Fault>, fault: Fault) {
+    if faults.len() < MOST_FAULTS {
+        faults.push(fault);
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -641,6 +650,10 @@ struct Decoder<'de, 's> {
 }
 
 impl<'de> Decoder<'de, '_> {
+    fn note(&self, fault: Fault) {
+        note(&mut self.sink.borrow_mut(), fault);
+    }
+
     fn found(&self) -> String {
         match &self.node.value {
             Value::List(_) => "a list".to_owned(),
@@ -758,8 +771,8 @@ impl<'de> Deserializer<'de> for Decoder<'de, '_> {
     ) -> Result<V::Value, Error> {
         let Value::Map(entries) = &self.node.value else { return self.wrong("a map") };
         for (key, _) in entries.iter().filter(|(key, _)| !fields.contains(&key.text.as_str())) {
-            let what = What::UnknownField(key.text.clone(), owned(fields));
-            self.sink.borrow_mut().push(Fault { at: key.at, what });
+            let what = What::UnknownField(key.text.clone(), fields);
+            self.note(Fault { at: key.at, what });
         }
         let entries = Entries { entries: entries.iter(), fields: Some(fields), value: None, sink: self.sink };
         visitor.visit_map(entries).map_err(|error| error.placed(self.node.at))
@@ -883,7 +896,7 @@ impl Noting<'_, '_> {
         result.map_err(|error| {
             let Error(unplaced) = error;
             let fault = unplaced.unwrap_or(self.0.node.at);
-            self.0.sink.borrow_mut().push(fault.clone());
+            self.0.note(fault.clone());
             Error(Unplaced { at: Some(fault.at), what: fault.what })
         })
     }

@@ -17,6 +17,7 @@ mod datasette;
 mod docs;
 mod explain;
 mod fuzz_corpus;
+mod hostile_files;
 mod house;
 mod properties;
 mod proxy;

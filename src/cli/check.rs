@@ -96,7 +96,8 @@ pub(super) fn check(arguments: &Arguments, out: &mut dyn Write, err: &mut dyn Wr
                     None => {
                         let is_error = |problem: &&crate::policy::problem::Problem| problem.severity == Severity::Error;
                         let count = checked.problems.0.iter().filter(is_error).count();
-                        writeln!(out, "{path}: {count} error{}", if count == 1 { "" } else { "s" })?;
+                        let at_least = if count < yaml::MOST_FAULTS { "" } else { "at least " };
+                        writeln!(out, "{path}: {at_least}{count} error{}", if count == 1 { "" } else { "s" })?;
                     }
                 }
             }

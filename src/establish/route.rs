@@ -1,5 +1,6 @@
 //! Routes: what a path and a method say about a request.
 
+use std::collections::HashMap;
 use std::fmt::Write as _;
 
 use http::Method;
@@ -114,12 +115,16 @@ impl Routes {
     pub fn new(routes: Vec<Route>) -> Result<Self, Vec<RouteError>> {
         let mut built = Self { routes: Vec::new(), paths: Router::new() };
         let mut groups: Vec<(String, Vec<usize>)> = Vec::new();
+        let mut group_of: HashMap<String, usize> = HashMap::new();
         let mut errors = Vec::new();
         for (index, route) in routes.iter().enumerate() {
             match positional(&route.path) {
                 Err(why) => errors.push(RouteError::Template { index, path: route.path.clone(), why }),
-                Ok(template) => match groups.iter_mut().find(|(known, _)| *known == template) {
-                    None => groups.push((template, vec![index])),
+                Ok(template) => match group_of.get(&template).and_then(|group| groups.get_mut(*group)) {
+                    None => {
+                        group_of.insert(template.clone(), groups.len());
+                        groups.push((template, vec![index]));
+                    }
                     Some((_, group)) => {
                         let other =
                             group.iter().find(|other| routes.get(**other).is_some_and(|it| overlaps(it, route)));
@@ -133,11 +138,10 @@ impl Routes {
                 },
             }
         }
-        let templates: Vec<String> = groups.iter().map(|(template, _)| template.clone()).collect();
         for (template, group) in groups {
             // `{*rest}` also stands for nothing at all behind the slash.
             if let Some((stem, _)) = template.split_once("{*")
-                && !templates.iter().any(|other| other == stem)
+                && !group_of.contains_key(stem)
             {
                 // A stem that conflicts is one that another template matches already.
                 let _covered = built.paths.insert(stem, group.clone());

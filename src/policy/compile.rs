@@ -111,9 +111,14 @@ struct Compiler {
     /// Purposes that customers or instructions permit, and that parties are there for.
     permitted: PurposeSet,
     served: PurposeSet,
+    /// Customers that go by the default residency.
+    without_residency: u32,
     /// Where each party's purposes stand.
     party_purposes: Vec<(At, PurposeSet)>,
 }
+
+/// Customers that are named for going by the default residency; of further ones the number is told.
+const MOST_DEFAULTS: u32 = 20;
 
 /// Where a list of purposes stands, which decides what it may name.
 #[derive(Clone, Copy, PartialEq)]
@@ -246,7 +251,7 @@ impl Compiler {
         let callers = caller_docs.into_iter().map(|caller| self.caller(caller, &caller_ids)).collect();
         let subprocessors = subprocessor_docs.into_iter().map(|entry| self.subprocessor(entry)).collect();
         let in_tree = customers.given().map(|list| list.items).unwrap_or_default();
-        let (customers, customer_ids) = self.customers(in_tree, apart, enforcement);
+        let (customers, customer_ids) = self.customers(in_tree, apart, enforcement, root_at);
         let (identities, identity_patterns) = self.distinct_identities();
         if self.look_out.is_some() && !self.problems.has_errors() {
             self.never_works(&named);
@@ -298,6 +303,7 @@ impl Compiler {
         in_tree: Vec<document::Customer>,
         apart: Vec<(u16, &Source)>,
         enforcement: Enforcement,
+        root_at: At,
     ) -> (Vec<Customer>, HashMap<Id, CustomerId>) {
         let mut customers = Vec::new();
         let mut ids = HashMap::new();
@@ -316,7 +322,13 @@ impl Compiler {
             // It was read before, and its faults are known.
             let _known = yaml::read_entries(&source.text, file, "customers", &mut take);
         }
+        if self.look_out.is_some() && self.without_residency > MOST_DEFAULTS {
+            let message = format!("{} more customers go by the default", self.without_residency - MOST_DEFAULTS);
+            let help = "write their `residency`, so that a change of the default does not move their data";
+            self.problems.push(Problem::warning(Code::DefaultResidency, root_at, message, help));
+        }
         customers.shrink_to_fit();
+        ids.shrink_to_fit();
         (customers, ids)
     }
 
@@ -605,7 +617,8 @@ impl Compiler {
             self.identities(identities, Some(Party::Customer(number)));
         }
         let ending = self.ending(&dpa);
-        if residency.is_none() && self.look_out.is_some() {
+        self.without_residency += u32::from(residency.is_none());
+        if residency.is_none() && self.look_out.is_some() && self.without_residency <= MOST_DEFAULTS {
             let message = format!("`{}` says nothing about residency and goes by the default", id.value);
             let help = "write its `residency`, so that a change of the default does not move its data";
             self.problems.push(Problem::warning(Code::DefaultResidency, id.at, message, help));

@@ -11,6 +11,7 @@ use annotate_snippets::Snippet;
 
 use crate::yaml::At;
 use crate::yaml::Fault;
+use crate::yaml::MOST_FAULTS;
 use crate::yaml::What;
 
 /// A file as it was read; [`At::file`] is its place in the list that was read together.
@@ -558,7 +559,7 @@ impl From<Fault> for Problem {
                 "remove one of the two, or join their values",
             ),
             What::UnknownField(field, known) => {
-                let help = nearest(&field, known.iter().map(String::as_str)).map_or_else(
+                let help = nearest(&field, known.iter().copied()).map_or_else(
                     || format!("known here: {}", known.join(", ")),
                     |near| format!("did you mean `{near}`?"),
                 );
@@ -571,7 +572,7 @@ impl From<Fault> for Problem {
                 format!("add `{field}: …`"),
             ),
             What::UnknownWord(word, known) => {
-                let help = nearest(&word, known.iter().map(String::as_str))
+                let help = nearest(&word, known.iter().copied())
                     .map_or_else(|| format!("one of: {}", known.join(", ")), |near| format!("did you mean `{near}`?"));
                 Self::error(Code::UnknownWord, at, format!("`{word}` is not one of the words that fit here"), help)
             }
@@ -606,14 +607,20 @@ impl Problems {
         self.0.len() < MAX_SHOWN
     }
 
-    /// Adds one.
+    /// Adds one, unless there are more already than anybody reads. Warnings never take the room of an error.
     pub fn push(&mut self, problem: Problem) {
-        self.0.push(problem);
+        let most = match problem.severity {
+            Severity::Warning => MOST_FAULTS,
+            Severity::Error => 2 * MOST_FAULTS,
+        };
+        if self.0.len() < most {
+            self.0.push(problem);
+        }
     }
 
     /// Adds the faults of a file's form.
     pub fn extend_faults(&mut self, faults: Vec<Fault>) {
-        self.0.extend(faults.into_iter().map(Problem::from));
+        faults.into_iter().for_each(|fault| self.push(fault.into()));
     }
 
     /// The problems as a person reads them: `path:line:col: error[CODE]: message`, the line, a caret,
