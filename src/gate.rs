@@ -37,10 +37,10 @@ use crate::record::entry::Action;
 use crate::record::entry::Ended;
 use crate::record::entry::Ending;
 use crate::record::log::OnFailure;
-use crate::record::log::Pass;
-use crate::record::log::Receipt;
-use crate::record::log::RecordError;
-use crate::record::log::Recorder;
+use crate::record::recorder::Pass;
+use crate::record::recorder::Receipt;
+use crate::record::recorder::RecordError;
+use crate::record::recorder::Recorder;
 use crate::telemetry::Metrics;
 
 /// `DPA-Decision-Id`, on the request that is forwarded and on every answer.
@@ -192,14 +192,14 @@ pub enum Refused {
 ///
 /// ```compile_fail,E0451
 /// use dpa_sidecar::gate::Clearance;
-/// fn forge(receipt: dpa_sidecar::record::log::Receipt) -> Clearance {
+/// fn forge(receipt: dpa_sidecar::record::recorder::Receipt) -> Clearance {
 ///     Clearance { receipt, context: None, outcome: todo!() }
 /// }
 /// ```
 ///
 /// ```compile_fail,E0423
-/// fn forge() -> dpa_sidecar::record::log::Receipt {
-///     dpa_sidecar::record::log::Receipt(todo!())
+/// fn forge() -> dpa_sidecar::record::recorder::Receipt {
+///     dpa_sidecar::record::recorder::Receipt(todo!())
 /// }
 /// ```
 ///

@@ -34,9 +34,10 @@ use crate::record::Batch;
 use crate::record::entry;
 use crate::record::entry::Writer;
 use crate::record::log::Closing;
+use crate::record::log::Counters;
 use crate::record::log::Log;
 use crate::record::log::OpenError;
-use crate::record::log::Recorder;
+use crate::record::recorder::Recorder;
 use crate::telemetry::Metrics;
 
 /// Why a sidecar cannot start.
@@ -106,16 +107,20 @@ pub fn start(settings: Settings, policy: Policy, clock: Clock) -> Result<Sidecar
         instance: settings.instance,
         log: Uuid::now_v7(),
         on_failure: settings.log.on_failure.as_str(),
-        durability: "written",
+        durability: settings.log.durability.as_str(),
     };
     let metrics = Metrics::default();
     let enforcement = settings.enforcement;
     let loaded = |batch: &mut Batch, writer: &Writer| entry::policy_event(batch, writer, now, &policy, enforcement);
-    let (log, closing) = Log::open(&settings.log, writer, now, metrics.unrecorded.clone(), loaded)?;
+    let counters = Counters::new(metrics.unrecorded.clone(), policy.digest.clone());
+    let (log, closing) = Log::open(&settings.log, writer, Box::new(move || clock.now()), counters, loaded)?;
     let (draining, drained) = watch::channel(false);
     let health = health_socket.map(|socket| {
         let policy = format!("{} revision {} digest {}", policy.name, policy.revision, policy.digest);
-        (socket, Health { draining: drained.clone(), log: log.counters(), metrics: metrics.clone(), policy })
+        (
+            socket,
+            Health { draining: drained.clone(), log: Arc::clone(log.counters()), metrics: metrics.clone(), policy },
+        )
     });
     let rules = Rules {
         policy: Arc::new(policy),

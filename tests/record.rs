@@ -194,10 +194,10 @@ fn a_decision_about_several_customers_is_written_once_for_each() {
 
 #[test]
 fn a_log_that_cannot_be_written_at_all_is_no_start() {
-    let full = Setup { decision_log: "{file: {path: /dev/full}}".to_owned(), ..Setup::to("127.0.0.1:1") };
-    let (code, stderr) = full.refused_in(&Folder::new());
+    let device = Setup { decision_log: "{file: {path: /dev/full}}".to_owned(), ..Setup::to("127.0.0.1:1") };
+    let (code, stderr) = device.refused_in(&Folder::new());
     assert_eq!(code, Some(2), "{stderr}");
-    assert!(stderr.contains("cannot open the decision log `/dev/full`: No space left on device"), "{stderr}");
+    assert!(stderr.contains("cannot open the decision log `/dev/full`: it is not a regular file"), "{stderr}");
 
     let folder = Folder::new();
     folder.write("file", "");

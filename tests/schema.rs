@@ -414,6 +414,7 @@ fn what_the_log_really_says() {
     seen.sort();
     seen.dedup();
     let expected = [
+        "dpa.checkpoint  ",
         "dpa.decision  allowed",
         "dpa.decision  denied",
         "dpa.decision  observed",

@@ -56,6 +56,7 @@ fn a_request_under_way_is_answered_before_the_end() {
     let code = sidecar.ended();
     assert_eq!(code, Some(0));
     let records = records_in(&std::fs::read_to_string(log).unwrap());
-    let outcome = records.last().unwrap();
+    let [.., outcome, checkpoint] = records.as_slice() else { panic!("{records:?}") };
+    assert_eq!(checkpoint["event"], "dpa.checkpoint");
     assert_eq!((&outcome["event"], &outcome["outcome"]), (&"dpa.outcome".into(), &"completed".into()));
 }

@@ -279,18 +279,20 @@ pub(super) struct DecisionLog {
     /// Also, or only, to standard output. Default: false.
     #[serde(default)]
     pub(super) stdout: bool,
-    /// When a record counts as made. Default: written, the only one of this version.
-    #[schemars(extend("enum" = ["written"]))]
-    pub(super) durability: Option<Spanned<Durability>>,
+    /// When a record counts as made: with the kernel, or on the disk. Default: written.
+    #[serde(default)]
+    pub(super) durability: Durability,
     /// How long a request waits for its record. Default: 1s.
     pub(super) timeout: Option<Span>,
     /// What happens without a record: `deny` answers 503, `allow` lets pass. Default: deny.
     #[serde(default)]
     pub(super) on_failure: OnFailure,
-    #[schemars(skip)]
-    pub(super) signing_key: Later,
-    #[schemars(skip)]
-    pub(super) checkpoint_every: Later,
+    /// A private key in PEM, from the folder of this file, that signs checkpoints. Default: they are not signed.
+    pub(super) signing_key: Option<Spanned<String>>,
+    /// How often a checkpoint is written while records come. Default: 1s.
+    pub(super) checkpoint_every: Option<Span>,
+    /// Where checkpoints go as well: `stdout`, or a file from the folder of this file. Default: nowhere.
+    pub(super) checkpoint_copy: Option<String>,
 }
 
 #[derive(Deserialize, JsonSchema)]
@@ -298,12 +300,12 @@ pub(super) struct DecisionLog {
 pub(super) struct LogFile {
     /// Its path, from the folder of this file. One sidecar a file.
     pub(super) path: String,
-    #[schemars(skip)]
-    pub(super) rotate_bytes: Later,
-    #[schemars(skip)]
-    pub(super) rotate_after: Later,
-    #[schemars(skip)]
-    pub(super) keep: Later,
+    /// Size from which the file is closed and a new one begun. Default: 128MiB.
+    pub(super) rotate_bytes: Option<Spanned<Size>>,
+    /// Age from which that happens. Default: at no age.
+    pub(super) rotate_after: Option<Span>,
+    /// How many closed files are kept; older ones are removed. Default: all.
+    pub(super) keep: Option<Spanned<usize>>,
 }
 
 #[derive(Deserialize, JsonSchema)]

@@ -7,6 +7,7 @@ mod document;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderName;
@@ -37,6 +38,9 @@ use crate::policy::problem::Problems;
 use crate::policy::problem::Source;
 use crate::policy::problem::nearest;
 use crate::policy::terms::Location;
+use crate::record::checkpoint::Signer;
+use crate::record::log::Copy;
+use crate::record::log::FileSettings;
 use crate::record::log::LogSettings;
 use crate::yaml;
 use crate::yaml::At;
@@ -131,9 +135,8 @@ impl Settings {
             let help = "write `enforcement: enforce`; what the policy requires is for its owner to say";
             below(self.policy_file_at, "the policy requires `enforce`, and this sidecar would only observe", help);
         }
-        if policy.security.decision_log > Durability::Written {
-            let help =
-                "this version writes records to the kernel only (`written`): ask the policy's owner what was promised";
+        if policy.security.decision_log > self.log.durability {
+            let help = "write `durability: synced`, or ask the policy's owner what was promised";
             below(self.log_at, "the policy promises a decision log that is `synced` to disk", help);
         }
         if policy.security.signed_policy {
@@ -192,6 +195,9 @@ impl Settings {
         }
     }
 }
+
+/// Fewest bytes of a segment: some records more than its first ones.
+const LEAST_SEGMENT: usize = 16 * 1024;
 
 fn folder_of(path: &str) -> PathBuf {
     Path::new(path).parent().map(Path::to_path_buf).unwrap_or_default()
@@ -615,31 +621,72 @@ impl Compiler {
     }
 
     fn log(&mut self, Spanned { value: log, at }: Spanned<document::DecisionLog>) -> LogSettings {
-        let document::DecisionLog { file, stdout, durability, timeout, on_failure, signing_key, checkpoint_every } =
-            log;
-        self.later("decision_log.signing_key", &signing_key);
-        self.later("decision_log.checkpoint_every", &checkpoint_every);
-        if let Some(Spanned { value: Durability::Synced, at }) = durability {
-            let message = "this version does not have `durability: synced` yet";
-            self.error(
-                Code::NotYet,
-                at,
-                message,
-                "write `written`: records are with the kernel before a request moves",
-            );
-        }
+        let document::DecisionLog {
+            file,
+            stdout,
+            durability,
+            timeout,
+            on_failure,
+            signing_key,
+            checkpoint_every,
+            checkpoint_copy,
+        } = log;
         if file.is_none() && !stdout {
             let help = "add `file: {path: …}`, `stdout: true`, or both";
             self.error(Code::NoSink, at, "the decision log has nowhere to go", help);
         }
         let file = file.map(|file| {
-            self.later("decision_log.file.rotate_bytes", &file.rotate_bytes);
-            self.later("decision_log.file.rotate_after", &file.rotate_after);
-            self.later("decision_log.file.keep", &file.keep);
-            self.folder.join(file.path)
+            let bytes = file.rotate_bytes.map(|size| Spanned { value: size.value.0, at: size.at });
+            FileSettings {
+                path: self.folder.join(file.path),
+                rotate_bytes: u64::try_from(self.at_least(LEAST_SEGMENT, bytes, 128 << 20)).unwrap_or(u64::MAX),
+                rotate_after: file.rotate_after.map(|span| span.0),
+                keep: file.keep.map(|keep| self.at_least(1, Some(keep), 1)),
+            }
         });
-        let timeout = timeout.map_or(Duration::from_secs(1), |span| span.0);
-        LogSettings { file, stdout, timeout, on_failure }
+        if file.is_none() && durability == Durability::Synced {
+            let help = "add `file: {path: …}`, or write `durability: written`";
+            self.error(
+                Code::NoSink,
+                at,
+                "`durability: synced` needs a file: nobody knows when standard output is on a disk",
+                help,
+            );
+        }
+        let or = |span: Option<document::Span>, default| span.map_or(Duration::from_secs(default), |span| span.0);
+        LogSettings {
+            file,
+            stdout,
+            durability,
+            timeout: or(timeout, 1),
+            on_failure,
+            signer: signing_key.and_then(|key| self.signer(&key)),
+            checkpoint_every: or(checkpoint_every, 1),
+            checkpoint_copy: checkpoint_copy.map(|to| match to.as_str() {
+                "stdout" => Copy::Stdout,
+                path => Copy::File(self.folder.join(path)),
+            }),
+        }
+    }
+
+    /// The key that signs checkpoints. It is read once, at the start.
+    fn signer(&mut self, Spanned { value, at }: &Spanned<String>) -> Option<Arc<Signer>> {
+        let path = self.folder.join(value);
+        let read = std::fs::read(&path).map_err(|error| error.to_string());
+        let signer = read.and_then(|pem| Signer::read(&pem).map_err(|error| error.to_string()));
+        match signer {
+            Ok(signer) => Some(Arc::new(signer)),
+            Err(error) => {
+                let message = format!("the key `{}` cannot be used: {error}", path.display());
+                self.error(
+                    Code::Unreadable,
+                    *at,
+                    message,
+                    "`dpa-sidecar keygen PATH` writes a key and its public half",
+                );
+                None
+            }
+        }
     }
 
     /// A limit that would let nobody in is a mistake.

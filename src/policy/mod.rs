@@ -374,6 +374,17 @@ pub enum Durability {
     Synced,
 }
 
+impl Durability {
+    /// The word in files and records.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Written => "written",
+            Self::Synced => "synced",
+        }
+    }
+}
+
 /// The measures that the agreement promises (clause 3.1).
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SecurityMeasures {

@@ -694,11 +694,79 @@ struct EventRecord<'a, D> {
 }
 
 /// What happened to the log itself.
-#[derive(Serialize, JsonSchema)]
-struct LogDetail {
-    /// Bytes of a torn line that were cut off; only of `torn`.
+#[derive(Clone, Debug, Default, Serialize, JsonSchema)]
+pub struct LogDetail {
+    /// The number of a segment, from 1: of this one (`opened`), of one that is removed (`retention`).
     #[serde(skip_serializing_if = "Option::is_none")]
-    lost_bytes: Option<u64>,
+    pub segment: Option<u64>,
+    /// Why a segment begins; only of `opened`.
+    #[schemars(extend("enum" = ["new", "continued", "rotated", "another_key", "sync_failed", "removed"]))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub why: Option<&'static str>,
+    /// The key that the checkpoints of a segment are signed with; only of `opened`.
+    #[schemars(extend("pattern" = "^[0-9a-f]{16}$"))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_id: Option<String>,
+    /// Bytes of a torn end that were cut off; only of `torn`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lost_bytes: Option<u64>,
+    /// Requests that were refused because they could not be recorded; only of `regained`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub refused: Option<u64>,
+}
+
+/// How far a log has come.
+#[derive(Clone, Copy, Debug, Serialize, JsonSchema)]
+pub struct Stand<'a> {
+    /// Records before this one.
+    pub count: u64,
+    /// The hash of the last of them.
+    #[schemars(extend("pattern" = "^[0-9a-f]{64}$"))]
+    pub head: &'a str,
+    /// Digest of the policy in force.
+    #[schemars(extend("pattern" = "^[0-9a-f]{64}$"))]
+    pub policy_digest: &'a str,
+    /// Requests that this process forwarded without a record.
+    pub unrecorded: u64,
+}
+
+/// How far the log has come; signed if the sidecar has a key.
+#[derive(Serialize, JsonSchema)]
+struct CheckpointRecord<'a> {
+    /// Which kind of record.
+    event: &'static str,
+    /// When, RFC 3339 with microseconds, UTC.
+    time: Time,
+    /// `service.name` of the settings.
+    service: &'a str,
+    /// `service.instance` of the settings.
+    instance: &'a str,
+    /// The log's id: the same in each record of one log.
+    log: Uuid,
+    #[serde(flatten)]
+    stand: Stand<'a>,
+    /// The key it is signed with; the signer adds it.
+    #[schemars(extend("pattern" = "^[0-9a-f]{16}$"))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key_id: Option<&'a str>,
+    /// Ed25519 over the line before `,"signature":`, in hex; the signer adds it.
+    #[schemars(extend("pattern" = "^[0-9a-f]{128}$"))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    signature: Option<&'a str>,
+}
+
+/// Encodes how far the log has come, unsigned.
+pub fn checkpoint(out: &mut super::Batch, writer: &Writer, time: Timestamp, stand: &Stand<'_>) {
+    out.push(&CheckpointRecord {
+        event: "dpa.checkpoint",
+        time: Time(time),
+        service: &writer.service,
+        instance: &writer.instance,
+        log: writer.log,
+        stand: *stand,
+        key_id: None,
+        signature: None,
+    });
 }
 
 /// A policy was loaded.
@@ -711,14 +779,8 @@ struct PolicyDetail<'a> {
     policy: PolicyRecord<'a>,
 }
 
-/// Encodes what happened to the log itself: `opened`, `torn`, `regained`.
-pub fn log_event(
-    out: &mut super::Batch,
-    writer: &Writer,
-    time: Timestamp,
-    what: &'static str,
-    lost_bytes: Option<u64>,
-) {
+/// Encodes what happened to the log itself: `opened`, `torn`, `lost`, `regained`, `retention`.
+pub fn log_event(out: &mut super::Batch, writer: &Writer, time: Timestamp, what: &'static str, detail: &LogDetail) {
     out.push(&EventRecord {
         event: "dpa.log",
         what,
@@ -726,7 +788,7 @@ pub fn log_event(
         service: &writer.service,
         instance: &writer.instance,
         log: writer.log,
-        detail: LogDetail { lost_bytes },
+        detail,
     });
 }
 
@@ -786,6 +848,9 @@ impl JsonSchema for ReasonCode {
     }
 }
 
+/// What a `dpa.log` record may say.
+const LOG_EVENTS: [&str; 5] = ["opened", "torn", "lost", "regained", "retention"];
+
 /// What a line of the decision log may be, as a JSON Schema. Later versions may add keys.
 #[must_use]
 pub fn schema() -> Schema {
@@ -794,7 +859,8 @@ pub fn schema() -> Schema {
         event::<DecisionRecord<'_>>(&mut generator, "dpa.decision", &[]),
         event::<OutcomeRecord<'_>>(&mut generator, "dpa.outcome", &[]),
         event::<EventRecord<'_, PolicyDetail<'_>>>(&mut generator, "dpa.policy", &["loaded"]),
-        event::<EventRecord<'_, LogDetail>>(&mut generator, "dpa.log", &["opened", "torn", "regained"]),
+        event::<EventRecord<'_, LogDetail>>(&mut generator, "dpa.log", &LOG_EVENTS),
+        event::<CheckpointRecord<'_>>(&mut generator, "dpa.checkpoint", &[]),
         event::<EventRecord<'_, Unread>>(&mut generator, "dpa.unread", &["refused"]),
     ];
     let mut schema = json_schema!({
@@ -816,6 +882,24 @@ fn event<T: JsonSchema>(generator: &mut SchemaGenerator, name: &str, whats: &[&s
     }
     if let Some(Value::Object(what)) = schema.pointer_mut("/properties/what") {
         what.insert("enum".to_owned(), json!(whats));
+    }
+    // What the writer adds to each.
+    let hash = "^[0-9a-f]{64}$";
+    let sealed = [
+        ("seq", json!({"description": "Its number in the log, from 1.", "type": "integer", "minimum": 1})),
+        ("prev", json!({"description": "The hash of the record before it.", "type": "string", "pattern": hash})),
+        (
+            "hash",
+            json!({"description": "SHA-256 over `prev` and the line before `,\"hash\":`.", "type": "string", "pattern": hash}),
+        ),
+    ];
+    for (key, value) in sealed {
+        if let Some(Value::Object(properties)) = schema.pointer_mut("/properties") {
+            properties.insert(key.to_owned(), value);
+        }
+        if let Some(Value::Array(required)) = schema.pointer_mut("/required") {
+            required.push(key.into());
+        }
     }
     schema
 }

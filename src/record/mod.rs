@@ -1,6 +1,11 @@
 //! Step 6: writes the decision down, before anything is done with it.
 
+pub mod chain;
+pub mod checkpoint;
 pub mod entry;
 pub mod log;
+pub mod recorder;
+mod scribe;
+pub mod segment;
 
-pub use self::log::Batch;
+pub use self::recorder::Batch;

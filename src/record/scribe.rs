@@ -1,0 +1,553 @@
+//! The writer thread: puts records into the chain and the chain into its files.
+
+use std::fs::File;
+use std::fs::OpenOptions;
+use std::io;
+use std::io::Write as _;
+use std::os::fd::AsFd as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc;
+use std::time::Duration;
+use std::time::Instant;
+
+use super::chain::Head;
+use super::chain::Sealed;
+use super::checkpoint::Signer;
+use super::entry;
+use super::entry::LogDetail;
+use super::entry::Writer;
+use super::log::Answer;
+use super::log::Copy;
+use super::log::Counters;
+use super::log::FileSettings;
+use super::log::Handover;
+use super::log::LogSettings;
+use super::log::Now;
+use super::log::OpenError;
+use super::log::RETRY;
+use super::recorder::Batch;
+use super::segment;
+use super::segment::Names;
+use super::segment::Segment;
+use crate::policy::Durability;
+
+/// How often there is a checkpoint while no records come.
+const IDLE_CHECKPOINT: Duration = Duration::from_secs(300);
+
+/// Bytes of records that are written at once; more is left for the next time.
+const MOST_AT_ONCE: usize = 4 * 1024 * 1024;
+
+/// Why lines are not written, and how many records are all the same.
+struct Unwritten {
+    written: usize,
+    source: io::Error,
+}
+
+impl From<io::Error> for Unwritten {
+    fn from(source: io::Error) -> Self {
+        Self { written: 0, source }
+    }
+}
+
+/// Everything that the writer thread owns.
+pub(super) struct Scribe {
+    writer: Writer,
+    now: Now,
+    counters: Arc<Counters>,
+    sink: Sink,
+    copy: Option<mpsc::SyncSender<Vec<u8>>>,
+    checkpoint_copy: Option<Copy>,
+    signer: Option<Arc<Signer>>,
+    checkpoint_every: Duration,
+    last_checkpoint: Instant,
+    /// The number of the newest checkpoint.
+    checkpoint: u64,
+    head: Head,
+    lines: Vec<u8>,
+    is_failing: bool,
+}
+
+enum Sink {
+    Files(Box<Files>),
+    Stdout(Stdout),
+}
+
+struct Files {
+    names: Names,
+    settings: FileSettings,
+    is_synced: bool,
+    segment: Option<Segment>,
+    /// The number of the newest segment.
+    number: u64,
+    /// Why the next segment is opened.
+    why: &'static str,
+    torn: Option<u64>,
+    has_reserve: bool,
+    _lock: File,
+}
+
+/// Standard output itself: the buffer of the standard library would write a failed record later after all.
+struct Stdout {
+    file: File,
+    /// Whether a failed write left a part of a line.
+    is_ragged: bool,
+}
+
+fn stdout() -> Result<File, OpenError> {
+    let descriptor = io::stdout().as_fd().try_clone_to_owned();
+    Ok(descriptor.map_err(|source| OpenError::Open { path: PathBuf::from("stdout"), source })?.into())
+}
+
+/// A thread that writes a copy to standard output, so that a reader who stops reading stops nothing else.
+fn copy_to_stdout() -> Result<mpsc::SyncSender<Vec<u8>>, OpenError> {
+    let mut file = stdout()?;
+    let (to_copy, lines) = mpsc::sync_channel::<Vec<u8>>(1024);
+    let copy = move || {
+        for lines in lines {
+            if let Err(error) = file.write_all(&lines) {
+                tracing::warn!(%error, "the copy of the decision log on standard output is not whole");
+            }
+        }
+    };
+    std::thread::Builder::new().name("dpa-log-copy".to_owned()).spawn(copy).map_err(OpenError::Thread)?;
+    Ok(to_copy)
+}
+
+impl Scribe {
+    /// Opens what it writes to, and finds where the chain goes on.
+    pub(super) fn open(
+        settings: &LogSettings,
+        mut writer: Writer,
+        now: Now,
+        counters: Arc<Counters>,
+    ) -> Result<Self, OpenError> {
+        let mut head = Head::NONE;
+        let sink = match &settings.file {
+            None => Sink::Stdout(Stdout { file: stdout()?, is_ragged: false }),
+            Some(file) => {
+                let names = Names { active: file.path.clone() };
+                let who = format!("process {}, instance {}, since {:.0}", std::process::id(), writer.instance, now());
+                let found = segment::find(&names, &who)?;
+                let mut why = "new";
+                if let Some((log, last)) = found.log {
+                    (writer.log, head, why) = (log, last, "continued");
+                }
+                let mut files = Files {
+                    names,
+                    settings: file.clone(),
+                    is_synced: settings.durability == Durability::Synced,
+                    segment: found.segment,
+                    number: found.number,
+                    why,
+                    torn: found.torn,
+                    has_reserve: false,
+                    _lock: found.lock,
+                };
+                let key_id = settings.signer.as_ref().map(|signer| signer.id());
+                if files.segment.is_some() && found.key_id.as_deref() != key_id {
+                    files.why = "another_key";
+                    files.close().map_err(|source| OpenError::Open { path: file.path.clone(), source })?;
+                }
+                Sink::Files(Box::new(files))
+            }
+        };
+        let copy = (settings.stdout && settings.file.is_some()).then(copy_to_stdout).transpose()?;
+        Ok(Self {
+            writer,
+            now,
+            counters,
+            sink,
+            copy,
+            // On standard output they are already if the whole log is.
+            checkpoint_copy: settings.checkpoint_copy.clone().filter(|to| !(settings.stdout && *to == Copy::Stdout)),
+            signer: settings.signer.clone(),
+            checkpoint_every: settings.checkpoint_every,
+            last_checkpoint: Instant::now(),
+            checkpoint: head.seq,
+            head,
+            lines: Vec::new(),
+            is_failing: false,
+        })
+    }
+
+    /// Which sidecar writes.
+    pub(super) fn writer(&self) -> &Writer {
+        &self.writer
+    }
+
+    /// Writes what has to stand before any decision of this process.
+    pub(super) fn begin(&mut self, first: &Batch) -> io::Result<()> {
+        if matches!(self.sink, Sink::Stdout(_)) {
+            let detail = self.opening("new", 1);
+            self.put(&self.event("opened", &detail)).map_err(|error| error.source)?;
+        }
+        self.ready()?;
+        let torn = match &mut self.sink {
+            Sink::Files(files) => files.torn.take(),
+            Sink::Stdout(_) => None,
+        };
+        if let Some(lost_bytes) = torn {
+            let detail = LogDetail { lost_bytes: Some(lost_bytes), ..LogDetail::default() };
+            self.put(&self.event("torn", &detail)).map_err(|error| error.source)?;
+        }
+        self.put(first).map_err(|error| error.source)?;
+        if let Sink::Files(files) = &mut self.sink {
+            match segment::take_reserve(&files.names) {
+                Ok(()) => files.has_reserve = true,
+                Err(error) => tracing::warn!(%error, "no room could be reserved for the last words of the log"),
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes what the workers hand over, in the order of its arrival, until they are gone. While writes fail it
+    /// tries by itself, so that a sidecar that was taken out of traffic for it comes back.
+    pub(super) fn run(mut self, from_workers: &mpsc::Receiver<Handover>) {
+        loop {
+            match from_workers.recv_timeout(self.wait()) {
+                Ok(first) => {
+                    let mut handovers = vec![first];
+                    let mut size = 0;
+                    while size < MOST_AT_ONCE
+                        && let Ok(next) = from_workers.try_recv()
+                    {
+                        size += next.batch.size();
+                        handovers.push(next);
+                    }
+                    self.commit(handovers);
+                }
+                Err(mpsc::RecvTimeoutError::Timeout) => self.turn(),
+                Err(mpsc::RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        let last = self.checkpoint_record();
+        if let Err(error) = self.put(&last) {
+            tracing::error!(error = %error.source, "the last checkpoint of the decision log is missing");
+        }
+    }
+
+    /// How long there is nothing to do if no records come.
+    fn wait(&self) -> Duration {
+        let every = if self.head.seq > self.checkpoint { self.checkpoint_every } else { IDLE_CHECKPOINT };
+        let wait = every.saturating_sub(self.last_checkpoint.elapsed());
+        if self.is_failing { wait.min(RETRY) } else { wait.max(Duration::from_millis(1)) }
+    }
+
+    fn is_checkpoint_due(&self) -> bool {
+        let every = if self.head.seq > self.checkpoint { self.checkpoint_every } else { IDLE_CHECKPOINT };
+        self.last_checkpoint.elapsed() >= every
+    }
+
+    /// Writes the records of one or more hand-overs together, and tells each how it went.
+    fn commit(&mut self, handovers: Vec<Handover>) {
+        let batches: Vec<&Batch> = handovers.iter().map(|handover| &handover.batch).collect();
+        let all: usize = batches.iter().map(|batch| batch.len()).sum();
+        let was_failing = self.is_failing;
+        let result = self.ready().map_err(Unwritten::from).and_then(|()| self.write(&batches));
+        let mut written = result.as_ref().map_or_else(|error| error.written, |()| all);
+        let mut next = (self.head.seq + 1).saturating_sub(u64::try_from(written).unwrap_or(0));
+        for Handover { batch, answer } in handovers {
+            let here = written.min(batch.len());
+            written -= here;
+            let answered = Answer { first: next, written: here, unwritten: (here < batch.len()).then_some(batch) };
+            next += u64::try_from(here).unwrap_or(0);
+            // A worker that is gone does not want to know.
+            let _gone = answer.send(answered);
+        }
+        match result {
+            Ok(()) if was_failing => self.regained(),
+            Ok(()) => {
+                self.counters.is_failing.store(false, Ordering::Relaxed);
+                if self.is_checkpoint_due() {
+                    self.turn();
+                }
+            }
+            Err(error) => self.failed(&error.source),
+        }
+    }
+
+    /// What is to be done from time to time.
+    fn turn(&mut self) {
+        let result = match self.is_failing {
+            true => self.ready(),
+            false if self.is_checkpoint_due() => {
+                let record = self.checkpoint_record();
+                self.ready().and_then(|()| self.put(&record).map_err(|error| error.source))
+            }
+            false => Ok(()),
+        };
+        match result {
+            Ok(()) if self.is_failing => self.regained(),
+            Ok(()) => {}
+            Err(error) => self.failed(&error),
+        }
+    }
+
+    /// The log could not be written, and tries to say so.
+    fn failed(&mut self, error: &io::Error) {
+        let was_failing = std::mem::replace(&mut self.is_failing, true);
+        self.counters.is_failing.store(true, Ordering::Relaxed);
+        if was_failing {
+            return;
+        }
+        tracing::error!(%error, "the decision log cannot be written");
+        if let Sink::Files(files) = &mut self.sink
+            && files.has_reserve
+        {
+            files.has_reserve = segment::give_reserve(&files.names).is_err();
+        }
+        let last_words = self.event("lost", &LogDetail::default());
+        let _tried = self.put(&last_words);
+    }
+
+    /// Told behind the records that came through; if this fails, the next one shows it.
+    fn regained(&mut self) {
+        let refused = self.counters.refused.swap(0, Ordering::Relaxed);
+        let detail = LogDetail { refused: Some(refused), ..LogDetail::default() };
+        let record = self.event("regained", &detail);
+        if let Err(error) = self.put(&record) {
+            self.counters.refused.fetch_add(refused, Ordering::Relaxed);
+            tracing::debug!(error = %error.source, "the decision log still cannot be written");
+            return;
+        }
+        self.is_failing = false;
+        self.counters.is_failing.store(false, Ordering::Relaxed);
+        tracing::warn!(refused, "the decision log can be written again");
+    }
+
+    fn event(&self, what: &'static str, detail: &LogDetail) -> Batch {
+        let mut batch = Batch::default();
+        entry::log_event(&mut batch, &self.writer, (self.now)(), what, detail);
+        batch
+    }
+
+    fn opening(&self, why: &'static str, number: u64) -> LogDetail {
+        let key_id = self.signer.as_ref().map(|signer| signer.id().to_owned());
+        LogDetail { segment: Some(number), why: Some(why), key_id, ..LogDetail::default() }
+    }
+
+    /// A checkpoint about all records so far; signed if there is a key.
+    fn checkpoint_record(&mut self) -> Batch {
+        self.last_checkpoint = Instant::now();
+        let (count, hash) = (self.head.seq, self.head.hash);
+        let (policy, unrecorded) = (self.counters.policy(), self.counters.unrecorded.get());
+        let mut batch = Batch::default();
+        let about = entry::Stand { count, head: hash.as_str(), policy_digest: &policy, unrecorded };
+        entry::checkpoint(&mut batch, &self.writer, (self.now)(), &about);
+        match &self.signer {
+            Some(signer) => batch.rewritten(|record| signer.sign(record)),
+            None => batch,
+        }
+    }
+
+    /// Sees to it that there is a segment to write to: opens a new one if the old one is full, old or gone.
+    fn ready(&mut self) -> io::Result<()> {
+        let now = (self.now)();
+        let Sink::Files(files) = &mut self.sink else { return Ok(()) };
+        if !files.has_reserve && self.is_failing {
+            segment::take_reserve(&files.names)?;
+            files.has_reserve = true;
+        }
+        if files.segment.as_ref().is_some_and(Segment::is_removed) {
+            tracing::error!("the decision log was removed under the sidecar: a new segment begins");
+            (files.segment, files.why) = (None, "removed");
+        }
+        if files.is_full(now) {
+            let record = self.checkpoint_record();
+            self.put(&record).map_err(|error| error.source)?;
+            let Sink::Files(files) = &mut self.sink else { return Ok(()) };
+            files.why = "rotated";
+            files.close()?;
+        }
+        let Sink::Files(files) = &self.sink else { return Ok(()) };
+        if files.segment.is_some() {
+            return Ok(());
+        }
+        let mut opening = self.event("opened", &self.opening(files.why, files.number + 1));
+        let gone = files.outlived()?;
+        for (number, _) in &gone {
+            let detail = LogDetail { segment: Some(*number), ..LogDetail::default() };
+            entry::log_event(&mut opening, &self.writer, now, "retention", &detail);
+        }
+        self.lines.clear();
+        let mut head = self.head;
+        opening.records().for_each(|record| head.seal(record, &mut self.lines));
+        let Sink::Files(files) = &mut self.sink else { return Ok(()) };
+        files.open_next(&self.lines, now)?;
+        self.head = head;
+        self.copied();
+        for (_, path) in gone {
+            if let Err(error) = std::fs::remove_file(&path) {
+                tracing::warn!(%error, path = %path.display(), "a segment that is not to be kept cannot be removed");
+            }
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, batch: &Batch) -> Result<(), Unwritten> {
+        self.write(&[batch])
+    }
+
+    /// Seals the records and writes them; the chain goes on from what is written.
+    fn write(&mut self, batches: &[&Batch]) -> Result<(), Unwritten> {
+        let sealed = self.seal(batches);
+        let synced = match &mut self.sink {
+            Sink::Stdout(stdout) => {
+                let written = stdout_written(stdout, &self.lines);
+                return self.after_stdout(written, sealed);
+            }
+            Sink::Files(files) => files.append(&self.lines)?,
+        };
+        let sealed = match synced {
+            Ok(()) => sealed,
+            Err(error) => {
+                // What is on the disk is not known, and asking again would not tell: the old segment ends with its
+                // last record that is, and a new one begins.
+                tracing::error!(%error, "the decision log could not be brought to the disk: a new segment begins");
+                self.ready()?;
+                let sealed = self.seal(batches);
+                let Sink::Files(files) = &mut self.sink else { return Ok(()) };
+                files.append(&self.lines)??;
+                sealed
+            }
+        };
+        self.head = sealed;
+        self.copied();
+        Ok(())
+    }
+
+    fn seal(&mut self, batches: &[&Batch]) -> Head {
+        self.lines.clear();
+        let mut head = self.head;
+        batches.iter().flat_map(|batch| batch.records()).for_each(|record| head.seal(record, &mut self.lines));
+        head
+    }
+
+    /// What standard output took cannot be taken back: the chain goes on behind its last whole line.
+    fn after_stdout(&mut self, written: Result<(), (usize, io::Error)>, sealed: Head) -> Result<(), Unwritten> {
+        let Err((bytes, source)) = written else {
+            self.head = sealed;
+            self.note_checkpoint();
+            return Ok(());
+        };
+        let taken = self.lines.get(..bytes).unwrap_or_default();
+        let whole = taken.iter().rposition(|byte| *byte == b'\n').map_or(0, |place| place + 1);
+        let lines =
+            || taken.get(..whole).unwrap_or_default().split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+        self.head = lines().next_back().and_then(Sealed::read).map_or(self.head, |sealed| sealed.head());
+        Err(Unwritten { written: lines().count(), source })
+    }
+
+    /// Passes on what was written to where copies go.
+    fn copied(&mut self) {
+        self.note_checkpoint();
+        let Some(copy) = &self.copy else { return };
+        if copy.try_send(self.lines.clone()).is_err() {
+            tracing::warn!("standard output does not take the copy of the decision log: a part of it is missing there");
+        }
+    }
+
+    /// If what was written ends with a checkpoint, it is copied.
+    fn note_checkpoint(&mut self) {
+        let line = self.lines.strip_suffix(b"\n").unwrap_or_default();
+        let line = line.rsplit(|byte| *byte == b'\n').next().unwrap_or_default();
+        if !line.starts_with(b"{\"event\":\"dpa.checkpoint\"") {
+            return;
+        }
+        self.checkpoint = self.head.seq;
+        let line = [line, b"\n"].concat();
+        let copied = match &self.checkpoint_copy {
+            None => return,
+            Some(Copy::Stdout) => io::stdout().write_all(&line).and_then(|()| io::stdout().flush()),
+            Some(Copy::File(path)) => {
+                OpenOptions::new().append(true).create(true).open(path).and_then(|mut file| file.write_all(&line))
+            }
+        };
+        if let Err(error) = copied {
+            tracing::warn!(%error, "a checkpoint could not be copied");
+        }
+    }
+}
+
+fn stdout_written(stdout: &mut Stdout, lines: &[u8]) -> Result<(), (usize, io::Error)> {
+    if stdout.is_ragged {
+        stdout.file.write_all(b"\n").map_err(|error| (0, error))?;
+        stdout.is_ragged = false;
+    }
+    let mut written = 0;
+    while let Some(rest) = lines.get(written..).filter(|rest| !rest.is_empty()) {
+        match stdout.file.write(rest) {
+            Ok(0) => return Err((written, io::ErrorKind::WriteZero.into())),
+            Ok(more) => {
+                written += more;
+                stdout.is_ragged = !lines.get(..written).unwrap_or_default().ends_with(b"\n");
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err((written, error)),
+        }
+    }
+    Ok(())
+}
+
+impl Files {
+    fn is_full(&self, now: jiff::Timestamp) -> bool {
+        self.segment.as_ref().is_some_and(|segment| {
+            let age = Duration::try_from(now.duration_since(segment.opened)).unwrap_or_default();
+            segment.length >= self.settings.rotate_bytes || self.settings.rotate_after.is_some_and(|most| age >= most)
+        })
+    }
+
+    /// Closes the segment that is written; the next one is opened by whoever writes next.
+    fn close(&mut self) -> io::Result<()> {
+        if let Some(segment) = &self.segment {
+            segment.close(&self.names)?;
+            self.segment = None;
+        }
+        Ok(())
+    }
+
+    /// Writes lines. The inner error: they are written, and nobody knows whether they are on the disk; the segment
+    /// is closed then behind its last record that is.
+    fn append(&mut self, lines: &[u8]) -> io::Result<io::Result<()>> {
+        let Some(segment) = &mut self.segment else { return Err(io::ErrorKind::NotFound.into()) };
+        let durable = segment.length;
+        segment.append(lines)?;
+        if !self.is_synced {
+            return Ok(Ok(()));
+        }
+        let synced = segment.sync();
+        if synced.is_err() {
+            segment.cut_to(durable);
+            self.why = "sync_failed";
+            self.close()?;
+        }
+        Ok(synced)
+    }
+
+    /// The closed segments that are more than the settings keep, once the next one is opened.
+    fn outlived(&self) -> io::Result<Vec<(u64, PathBuf)>> {
+        let Some(keep) = self.settings.keep else { return Ok(Vec::new()) };
+        let mut closed = self.names.all_closed()?;
+        closed.truncate(closed.len().saturating_sub(keep));
+        Ok(closed)
+    }
+
+    /// Opens the next segment with these lines.
+    fn open_next(&mut self, lines: &[u8], now: jiff::Timestamp) -> io::Result<()> {
+        let mut segment = Segment::create(&self.names, self.number + 1, now)?;
+        let written = segment.append(lines).and_then(|()| match self.is_synced {
+            true => segment.sync().and_then(|()| segment::sync_folder(&self.names)),
+            false => Ok(()),
+        });
+        if let Err(error) = written {
+            // A segment without its first record would be no log to the next start.
+            let _left_over = std::fs::remove_file(&self.names.active);
+            return Err(error);
+        }
+        self.number += 1;
+        self.segment = Some(segment);
+        Ok(())
+    }
+}
