@@ -2,7 +2,9 @@
 
 use std::io::Read as _;
 use std::io::Write as _;
+use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use aws_lc_rs::hmac;
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::rsa::KeySize;
@@ -22,6 +24,26 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use base64::engine::general_purpose::URL_SAFE;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use dpa_sidecar::decide::facts::Direction;
+use dpa_sidecar::decide::facts::Fact;
+use dpa_sidecar::decide::facts::Flaw;
+use dpa_sidecar::decide::facts::Transport;
+use dpa_sidecar::decide::facts::Why;
+use dpa_sidecar::identify::Trust;
+use dpa_sidecar::identify::Way;
+use dpa_sidecar::identify::identify;
+use dpa_sidecar::identify::key_set::Algorithm;
+use dpa_sidecar::identify::key_set::KeySet;
+use dpa_sidecar::identify::token::ClaimNames;
+use dpa_sidecar::identify::token::Issuer;
+use dpa_sidecar::identify::token::Tokens;
+use dpa_sidecar::observed::Observed;
+use dpa_sidecar::observed::Peer;
+use dpa_sidecar::observed::Target;
+use http::HeaderMap;
+use http::Method;
+use http::Uri;
+use http::Version;
 use serde_json::Value;
 use serde_json::json;
 
@@ -111,9 +133,10 @@ fn now() -> i64 {
 pub(crate) fn claims(changes: Value) -> Value {
     let mut claims = json!({"iss": ISSUER, "aud": "subscriber-api", "sub": "care-desk", "exp": now() + 600});
     for (name, value) in changes.as_object().unwrap() {
-        match value {
-            Value::Null => drop(claims.as_object_mut().unwrap().remove(name)),
-            value => claims[name] = value.clone(),
+        if value.is_null() {
+            claims.as_object_mut().unwrap().remove(name);
+        } else {
+            claims[name] = value.clone();
         }
     }
     claims
@@ -833,6 +856,9 @@ fn what_claims_say() {
     nothing_of_them_is_anywhere(sidecar, vec!["canaria".to_owned(), "redwood-strand\",\"canaria".to_owned()]);
 }
 
+/// Name, identity in the header, token, who it is, reason of a refusal.
+type Beside<'t> = (&'t str, Option<&'t str>, Option<String>, Result<&'t str, &'t str>, &'t str);
+
 #[test]
 fn a_token_beside_another_proof() {
     let ec = p256();
@@ -844,7 +870,7 @@ fn a_token_beside_another_proof() {
     let sidecar = given.start_in(&upstream, folder);
     let token = |changes| token(&ec, "ES256", "ec", changes);
     let care_desk = token(json!({"dpa_customer": "redwood-strand", "dpa_purpose": "customer_support"}));
-    let table: [(&str, Option<&str>, Option<String>, Result<&str, &str>, &str); 7] = [
+    let table: [Beside<'_>; 7] = [
         ("a token alone", None, Some(care_desk.clone()), Ok("care-desk"), ""),
         ("a header alone has no claims", Some(CARE_DESK), None, Ok("care-desk"), "customer_missing"),
         ("both name one party", Some(CARE_DESK), Some(care_desk.clone()), Ok("care-desk"), ""),
@@ -1042,5 +1068,54 @@ fn a_limit_holds_for_tokens() {
     for (token, expected) in [(fits, Ok("care-desk")), (beyond, Err("too_large"))] {
         let (_, record) = ask(&sidecar, &[format!("Bearer {token}")]);
         assert_eq!(who(&record), expected);
+    }
+}
+
+#[test]
+fn times_are_those_of_the_request_not_of_the_machine() {
+    let ec = p256();
+    let keys = KeySet::read(set(&[ec.jwk(json!({"kid": "ec"}))]).as_bytes()).unwrap();
+    let issuer = Issuer {
+        name: ISSUER.to_owned(),
+        audience: "subscriber-api".to_owned(),
+        algorithms: vec![Algorithm::Es256],
+        claims: ClaimNames::default(),
+        keys: Arc::new(ArcSwap::from_pointee(keys)),
+    };
+    let tokens = Tokens { issuers: vec![issuer], most_bytes: 8192, are_forwarded: false };
+    let trust = Trust { ways: vec![Way::Tokens(tokens)] };
+    let transport = Transport { tls: None, client_certificate: false, is_unix: false };
+    let peer = Peer { address: None, transport, certificate: Fact::Unknown(Why::Missing) };
+    let mut headers = HeaderMap::new();
+    headers.insert("host", "data.example".parse().unwrap());
+    let bearer = format!("Bearer {}", token(&ec, "ES256", "ec", json!({"nbf": 1_000_000_000, "exp": 1_000_000_600})));
+    headers.insert("authorization", bearer.parse().unwrap());
+    let table = [
+        ("long before", 900_000_000, 0, Err(Why::Flawed(Flaw::NotYetValid))),
+        ("31 seconds before", 1_000_000_000 - 31, 0, Err(Why::Flawed(Flaw::NotYetValid))),
+        ("30 seconds before", 1_000_000_000 - 30, 0, Ok(())),
+        ("as it begins", 1_000_000_000, 0, Ok(())),
+        ("the last nanosecond", 1_000_000_599, 999_999_999, Ok(())),
+        ("as it ends", 1_000_000_600, 0, Err(Why::Flawed(Flaw::Expired))),
+        ("after it", 1_000_000_601, 0, Err(Why::Flawed(Flaw::Expired))),
+    ];
+    for (name, second, nanosecond, expected) in table {
+        let (target, host) = Target::read(&Uri::from_static("/"), &headers, Version::HTTP_11).unwrap();
+        let seen = Observed {
+            method: &Method::GET,
+            target,
+            host,
+            headers: &headers,
+            peer: &peer,
+            direction: Direction::Ingress,
+            storage: "US".parse().unwrap(),
+            time: jiff::Timestamp::new(second, nanosecond).unwrap(),
+        };
+        let found = match identify(&seen, &trust).identity {
+            Fact::Known(..) => Ok(()),
+            Fact::Unknown(why) => Err(why),
+            Fact::None => panic!(),
+        };
+        assert_eq!(found, expected, "{name}");
     }
 }
