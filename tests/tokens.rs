@@ -261,8 +261,12 @@ pub(crate) fn who(record: &Value) -> Result<&str, &str> {
 
 /// What `/readyz?verbose` says.
 pub(crate) fn readiness(given: &Given) -> String {
+    health(given, "/readyz?verbose")
+}
+
+fn health(given: &Given, target: &str) -> String {
     let mut stream = std::net::TcpStream::connect(&given.health).unwrap();
-    stream.write_all(b"GET /readyz?verbose HTTP/1.1\r\nHost: h\r\n\r\n").unwrap();
+    stream.write_all(format!("GET {target} HTTP/1.1\r\nHost: h\r\n\r\n").as_bytes()).unwrap();
     let mut text = String::new();
     stream.read_to_string(&mut text).unwrap();
     text
@@ -587,6 +591,11 @@ fn who_a_token_proves() {
         if found != *expected || answer.status != status || !is_told {
             wrong.push(format!("{name}: {found:?} instead of {expected:?}, status {}", answer.status));
         }
+        if status != 200 {
+            let everything = answer.everything();
+            let piece = authorization.iter().flat_map(|value| pieces(value)).find(|piece| everything.contains(piece));
+            assert_eq!(piece, None, "{name}: a piece of the token came back");
+        }
         if status == 401 {
             assert_eq!(answer.value("www-authenticate"), Some("Bearer"), "{name}");
         }
@@ -600,6 +609,7 @@ fn who_a_token_proves() {
     let told = readiness(&given);
     assert!(told.contains(&format!("[+] keys: {ISSUER}: 5 keys (10 passed over), read ")), "{told}");
 
+    let sent: Vec<String> = table.iter().flat_map(|(_, values, _)| values).flat_map(|value| pieces(value)).collect();
     // Of a PSS signature the library takes the same salt as its hash has bytes.
     let Signer::Rsa(pair, _) = rsa else { panic!() };
     let table: [(&str, &'static dyn RsaEncoding, Result<&str, &str>); 2] = [
@@ -614,7 +624,7 @@ fn who_a_token_proves() {
         let Signer::Rsa(back, _) = signer else { panic!() };
         pair = Some(back);
     }
-    nothing_of_them_is_anywhere(sidecar, table_of_secrets(&good));
+    nothing_of_them_is_anywhere(&given, sidecar, sent);
 }
 
 /// Three parts with the padding that base64 has elsewhere, and a signature over just that.
@@ -625,20 +635,32 @@ fn ec_padded(signer: &Signer, payload: &str) -> String {
     format!("{message}.{}", b64(signer.sign(&message)))
 }
 
-/// Pieces of a token: what identifies it, whole or in part.
-fn table_of_secrets(token: &str) -> Vec<String> {
-    let mut parts: Vec<String> = token.split('.').map(str::to_owned).collect();
-    parts.push(STANDARD.encode("care-desk"));
-    parts.extend(["stranger", "evil.example", "nobody"].map(str::to_owned));
-    parts
+/// Pieces of a value of `Authorization`, as they are and decoded, that occur nowhere by chance.
+fn pieces(value: &str) -> Vec<String> {
+    let parts = value.split([' ', '.', ',']).filter(|part| part.len() >= 16);
+    let mut pieces = Vec::new();
+    for part in parts {
+        // The first bytes of all headers and payloads are alike, and so is a signature of zeros.
+        pieces.push(part.chars().rev().take(24).collect::<Vec<_>>().into_iter().rev().collect());
+        pieces.push(part.chars().take(16).collect());
+        pieces.push(STANDARD.encode(part).chars().take(16).collect());
+    }
+    pieces
 }
 
-fn nothing_of_them_is_anywhere(sidecar: Sidecar, secrets: Vec<String>) {
+fn nothing_of_them_is_anywhere(given: &Given, sidecar: Sidecar, secrets: Vec<String>) {
+    let told = readiness(given) + &health(given, "/metrics");
+    assert!(told.contains("dpa_decisions_total"), "{told}");
     let stopped = sidecar.stop();
     let log = std::fs::read_to_string(stopped.folder.file("decisions.ndjson")).unwrap();
     assert!(log.contains("dpa.decision"));
     for secret in secrets {
-        for (sink, text) in [("log", &log), ("standard output", &stopped.stdout), ("standard error", &stopped.stderr)] {
+        for (sink, text) in [
+            ("log", &log),
+            ("standard output", &stopped.stdout),
+            ("standard error", &stopped.stderr),
+            ("health listener", &told),
+        ] {
             assert!(!text.contains(&secret), "{sink} holds {secret}");
         }
     }
@@ -653,7 +675,8 @@ fn what_claims_say() {
     let folder = Folder::new();
     folder.write("jwks.json", &set(&[ec.jwk(json!({"kid": "ec"}))]));
     let upstream = Upstream::ok();
-    let sidecar = Given::identity(&issuer("jwks_file: jwks.json")).start_in(&upstream, folder);
+    let given = Given::identity(&issuer("jwks_file: jwks.json"));
+    let sidecar = given.start_in(&upstream, folder);
 
     let support = r#"customer="redwood-strand", purpose="customer_support""#;
     let instructed = r#"customer="redwood-strand", instruction="ins-001", purpose="customer_support""#;
@@ -853,7 +876,7 @@ fn what_claims_say() {
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
-    nothing_of_them_is_anywhere(sidecar, vec!["canaria".to_owned(), "redwood-strand\",\"canaria".to_owned()]);
+    nothing_of_them_is_anywhere(&given, sidecar, vec!["canaria".to_owned()]);
 }
 
 /// Name, identity in the header, token, who it is, reason of a refusal.
