@@ -375,6 +375,7 @@ fn who_a_token_proves() {
         ("no header", vec![], Err("missing")),
         ("another scheme", vec!["Basic dXNlcjpwYXNz".to_owned()], Err("missing")),
         ("a scheme that only begins so", vec![format!("BearerX {good}")], Err("missing")),
+        ("a bracket behind the scheme, which was passed over once", vec![format!("Bearer[ {good}")], Err("malformed")),
         ("the scheme alone", vec!["Bearer".to_owned()], Err("malformed")),
         ("a token that is none", vec!["Bearer x".to_owned()], Err("malformed")),
         ("two words", vec![format!("Bearer {good} {good}")], Err("malformed")),

@@ -114,8 +114,10 @@ fn bearer(headers: &HeaderMap) -> Bearer<'_> {
     }
     let mut values = values.iter();
     let (Some(value), None) = (values.next(), values.next()) else { return Bearer::Several };
-    let text = value.to_str().ok().and_then(|text| text.split_once(' '));
-    text.map_or(Bearer::Malformed, |(_scheme, token)| Bearer::Token(token.trim_start_matches(' ')))
+    match value.to_str().ok().and_then(|text| text.split_once(' ')) {
+        Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => Bearer::Token(token.trim_start_matches(' ')),
+        Some(_) | None => Bearer::Malformed,
+    }
 }
 
 /// Reads the token and takes its word, if all of it holds.
