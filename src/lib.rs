@@ -28,6 +28,7 @@ pub mod accept;
 pub mod doors;
 pub mod forward;
 pub mod gate;
+pub mod keys;
 pub mod record;
 pub mod respond;
 

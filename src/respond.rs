@@ -57,14 +57,8 @@ fn answer(document: &Document<'_>, decision: Uuid) -> Response<AnswerBody> {
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(DPA_DECISION_ID, id_value(decision));
-    match document.status {
-        401 => {
-            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("DPA-Caller"));
-        }
-        503 => {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
-        }
-        _ => {}
+    if document.status == 503 {
+        headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
     }
     response
 }
@@ -110,7 +104,11 @@ pub fn refused(refusal: &Refusal) -> Response<AnswerBody> {
         clause,
         policy_digest: Some(&refusal.policy.digest),
     };
-    answer(&document, refusal.decision)
+    let mut response = answer(&document, refusal.decision);
+    if status == 401 {
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(refusal.challenge));
+    }
+    response
 }
 
 /// Answers a request that was sent on, or was about to be, and got no answer.

@@ -28,6 +28,8 @@ use crate::forward::UpstreamSettings;
 use crate::gate::Gate;
 use crate::gate::Rules;
 use crate::identify::Way;
+use crate::keys::KeySource;
+use crate::keys::Origin;
 use crate::policy::Policy;
 use crate::policy::terms::Location;
 use crate::record::Batch;
@@ -37,7 +39,11 @@ use crate::record::log::Closing;
 use crate::record::log::Log;
 use crate::record::log::OpenError;
 use crate::record::log::Recorder;
+use crate::reload;
+use crate::reload::Renew;
+use crate::reload::Watched;
 use crate::telemetry::Metrics;
+use crate::telemetry::chain;
 
 /// Why a sidecar cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -115,11 +121,13 @@ pub fn start(settings: Settings, policy: Policy, clock: Clock) -> Result<Sidecar
     let (draining, drained) = watch::channel(false);
     let health = health_socket.map(|socket| {
         let policy = format!("{} revision {} digest {}", policy.name, policy.revision, policy.digest);
-        (socket, Health { draining: drained.clone(), log: log.counters(), metrics: metrics.clone(), policy })
+        let keys = settings.key_sources.clone();
+        (socket, Health { draining: drained.clone(), log: log.counters(), metrics: metrics.clone(), policy, keys })
     });
     let rules = Rules {
         policy: Arc::new(policy),
         trust: settings.trust,
+        keys: settings.key_sources.clone(),
         routes: settings.routes,
         enforcement: settings.enforcement,
         on_failure: settings.log.on_failure,
@@ -137,6 +145,7 @@ pub fn start(settings: Settings, policy: Policy, clock: Clock) -> Result<Sidecar
         drain_timeout: settings.drain_timeout,
         draining: drained,
     };
+    renew(settings.key_sources, share.draining.clone())?;
     let mut workers = Vec::new();
     for number in 0..settings.workers {
         let recorder = log.recorder();
@@ -149,6 +158,37 @@ pub fn start(settings: Settings, policy: Policy, clock: Clock) -> Result<Sidecar
         workers.push(thread);
     }
     Ok(Sidecar { addresses, health, draining, workers, closing })
+}
+
+/// Starts the thread that renews what may change while requests go on.
+fn renew(keys: Vec<Arc<KeySource>>, draining: watch::Receiver<bool>) -> Result<(), StartError> {
+    if keys.is_empty() {
+        return Ok(());
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(StartError::Thread)?;
+    let renewing = move || {
+        runtime.block_on(async {
+            for source in &keys {
+                tokio::spawn(Arc::clone(source).keep_fetched(draining.clone()));
+            }
+            reload::watch(keys.into_iter().filter_map(watched).collect(), draining).await;
+        });
+    };
+    // Nobody waits for it: it holds nothing that has to be written.
+    std::thread::Builder::new().name("dpa-reload".to_owned()).spawn(renewing).map(drop).map_err(StartError::Thread)
+}
+
+fn watched(source: Arc<KeySource>) -> Option<Watched> {
+    let path = match &source.origin {
+        Origin::File(path) => path.clone(),
+        Origin::Url { .. } => return None,
+    };
+    let name = format!("keys of {}", source.issuer);
+    let renew: Renew = Box::new(move |contents| match contents {
+        [bytes] => source.take(bytes).map_err(|error| chain(&error).to_string()),
+        _ => Ok(()),
+    });
+    Some(Watched { name, paths: vec![path], renew })
 }
 
 /// Binds with a backlog that outlasts a burst: connections that do not fit wait a second to try again.
@@ -189,6 +229,7 @@ fn work(runtime: &tokio::runtime::Runtime, share: Share, recorder: &Recorder, is
                 upstream: Rc::clone(upstream),
                 storage: upstream.storage_location().unwrap_or(share.storage),
                 identity_headers: identity_headers(&share.rules),
+                keeps_tokens: share.rules.trust.tokens().is_some_and(|tokens| !tokens.are_forwarded),
                 clock: share.clock,
             });
             let (slots, unread) = (Arc::clone(&share.slots), Arc::clone(&share.unread));
@@ -217,7 +258,7 @@ fn work(runtime: &tokio::runtime::Runtime, share: Share, recorder: &Recorder, is
 fn identity_headers(rules: &Rules) -> Vec<HeaderName> {
     let name = |way: &Way| match way {
         Way::Header { name, .. } => Some(name.clone()),
-        Way::Certificate | Way::Stated { .. } => None,
+        Way::Certificate | Way::Tokens(_) | Way::Stated { .. } => None,
     };
     rules.trust.ways.iter().filter_map(name).collect()
 }

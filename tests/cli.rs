@@ -12,7 +12,7 @@ use crate::support::repository;
 use crate::support::run;
 
 /// File, its problem, and how many errors there are; a file with none has a warning only.
-const INVALID: [(&str, &str, usize); 44] = [
+const INVALID: [(&str, &str, usize); 46] = [
     ("agreement-ends-soon", "DPA030", 0),
     ("alias", "DPA002", 1),
     ("ambiguous-identity", "DPA016", 1),
@@ -48,6 +48,8 @@ const INVALID: [(&str, &str, usize); 44] = [
     ("several-at-once", "DPA008", 3),
     ("subprocessor-twice", "DPA011", 1),
     ("ten-mistakes", "DPA007", 10),
+    ("token-anybody-could-make", "DPA008", 4),
+    ("token-without-the-claim", "DPA031", 0),
     ("too-deep", "DPA009", 1),
     ("unknown-constant", "DPA012", 1),
     ("unknown-field", "DPA004", 1),

@@ -24,4 +24,6 @@ mod proxy;
 mod record;
 mod schema;
 mod stop;
+mod token_keys;
+mod tokens;
 mod upstream_failures;

@@ -17,6 +17,7 @@ use hyper_util::rt::TokioTimer;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
+use crate::keys::KeySource;
 use crate::record::log::Counters;
 use crate::telemetry::Metrics;
 
@@ -31,6 +32,8 @@ pub struct Health {
     pub metrics: Metrics,
     /// Name, revision and digest of the policy.
     pub policy: String,
+    /// The keys of the issuers of tokens.
+    pub keys: Vec<Arc<KeySource>>,
 }
 
 /// Serves until it is dropped. Needs a `LocalSet`.
@@ -85,6 +88,11 @@ impl Health {
         let line =
             |(name, good, what): &(&str, bool, &str)| format!("[{}] {name}: {what}\n", if *good { "+" } else { "-" });
         let mut text: String = if verbose { checks.iter().map(line).collect() } else { String::new() };
+        // An issuer that is down takes nobody else's requests out of the service, so it does not count.
+        for source in self.keys.iter().filter(|_| verbose) {
+            let (has_keys, told) = source.told();
+            text.push_str(&line(&("keys", has_keys, &told)));
+        }
         text.push_str(if is_ready { "ok\n" } else { "not ready\n" });
         (status, text)
     }

@@ -98,6 +98,7 @@ pub(super) fn prepare(source: &Source, err: &mut dyn Write) -> Result<Option<(Se
         print_problems(err, &problems, sources, colour(&std::io::stderr()))?;
         return Ok(None);
     };
+    problems.0.extend(settings.read_keys().0);
     let loaded = match reload::load(&settings.policy_file, None, Some(Timestamp::now())) {
         Ok(loaded) => loaded,
         Err(error) => {

@@ -3,10 +3,12 @@
 //! The only place that reads the environment.
 
 mod document;
+mod tokens;
 
 use std::net::SocketAddr;
 use std::path::Path;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderName;
@@ -18,6 +20,8 @@ use self::document::Later;
 use self::document::Protocol;
 use self::document::Take as TakeDocument;
 pub use self::document::schema;
+use self::tokens::Believed;
+use self::tokens::Claimed;
 use crate::accept::Limits;
 use crate::establish::route;
 use crate::establish::route::Route;
@@ -28,6 +32,7 @@ use crate::establish::route::Take;
 use crate::forward::UpstreamSettings;
 use crate::identify::Trust;
 use crate::identify::Way;
+use crate::keys::KeySource;
 use crate::policy::Durability;
 use crate::policy::Enforcement;
 use crate::policy::Policy;
@@ -36,8 +41,10 @@ use crate::policy::problem::Problem;
 use crate::policy::problem::Problems;
 use crate::policy::problem::Source;
 use crate::policy::problem::nearest;
+use crate::policy::terms::Identity;
 use crate::policy::terms::Location;
 use crate::record::log::LogSettings;
+use crate::telemetry::chain;
 use crate::yaml;
 use crate::yaml::At;
 use crate::yaml::List;
@@ -79,6 +86,8 @@ pub struct Settings {
     pub upstreams: Vec<UpstreamSettings>,
     /// `identity`.
     pub trust: Trust,
+    /// Where the keys of the issuers come from, in the order of the issuers.
+    pub key_sources: Vec<Arc<KeySource>>,
     /// `routes` and `probes`.
     pub routes: Routes,
     /// `decision_log`.
@@ -113,8 +122,12 @@ pub fn environment(name: &str) -> Option<String> {
 /// The settings are there unless a problem is an error.
 #[must_use]
 pub fn compile(source: &Source, environment: &dyn Fn(&str) -> Option<String>) -> (Option<Settings>, Problems) {
-    let mut compiler =
-        Compiler { problems: Problems::default(), folder: folder_of(&source.path), defined_upstreams: Vec::new() };
+    let mut compiler = Compiler {
+        problems: Problems::default(),
+        folder: folder_of(&source.path),
+        defined_upstreams: Vec::new(),
+        claimed: Vec::new(),
+    };
     let settings = compiler.compile(&source.text, environment);
     let problems = compiler.problems;
     if problems.has_errors() { (None, problems) } else { (settings, problems) }
@@ -155,6 +168,20 @@ impl Settings {
         problems
     }
 
+    /// Reads the keys of issuers that are in files, and what else of tokens is.
+    #[must_use]
+    pub fn read_keys(&self) -> Problems {
+        let mut problems = Problems::default();
+        for source in &self.key_sources {
+            if let Err(error) = source.read_files() {
+                let message = format!("there are no keys of `{}`: {}", source.issuer, chain(&error));
+                let help = "correct the path from the folder of this file, or ask the issuer for its JWK Set";
+                problems.push(Problem::error(Code::Unreadable, source.at, message, help));
+            }
+        }
+        problems
+    }
+
     /// What can never pass, and what cannot be seen.
     fn look_out(&self, policy: &Policy, problems: &mut Problems) {
         for (constant, Spanned { value, at }) in &self.constants {
@@ -172,9 +199,18 @@ impl Settings {
             let help = "every request is denied as `transport_too_weak`; only a later version can keep this promise";
             problems.push(Problem::warning(Code::NeverWorks, self.policy_file_at, message, help));
         }
-        for caller in policy.callers_without_location() {
+        let issuers = self.trust.tokens().map_or(&[][..], |tokens| &tokens.issuers);
+        let says_where = |identity: &Identity| {
+            let named = identity.as_str().strip_prefix("jwt:").and_then(|rest| rest.split_once('|'));
+            let issuer = named.and_then(|(name, _)| issuers.iter().find(|issuer| issuer.name == name));
+            issuer.is_some_and(|issuer| issuer.claims.location.is_some())
+        };
+        for (caller, identities) in policy.callers_without_location() {
+            if identities.into_iter().any(says_where) {
+                continue;
+            }
             let message = format!("the caller `{caller}` has no `location`, and no claim can say where it is");
-            let help = "its requests are denied as `location_unknown`: write its location in the policy";
+            let help = "its requests are denied as `location_unknown`: write its location in the policy, or let its token say it: `claims: {location: …}`";
             problems.push(Problem::warning(Code::NeverWorks, self.policy_file_at, message, help));
         }
         for (route, at) in self.routes.all().iter().zip(&self.route_places) {
@@ -202,6 +238,8 @@ struct Compiler {
     folder: PathBuf,
     /// The names of all upstreams, also of those with a fault: a listener that names one makes no mistake.
     defined_upstreams: Vec<String>,
+    /// What routes take from claims, and where they say so.
+    claimed: Vec<(Claimed, At)>,
 }
 
 impl Compiler {
@@ -281,9 +319,14 @@ impl Compiler {
         let (routes, route_places) = self.routes(routes, probes.given(), &mut constants);
         let workers = workers.map_or_else(default_workers, |workers| usize::from(workers.value));
         // Each worker holds one connection's place on each listener while it waits for the next.
-        let limits = self.limits(limits.given().unwrap_or_default(), workers * listeners.len());
+        let (limits, token_bytes) = self.limits(limits.given().unwrap_or_default(), workers * listeners.len());
         let upstreams = upstreams.into_iter().map(|upstream| self.upstream(upstream)).collect();
-        let trust = Trust { ways: identity.into_iter().filter_map(|way| self.way(way)).collect() };
+        let mut believed = Believed::default();
+        for way in identity {
+            self.way(way, token_bytes, &mut believed);
+        }
+        self.claims_are_mapped(&believed);
+        let Believed { ways, key_sources, .. } = believed;
         let health = health.given().and_then(|health| self.address(&health.address));
         let log_at = decision_log.as_ref().map(|log| log.at);
         let log = decision_log.map(|log| self.log(log));
@@ -298,7 +341,8 @@ impl Compiler {
             enforcement: enforcement.given().unwrap_or(Enforcement::Enforce),
             listeners,
             upstreams,
-            trust,
+            trust: Trust { ways },
+            key_sources,
             routes,
             log: log?,
             health,
@@ -419,21 +463,30 @@ impl Compiler {
         }
     }
 
-    fn way(&mut self, Spanned { value: way, at }: Spanned<document::Identity>) -> Option<Way> {
+    fn way(&mut self, way: Spanned<document::Identity>, token_bytes: usize, believed: &mut Believed) {
+        let Spanned { value: way, at } = way;
         let document::Identity { certificate, token, forwarded_certificate, header } = way;
         self.later("identity.certificate", &certificate);
-        self.later("identity.token", &token);
         self.later("identity.forwarded_certificate", &forwarded_certificate);
-        let is_later = certificate.is_some() || token.is_some() || forwarded_certificate.is_some();
-        if header.is_none() && !is_later {
-            self.error(
-                Code::OneOf,
-                at,
-                "this way of identity names none",
-                "write `header: {name: …, trusted_peers: […]}`",
-            );
+        let is_there = [certificate.is_some(), token.is_some(), forwarded_certificate.is_some(), header.is_some()];
+        match is_there.into_iter().filter(|is_there| *is_there).count() {
+            0 => {
+                let help = "write `header: {name: …, trusted_peers: […]}` or `token: {issuer: …, …}`";
+                self.error(Code::OneOf, at, "this way of identity names none", help);
+            }
+            1 => {}
+            _ => {
+                self.error(Code::OneOf, at, "this way of identity names several", "write one in each entry of the list")
+            }
         }
-        let document::Header { name, trusted_peers } = header?;
+        if let Some(token) = token {
+            self.token(token.value, token.at, token_bytes, believed);
+        }
+        believed.ways.extend(header.and_then(|header| self.header(header)));
+    }
+
+    fn header(&mut self, header: document::Header) -> Option<Way> {
+        let document::Header { name, trusted_peers } = header;
         self.not_empty(&trusted_peers);
         let header = HeaderName::from_bytes(name.value.as_bytes()).ok();
         if header.is_none() {
@@ -606,9 +659,21 @@ impl Compiler {
                 }
                 Take::Context
             }
-            TakeDocument::From(From::Claim, _) => {
-                let message = "this version does not have claims yet: they come with tokens";
-                self.error(Code::NotYet, at, message, "take it from the path, the query or the context");
+            TakeDocument::From(From::Claim, name) => {
+                match key {
+                    "customer" => self.claimed.push((Claimed::Customer, at)),
+                    "purpose" => self.claimed.push((Claimed::Purpose, at)),
+                    _ => {
+                        let help = "take it from where the service reads it: path or query";
+                        self.error(Code::FactSource, at, "a subscriber is never taken from a claim", help);
+                    }
+                }
+                if name.is_some() {
+                    let message = "the name of the claim does not stand here";
+                    let help =
+                        "write `{from: claim}`; `identity` names the claim for each issuer: `token: {…, claims: {…}}`";
+                    self.error(Code::FactSource, at, message, help);
+                }
                 Take::Claim
             }
         }
@@ -652,11 +717,13 @@ impl Compiler {
         value
     }
 
-    fn limits(&mut self, limits: document::Limits, least_connections: usize) -> Limits {
+    /// The limits of connections, and of a token.
+    fn limits(&mut self, limits: document::Limits, least_connections: usize) -> (Limits, usize) {
         let document::Limits {
             header_bytes,
             headers,
             header_timeout,
+            token_bytes,
             connections,
             idle_timeout,
             concurrent_requests,
@@ -665,16 +732,16 @@ impl Compiler {
         self.later("limits.idle_timeout", &idle_timeout);
         self.later("limits.concurrent_requests", &concurrent_requests);
         self.later("limits.streams", &streams);
-        Limits {
-            header_bytes: self.at_least(
-                1024,
-                header_bytes.map(|size| Spanned { value: size.value.0, at: size.at }),
-                64 * 1024,
-            ),
+        let bytes =
+            |size: Option<Spanned<document::Size>>| size.map(|size| Spanned { value: size.value.0, at: size.at });
+        let limits = Limits {
+            header_bytes: self.at_least(1024, bytes(header_bytes), 64 * 1024),
             headers: self.at_least(10, headers, 100),
             header_timeout: header_timeout.map_or(Duration::from_secs(10), |span| span.0),
             connections: self.at_least(least_connections.max(1), connections, 10_000),
-        }
+        };
+        // No signed token is smaller than a header, a handful of claims and 64 bytes of signature.
+        (limits, self.at_least(256, bytes(token_bytes), 8 * 1024))
     }
 }
 

@@ -1,13 +1,16 @@
 //! Step 3: says who calls.
 //!
-//! Tries every way that the settings trust and takes the strongest proof. Two proofs that contradict
-//! each other prove nothing.
+//! Tries every way that the settings trust and takes the strongest proof. Two proofs that name different
+//! parties prove nothing: `establish` sees to that, who knows the parties.
 
 mod header;
+pub mod key_set;
+pub mod token;
 
 use http::HeaderName;
 use ipnet::IpNet;
 
+use self::token::Tokens;
 use crate::decide::facts::Fact;
 use crate::decide::facts::Source;
 use crate::decide::facts::Why;
@@ -27,6 +30,8 @@ pub struct Trust {
 pub enum Way {
     /// The client certificate of the connection.
     Certificate,
+    /// A signed token, of any of these issuers.
+    Tokens(Tokens),
     /// A header that names the identity, believed only from these peers.
     Header {
         /// Its name.
@@ -46,8 +51,10 @@ pub enum Way {
 /// Who calls, and what was proven along with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Proven {
-    /// Who.
+    /// Who, by the strongest proof.
     pub identity: Fact<Identity>,
+    /// Who by weaker proofs, where they name it otherwise: they have to be the same party.
+    pub others: Vec<Identity>,
     /// What it says in the same proof, signed.
     pub claims: Claims,
 }
@@ -71,10 +78,35 @@ impl Default for Claims {
     }
 }
 
+impl Trust {
+    /// The tokens that are believed, if any are.
+    #[must_use]
+    pub fn tokens(&self) -> Option<&Tokens> {
+        self.ways.iter().find_map(|way| match way {
+            Way::Tokens(tokens) => Some(tokens),
+            Way::Certificate | Way::Header { .. } | Way::Stated { .. } => None,
+        })
+    }
+
+    /// What somebody without a proof may try, for `WWW-Authenticate`.
+    #[must_use]
+    pub fn challenge(&self) -> &'static str {
+        let has_header = self.ways.iter().any(|way| match way {
+            Way::Header { .. } => true,
+            Way::Certificate | Way::Tokens(_) | Way::Stated { .. } => false,
+        });
+        match (self.tokens(), has_header) {
+            (Some(_), true) => "Bearer, DPA-Caller",
+            (Some(_), false) => "Bearer",
+            (None, _) => "DPA-Caller",
+        }
+    }
+}
+
 impl Proven {
     /// An identity, or none, without claims.
     fn alone(identity: Fact<Identity>) -> Self {
-        Self { identity, claims: Claims::default() }
+        Self { identity, others: Vec::new(), claims: Claims::default() }
     }
 }
 
@@ -88,18 +120,24 @@ pub fn identify(seen: &Observed<'_>, trust: &Trust) -> Proven {
     for way in &trust.ways {
         let found = match way {
             Way::Certificate => Proven::alone(seen.peer.certificate.clone()),
+            Way::Tokens(tokens) => token::identify(seen, tokens),
             Way::Header { name, trusted_peers } => Proven::alone(header::identify(seen, name, trusted_peers)),
             Way::Stated { identity, location } => Proven {
                 identity: Fact::Known(identity.clone(), Source::Case),
+                others: Vec::new(),
                 claims: Claims { location: location.clone(), ..Claims::default() },
             },
         };
         match (proven.identity.known(), found.identity.known()) {
-            (Some(stronger), Some(weaker)) if stronger != weaker => {
-                proven.identity = Fact::Unknown(Why::Contradicted);
-                return proven;
+            (Some(stronger), Some(weaker)) => {
+                if stronger != weaker {
+                    proven.others.push(weaker.clone());
+                }
+                if proven.claims == Claims::default() {
+                    proven.claims = found.claims;
+                }
             }
-            (Some(_), _) => {}
+            (Some(_), None) => {}
             (None, Some(_)) => proven = found,
             // The first way that says more than "nothing there" tells why nobody is known.
             (None, None) if proven.identity == Fact::Unknown(Why::Missing) => proven.identity = found.identity,

@@ -539,9 +539,13 @@ impl Policy {
         })
     }
 
-    /// The processor's own callers whose entry does not say where they are.
-    pub fn callers_without_location(&self) -> impl Iterator<Item = &Id> {
-        self.callers.iter().filter(|caller| caller.location.is_none()).map(|caller| &caller.id)
+    /// The processor's own callers whose entry does not say where they are, and their identities without `*`.
+    pub fn callers_without_location(&self) -> impl Iterator<Item = (&Id, Vec<&Identity>)> {
+        let without = (0..).zip(&self.callers).filter(|(_, caller)| caller.location.is_none());
+        without.map(|(id, caller)| {
+            let own = self.identities.iter().filter(move |(_, party)| **party == Party::Own(CallerId(id)));
+            (&caller.id, own.map(|(identity, _)| identity).collect())
+        })
     }
 
     /// Whether some instruction restricts a subscriber.

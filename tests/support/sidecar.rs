@@ -128,7 +128,11 @@ decision_log: {decision_log}
     }
 
     fn spawn(&self, folder: &Folder) -> Child {
-        let settings = folder.write("sidecar.yaml", &self.text());
+        self.spawn_with(&self.text(), folder)
+    }
+
+    fn spawn_with(&self, text: &str, folder: &Folder) -> Child {
+        let settings = folder.write("sidecar.yaml", text);
         let program = env!("CARGO_BIN_EXE_dpa-sidecar");
         let mut words = self.wrapper.iter().map(String::as_str).chain([program, "run", "--config"]);
         let mut command = Command::new(words.next().unwrap());
@@ -143,7 +147,12 @@ decision_log: {decision_log}
 
     /// Starts it in this folder and waits until it listens.
     pub(crate) fn start_in(&self, folder: Folder) -> Sidecar {
-        let mut child = self.spawn(&folder);
+        self.start_with(&self.text(), folder)
+    }
+
+    /// The same, with another sidecar.yaml.
+    pub(crate) fn start_with(&self, text: &str, folder: Folder) -> Sidecar {
+        let mut child = self.spawn_with(text, &folder);
         let stdout = Output::of(child.stdout.take().unwrap());
         let stderr = Output::of(child.stderr.take().unwrap());
         let address = wait_for("the address", || {
