@@ -3,11 +3,13 @@
 //! Tries every way that the settings trust and takes the strongest proof. Two proofs that contradict
 //! each other prove nothing.
 
+pub mod certificate;
 mod header;
 
 use http::HeaderName;
 use ipnet::IpNet;
 
+use self::certificate::TrustDomain;
 use crate::decide::facts::Fact;
 use crate::decide::facts::Source;
 use crate::decide::facts::Why;
@@ -26,7 +28,10 @@ pub struct Trust {
 #[derive(Clone, Debug)]
 pub enum Way {
     /// The client certificate of the connection.
-    Certificate,
+    Certificate {
+        /// Whose SPIFFE IDs count; empty: those of any trust domain.
+        trust_domains: Vec<TrustDomain>,
+    },
     /// A header that names the identity, believed only from these peers.
     Header {
         /// Its name.
@@ -87,7 +92,9 @@ pub fn identify(seen: &Observed<'_>, trust: &Trust) -> Proven {
     let mut proven = Proven::alone(Fact::Unknown(Why::Missing));
     for way in &trust.ways {
         let found = match way {
-            Way::Certificate => Proven::alone(seen.peer.certificate.clone()),
+            Way::Certificate { trust_domains } => {
+                Proven::alone(certificate::within(&seen.peer.certificate, trust_domains))
+            }
             Way::Header { name, trusted_peers } => Proven::alone(header::identify(seen, name, trusted_peers)),
             Way::Stated { identity, location } => Proven {
                 identity: Fact::Known(identity.clone(), Source::Case),
