@@ -171,6 +171,7 @@ pub(super) struct Upstream {
 
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(extend("minProperties" = 1, "maxProperties" = 1))]
 pub(super) struct Identity {
     /// The client certificate of the connection.
     pub(super) certificate: Option<Spanned<CertificateWay>>,
@@ -179,7 +180,6 @@ pub(super) struct Identity {
     #[schemars(skip)]
     pub(super) forwarded_certificate: Later,
     /// A header whose word is taken from trusted peers.
-    #[schemars(required)]
     pub(super) header: Option<Header>,
 }
 

@@ -29,6 +29,7 @@ use crate::yaml::Spanned;
 /// What a listener shows and asks for. Files are PEM, paths count from the folder of this file.
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(extend("dependentRequired" = {"crl": ["client_ca"]}))]
 pub(super) struct ListenerTls {
     /// The sidecar's own certificate first, then those that vouch for it.
     certificate: Spanned<String>,
@@ -59,6 +60,7 @@ enum ClientAuthentication {
 /// How an upstream is known. It is always verified.
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(extend("dependentRequired" = {"certificate": ["private_key"], "private_key": ["certificate"]}))]
 pub(super) struct UpstreamTls {
     /// A PEM file of the authorities that vouch for it, or `system`: the bundle of the machine.
     ca: Spanned<String>,
