@@ -23,4 +23,5 @@ mod proxy;
 mod record;
 mod schema;
 mod stop;
+mod tls;
 mod upstream_failures;
