@@ -6,6 +6,8 @@ use crate::support::repository;
 
 #[path = "../fuzz/bodies/context.rs"]
 mod context;
+#[path = "../fuzz/bodies/names.rs"]
+mod names;
 #[path = "../fuzz/bodies/policy.rs"]
 mod policy;
 #[path = "../fuzz/bodies/request.rs"]
@@ -18,8 +20,13 @@ type Run = fn(&[u8]);
 
 #[test]
 fn what_was_found_stays_mended() {
-    let table: [(&str, Run); 4] =
-        [("context", context::run), ("policy", policy::run), ("request", request::run), ("settings", settings::run)];
+    let table: [(&str, Run); 5] = [
+        ("context", context::run),
+        ("names", names::run),
+        ("policy", policy::run),
+        ("request", request::run),
+        ("settings", settings::run),
+    ];
     let mut failed = Vec::new();
     for (target, run) in table {
         let entries = std::fs::read_dir(repository("fuzz/corpus").join(target)).unwrap();

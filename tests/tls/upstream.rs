@@ -137,7 +137,7 @@ fn a_service_is_known_by_its_certificate() {
             assert!(log.contains(expected), "{name}: {log}");
             assert!(keys.is_empty() || log.contains("no TLS with the upstream `app`: "), "{name}: {log}");
             let outcome = sidecar.outcome(&answer.decision_id());
-            assert!(keys.is_empty() || outcome["ending"] == "not_forwarded", "{name}: {outcome}");
+            assert!(keys.is_empty() || outcome["outcome"] == "not_forwarded", "{name}: {outcome}");
         }
         let connections = service.shown.lock().unwrap().len();
         // Each of two workers keeps one.
