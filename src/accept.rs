@@ -178,22 +178,30 @@ async fn connected(
         let peer = Peer { address, transport, certificate: Fact::Unknown(Why::Missing) };
         return connection(stream, peer, door, limits, unread, draining).await;
     };
-    let Some(stream) = handshake(stream, tls, limits, unread).await else { return };
+    let Some(stream) = handshake(stream, tls, limits, unread, draining.clone()).await else { return };
     let (transport, certificate) = tls::proven(&stream);
     let peer = Peer { address, transport, certificate };
     connection(stream, peer, door, limits, unread, draining).await;
 }
 
-/// Shakes hands. What fails is counted, unless not a byte came: then it was a look whether the port is open.
+/// Shakes hands. What fails is counted, unless not a byte came: then it was a look whether the port is open. A
+/// connection that has not begun when the drain does is closed, as one is that is idle.
 async fn handshake(
     stream: TcpStream,
     tls: &tls::Server,
     limits: Limits,
     unread: &UnreadCounters,
+    mut draining: watch::Receiver<bool>,
 ) -> Option<tls::FromCaller> {
     let mut has_begun = false;
+    let is_draining = *draining.borrow();
     let begun = async {
-        has_begun = stream.peek(&mut [0]).await? > 0;
+        let mut first = [0];
+        has_begun = tokio::select! {
+            biased;
+            peeked = stream.peek(&mut first) => peeked? > 0,
+            () = drain_begins(&mut draining), if !is_draining => false,
+        };
         if has_begun { tls.accept(stream).await } else { Err(io::ErrorKind::UnexpectedEof.into()) }
     };
     let shaken = tokio::time::timeout(limits.handshake_timeout, begun).await;

@@ -438,6 +438,21 @@ fn files_that_do_not_fit() {
 }
 
 #[test]
+fn a_silent_connection_does_not_hold_up_the_drain() {
+    let upstream = Upstream::ok();
+    let (sidecar, authority) = Tls::to(&upstream.address).start();
+    let mut silent = sidecar.connect();
+    let caller = Caller::new(&authority.pem, Some(&authority.caller(CARE_DESK)));
+    let mut kept = caller.connect(&sidecar.address).unwrap();
+    assert_eq!(kept.ask(&request()).unwrap().status, 200);
+    let stopped = sidecar.stop();
+    assert_eq!(stopped.code, Some(0), "{}", stopped.stderr);
+    assert!(!stopped.stderr.contains("were cut"), "{}", stopped.stderr);
+    assert!(silent.is_closed());
+    assert!(kept.ask(&request()).is_err());
+}
+
+#[test]
 fn half_a_handshake_holds_nobody_up_and_ends() {
     let upstream = Upstream::ok();
     let mut tls = Tls::to(&upstream.address);
