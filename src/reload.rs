@@ -171,9 +171,12 @@ pub async fn watch(mut all: Vec<Watched>, mut draining: watch::Receiver<bool>) {
 
 fn look(watched: &mut Watched, seen: &mut Seen) {
     let now = contents(&watched.paths);
-    if let (Ok(now), Seen::Taken(before)) = (&now, &*seen)
-        && now == before
-    {
+    let is_known = match seen {
+        Seen::Nothing | Seen::Refused(_, false) => false,
+        Seen::Taken(before) => now.as_ref().is_ok_and(|now| now == before),
+        Seen::Refused(before, true) => now.as_ref().ok() == before.as_ref(),
+    };
+    if is_known {
         return;
     }
     let refused = match now {
@@ -191,10 +194,8 @@ fn look(watched: &mut Watched, seen: &mut Seen) {
     };
     let (content, error) = refused;
     let is_told = match seen {
-        Seen::Refused(before, is_told) if *before == content => {
-            if !*is_told {
-                tracing::error!(what = watched.name, error, "changed files are refused; the former stay in force");
-            }
+        Seen::Refused(before, false) if *before == content => {
+            tracing::error!(what = watched.name, error, "changed files are refused; the former stay in force");
             true
         }
         Seen::Nothing | Seen::Taken(_) | Seen::Refused(..) => false,
@@ -217,8 +218,8 @@ pub fn start(
     clock: Clock,
     draining: watch::Receiver<bool>,
 ) -> std::io::Result<()> {
-    watched.extend(all.servers.iter().cloned().map(of_server));
-    watched.extend(all.clients.iter().cloned().map(of_client));
+    watched.extend(all.servers.iter().flat_map(of_server));
+    watched.extend(all.clients.iter().flat_map(of_client));
     if watched.is_empty() {
         return Ok(());
     }
@@ -241,14 +242,20 @@ pub fn start(
     std::thread::Builder::new().name("dpa-reload".to_owned()).spawn(look).map(drop)
 }
 
-fn of_server(server: Arc<tls::Server>) -> Watched {
-    let (name, paths) = (server.name().to_owned(), server.paths());
-    Watched { name, paths, renew: Box::new(move |contents| server.renew(contents).map_err(|error| error.to_string())) }
+fn of_server(server: &Arc<tls::Server>) -> impl Iterator<Item = Watched> {
+    server.parts().into_iter().map(|part| {
+        let (server, name, paths) = (Arc::clone(server), part.name.clone(), part.paths.clone());
+        let renew = move |contents: &[Vec<u8>]| server.renew(&part, contents).map_err(|error| error.to_string());
+        Watched { name, paths, renew: Box::new(renew) }
+    })
 }
 
-fn of_client(client: Arc<tls::Client>) -> Watched {
-    let (name, paths) = (client.name().to_owned(), client.paths());
-    Watched { name, paths, renew: Box::new(move |contents| client.renew(contents).map_err(|error| error.to_string())) }
+fn of_client(client: &Arc<tls::Client>) -> impl Iterator<Item = Watched> {
+    client.parts().into_iter().map(|part| {
+        let (client, name, paths) = (Arc::clone(client), part.name.clone(), part.paths.clone());
+        let renew = move |contents: &[Vec<u8>]| client.renew(&part, contents).map_err(|error| error.to_string());
+        Watched { name, paths, renew: Box::new(renew) }
+    })
 }
 
 fn contents(paths: &[PathBuf]) -> std::io::Result<Vec<Vec<u8>>> {

@@ -5,8 +5,11 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
 
 use arc_swap::ArcSwap;
 use jiff::SignedDuration;
@@ -112,6 +115,17 @@ pub struct Ending {
     pub is_list: bool,
 }
 
+/// Files that belong together, and are renewed together: a fault in one of them holds up no others.
+#[derive(Clone, Debug)]
+pub struct Part {
+    /// For the operational log, such as `listener main: certificate`.
+    pub name: String,
+    /// The files.
+    pub paths: Vec<PathBuf>,
+    /// Their places among all files of the listener or upstream.
+    places: Range<usize>,
+}
+
 /// What was made of files, and until when they hold.
 #[derive(Debug)]
 struct Made<C> {
@@ -119,12 +133,19 @@ struct Made<C> {
     endings: Vec<Ending>,
 }
 
+/// What is in force, and the content of the files that it was made of.
+#[derive(Debug)]
+struct InForce<C> {
+    made: ArcSwap<Made<C>>,
+    contents: Mutex<Vec<Vec<u8>>>,
+}
+
 /// The TLS of a listener.
 #[derive(Debug)]
 pub struct Server {
     name: String,
     settings: ServerSettings,
-    made: ArcSwap<Made<ServerConfig>>,
+    in_force: InForce<ServerConfig>,
 }
 
 /// The TLS towards an upstream.
@@ -132,7 +153,7 @@ pub struct Server {
 pub struct Client {
     name: String,
     settings: ClientSettings,
-    made: ArcSwap<Made<ClientConfig>>,
+    in_force: InForce<ClientConfig>,
 }
 
 /// A connection that a caller made.
@@ -223,8 +244,9 @@ impl Server {
     /// [`Unusable`], of the first file that is.
     pub fn load(listener: &str, settings: ServerSettings) -> Result<Self, Unusable> {
         let name = format!("listener {listener}");
-        let made = make_server(&name, &settings, &read_all(&settings.files())?)?;
-        Ok(Self { name, settings, made: ArcSwap::from_pointee(made) })
+        let contents = read_all(&settings.files())?;
+        let in_force = InForce::new(make_server(&name, &settings, &contents)?, contents);
+        Ok(Self { name, settings, in_force })
     }
 
     /// Its name, for the operational log.
@@ -233,26 +255,32 @@ impl Server {
         &self.name
     }
 
-    /// The files, in the order in which [`Self::renew`] takes their content.
+    /// The files, as they are renewed.
     #[must_use]
-    pub fn paths(&self) -> Vec<PathBuf> {
-        self.settings.files().into_iter().map(|file| file.value.clone()).collect()
+    pub fn parts(&self) -> Vec<Part> {
+        let ServerSettings { certificate, private_key, clients, min_version: _ } = &self.settings;
+        let mut parts = Parts::of(&self.name);
+        parts.push("certificate", &[certificate, private_key]);
+        if let Some(Clients { ca, crl, are_required: _ }) = clients {
+            parts.push("client_ca", &[ca]);
+            parts.push("crl", &crl.iter().collect::<Vec<_>>());
+        }
+        parts.all
     }
 
-    /// Replaces all that was made of the files.
+    /// Takes the new content of a part, and all else as it is in force.
     ///
     /// # Errors
     ///
     /// [`Unusable`]; what was there stays.
-    pub fn renew(&self, contents: &[Vec<u8>]) -> Result<(), Unusable> {
-        self.made.store(Arc::new(make_server(&self.name, &self.settings, contents)?));
-        Ok(())
+    pub fn renew(&self, part: &Part, contents: &[Vec<u8>]) -> Result<(), Unusable> {
+        self.in_force.renew(part, contents, |contents| make_server(&self.name, &self.settings, contents))
     }
 
     /// Until when its files hold.
     #[must_use]
     pub fn endings(&self) -> Vec<Ending> {
-        self.made.load().endings.clone()
+        self.in_force.made.load().endings.clone()
     }
 
     /// Shakes hands. Without a bound in time.
@@ -261,7 +289,7 @@ impl Server {
     ///
     /// Whatever the other side lacks, or if it goes away.
     pub async fn accept(&self, stream: TcpStream) -> io::Result<FromCaller> {
-        let config = Arc::clone(&self.made.load().config);
+        let config = Arc::clone(&self.in_force.made.load().config);
         TlsAcceptor::from(config).accept(stream).await
     }
 }
@@ -274,36 +302,36 @@ impl Client {
     /// [`Unusable`], of the first file that is.
     pub fn load(upstream: &str, settings: ClientSettings) -> Result<Self, Unusable> {
         let name = format!("upstream {upstream}");
-        let made = make_client(&name, &settings, &read_all(&settings.files())?)?;
-        Ok(Self { name, settings, made: ArcSwap::from_pointee(made) })
+        let contents = read_all(&settings.files())?;
+        let in_force = InForce::new(make_client(&name, &settings, &contents)?, contents);
+        Ok(Self { name, settings, in_force })
     }
 
-    /// Its name, for the operational log.
+    /// The files, as they are renewed.
     #[must_use]
-    pub fn name(&self) -> &str {
-        &self.name
+    pub fn parts(&self) -> Vec<Part> {
+        let ClientSettings { ca, is_system: _, server_name: _, own } = &self.settings;
+        let mut parts = Parts::of(&self.name);
+        parts.push("ca", &[ca]);
+        if let Some((certificate, private_key)) = own {
+            parts.push("certificate", &[certificate, private_key]);
+        }
+        parts.all
     }
 
-    /// The files, in the order in which [`Self::renew`] takes their content.
-    #[must_use]
-    pub fn paths(&self) -> Vec<PathBuf> {
-        self.settings.files().into_iter().map(|file| file.value.clone()).collect()
-    }
-
-    /// Replaces all that was made of the files.
+    /// Takes the new content of a part, and all else as it is in force.
     ///
     /// # Errors
     ///
     /// [`Unusable`]; what was there stays.
-    pub fn renew(&self, contents: &[Vec<u8>]) -> Result<(), Unusable> {
-        self.made.store(Arc::new(make_client(&self.name, &self.settings, contents)?));
-        Ok(())
+    pub fn renew(&self, part: &Part, contents: &[Vec<u8>]) -> Result<(), Unusable> {
+        self.in_force.renew(part, contents, |contents| make_client(&self.name, &self.settings, contents))
     }
 
     /// Until when its files hold.
     #[must_use]
     pub fn endings(&self) -> Vec<Ending> {
-        self.made.load().endings.clone()
+        self.in_force.made.load().endings.clone()
     }
 
     /// Shakes hands and holds the other side against its name and authorities. Without a bound in time.
@@ -312,7 +340,7 @@ impl Client {
     ///
     /// If it is somebody else, or goes away.
     pub async fn connect(&self, stream: TcpStream) -> io::Result<ToUpstream> {
-        let config = Arc::clone(&self.made.load().config);
+        let config = Arc::clone(&self.in_force.made.load().config);
         TlsConnector::from(config).connect(self.settings.server_name.clone(), stream).await
     }
 }
@@ -331,6 +359,49 @@ pub fn proven(stream: &FromCaller) -> (Transport, Fact<Identity>) {
     let leaf = session.peer_certificates().and_then(|chain| chain.first());
     let identity = leaf.map_or(Fact::Unknown(Why::Missing), |leaf| certificate::identity(leaf));
     (Transport { tls, client_certificate: leaf.is_some(), is_unix: false }, identity)
+}
+
+impl<C> InForce<C> {
+    fn new(made: Made<C>, contents: Vec<Vec<u8>>) -> Self {
+        Self { made: ArcSwap::from_pointee(made), contents: Mutex::new(contents) }
+    }
+
+    fn renew(
+        &self,
+        part: &Part,
+        contents: &[Vec<u8>],
+        make: impl FnOnce(&[Vec<u8>]) -> Result<Made<C>, Unusable>,
+    ) -> Result<(), Unusable> {
+        let mut in_force = self.contents.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = in_force.iter().take(part.places.start);
+        let behind = in_force.iter().skip(part.places.end);
+        let all: Vec<Vec<u8>> = before.chain(contents).chain(behind).cloned().collect();
+        self.made.store(Arc::new(make(&all)?));
+        *in_force = all;
+        Ok(())
+    }
+}
+
+/// Parts that are being listed.
+struct Parts<'n> {
+    name: &'n str,
+    all: Vec<Part>,
+    next: usize,
+}
+
+impl<'n> Parts<'n> {
+    fn of(name: &'n str) -> Self {
+        Self { name, all: Vec::new(), next: 0 }
+    }
+
+    fn push(&mut self, what: &str, files: &[&PemFile]) {
+        let places = self.next..self.next + files.len();
+        self.next = places.end;
+        if !files.is_empty() {
+            let paths = files.iter().map(|file| file.value.clone()).collect();
+            self.all.push(Part { name: format!("{}: {what}", self.name), paths, places });
+        }
+    }
 }
 
 impl ServerSettings {

@@ -83,7 +83,7 @@ impl Tls {
 workers: 2
 policy: {{file: policy.yaml}}
 listeners: [{{name: main, address: '127.0.0.1:0', upstream: app, tls: {listener}}}]
-upstreams: [{{name: app, address: '{upstream}'{upstream_keys}}}]
+upstreams: [{{name: app, address: '{upstream}', connect_timeout: 5s{upstream_keys}}}]
 identity: [{identity}]
 routes:
   - path: /v1/customers/{{customer}}/subscribers/{{id}}

@@ -125,12 +125,31 @@ fn what_does_not_fit_changes_nothing_and_is_told_once() {
     }
     // And files that are not there.
     std::fs::remove_file(folder.join("data")).unwrap();
-    let told = refused("no files", spoilt.len() + 1);
+    // The certificate and its key are one thing, the authority another.
+    let told = refused("no files", spoilt.len() + 2);
     assert!(!told.contains("BEGIN"), "{told}");
     assert_eq!(caller.ask(&sidecar.address, &request()).unwrap().status, 200);
     mounted.show(9, &second, &authority.pem);
     wait_for("what fits", || (caller.connect(&sidecar.address).unwrap().shown() == second.der).then_some(()));
-    assert_eq!(sidecar.stderr.text().matches("changed files are refused").count(), spoilt.len() + 1, "told once each");
+    assert_eq!(sidecar.stderr.text().matches("changed files are refused").count(), spoilt.len() + 2, "told once each");
+}
+
+#[test]
+fn a_broken_key_does_not_hold_up_a_revocation() {
+    let upstream = Upstream::ok();
+    let mut tls = Tls::to(&upstream.address);
+    tls.listener = format!("{{{SHOWN}, client_ca: ca.crt, crl: [root.crl]}}");
+    let path = tls.folder.write("root.crl", &tls.authority.list(&[], 3_600));
+    let key = tls.folder.file("tls.key");
+    let (sidecar, authority) = tls.start();
+    let pair = authority.caller(CARE_DESK);
+    let caller = Caller::new(&authority.pem, Some(&pair));
+    assert_eq!(caller.ask(&sidecar.address, &request()).unwrap().status, 200);
+    std::fs::remove_file(key).unwrap();
+    wait_for("the broken key", || sidecar.stderr.text().contains("changed files are refused").then_some(()));
+    std::fs::write(path, authority.list(&[pair.number], 3_600)).unwrap();
+    let refused = wait_for("the revocation", || caller.ask(&sidecar.address, &request()).err());
+    assert!(refused.contains("CertificateRevoked"), "{refused}");
 }
 
 #[test]

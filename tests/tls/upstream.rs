@@ -133,9 +133,11 @@ fn a_service_is_known_by_its_certificate() {
                 continue;
             };
             assert_eq!((answer.status, answer.reason()), (502, "upstream_unavailable".to_owned()), "{name}");
-            let log = sidecar.stderr.text();
-            assert!(log.contains(expected), "{name}: {log}");
-            assert!(keys.is_empty() || log.contains("no TLS with the upstream `app`: "), "{name}: {log}");
+            // What is answered may be here before what is logged.
+            let told =
+                if keys.is_empty() { expected.to_owned() } else { "no TLS with the upstream `app`: ".to_owned() };
+            let is_told = |line: &str| line.contains(&told) && line.contains(expected);
+            wait_for(name, || sidecar.stderr.text().lines().any(is_told).then_some(()));
             let outcome = sidecar.outcome(&answer.decision_id());
             assert!(keys.is_empty() || outcome["outcome"] == "not_forwarded", "{name}: {outcome}");
         }
@@ -201,7 +203,7 @@ fn a_service_that_wants_a_certificate_gets_none() {
         start(Tls { upstream: service.address, ..tls }, ", tls: {ca: ca.crt, server_name: data.example}", &[]);
     let answer = sidecar.ask(permitted());
     assert_eq!((answer.status, answer.reason()), (502, "upstream_unavailable".to_owned()));
-    assert!(sidecar.stderr.text().contains("CertificateRequired"), "{}", sidecar.stderr.text());
+    wait_for("the reason", || sidecar.stderr.text().contains("CertificateRequired").then_some(()));
 }
 
 #[test]
