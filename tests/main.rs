@@ -24,6 +24,7 @@ mod proxy;
 mod record;
 mod schema;
 mod stop;
+mod tls;
 mod token_keys;
 mod tokens;
 mod upstream_failures;

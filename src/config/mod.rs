@@ -3,6 +3,7 @@
 //! The only place that reads the environment.
 
 mod document;
+mod tls;
 mod tokens;
 
 use std::net::SocketAddr;
@@ -45,6 +46,7 @@ use crate::policy::terms::Identity;
 use crate::policy::terms::Location;
 use crate::record::log::LogSettings;
 use crate::telemetry::chain;
+use crate::tls::ServerSettings;
 use crate::yaml;
 use crate::yaml::At;
 use crate::yaml::List;
@@ -61,6 +63,10 @@ pub struct Listener {
     pub address: SocketAddr,
     /// Place of its upstream in [`Settings::upstreams`].
     pub upstream: usize,
+    /// What it shows and asks for; none: it listens in clear.
+    pub tls: Option<ServerSettings>,
+    /// Where in the settings it is named.
+    pub at: At,
 }
 
 /// The settings of one sidecar.
@@ -127,8 +133,9 @@ pub fn compile(source: &Source, environment: &dyn Fn(&str) -> Option<String>) ->
         folder: folder_of(&source.path),
         defined_upstreams: Vec::new(),
         claimed: Vec::new(),
+        environment,
     };
-    let settings = compiler.compile(&source.text, environment);
+    let settings = compiler.compile(&source.text);
     let problems = compiler.problems;
     if problems.has_errors() { (None, problems) } else { (settings, problems) }
 }
@@ -194,11 +201,7 @@ impl Settings {
                 problems.push(Problem::warning(Code::NeverWorks, *at, message, help));
             }
         }
-        if policy.security.min_tls_version.is_some() || policy.security.client_certificate_required {
-            let message = "the policy promises TLS or client certificates, and this version listens in clear";
-            let help = "every request is denied as `transport_too_weak`; only a later version can keep this promise";
-            problems.push(Problem::warning(Code::NeverWorks, self.policy_file_at, message, help));
-        }
+        self.check_transport(policy, problems);
         let issuers = self.trust.tokens().map_or(&[][..], |tokens| &tokens.issuers);
         let says_where = |identity: &Identity| {
             let named = identity.as_str().strip_prefix("jwt:").and_then(|rest| rest.split_once('|'));
@@ -233,21 +236,22 @@ fn folder_of(path: &str) -> PathBuf {
     Path::new(path).parent().map(Path::to_path_buf).unwrap_or_default()
 }
 
-struct Compiler {
+struct Compiler<'e> {
     problems: Problems,
     folder: PathBuf,
     /// The names of all upstreams, also of those with a fault: a listener that names one makes no mistake.
     defined_upstreams: Vec<String>,
     /// What routes take from claims, and where they say so.
     claimed: Vec<(Claimed, At)>,
+    environment: &'e dyn Fn(&str) -> Option<String>,
 }
 
-impl Compiler {
+impl Compiler<'_> {
     fn error(&mut self, code: Code, at: At, message: impl Into<String>, help: impl Into<String>) {
         self.problems.push(Problem::error(code, at, message, help));
     }
 
-    fn compile(&mut self, text: &str, environment: &dyn Fn(&str) -> Option<String>) -> Option<Settings> {
+    fn compile(&mut self, text: &str) -> Option<Settings> {
         let mut root = match yaml::read(text, 0) {
             Ok(root) => root,
             Err(faults) => {
@@ -255,6 +259,7 @@ impl Compiler {
                 return None;
             }
         };
+        let environment = self.environment;
         let change = |text: &str| substitute(text, environment);
         if let Err(faults) = root.rewrite(&change) {
             for fault in faults {
@@ -314,6 +319,7 @@ impl Compiler {
         self.distinct(&listeners.iter().map(|it| named(&it.name)).collect::<Vec<_>>());
         let listeners: Vec<_> = listeners.into_iter().filter_map(|it| self.listener(it, &upstream_names)).collect();
         let identity = identity.map(|list| self.filled(list)).unwrap_or_default();
+        self.certificates_asked_for(&identity, &listeners);
         let mut constants = Vec::new();
         let routes = routes.map(|list| self.filled(list)).unwrap_or_default();
         let (routes, route_places) = self.routes(routes, probes.given(), &mut constants);
@@ -404,7 +410,7 @@ impl Compiler {
 
     fn listener(&mut self, listener: document::Listener, upstreams: &[Spanned<String>]) -> Option<Listener> {
         let document::Listener { name, address, upstream, direction, tls } = listener;
-        self.later("listeners.tls", &tls);
+        let tls = tls.map(|tls| self.listener_tls(tls));
         if let Some(Spanned { value: document::Way::Egress, at }) = direction {
             self.error(
                 Code::NotYet,
@@ -425,7 +431,7 @@ impl Compiler {
             self.error(Code::UnknownReference, upstream.at, message, help);
         }
         let address = self.address(&address)?;
-        Some(Listener { name: name.value.to_string(), address, upstream: place? })
+        Some(Listener { name: name.value.to_string(), address, upstream: place?, tls, at: name.at })
     }
 
     fn upstream(&mut self, upstream: document::Upstream) -> UpstreamSettings {
@@ -441,7 +447,6 @@ impl Compiler {
             idle_timeout,
             max_connections,
         } = upstream;
-        self.later("upstreams.tls", &tls);
         self.later("upstreams.recipient", &recipient);
         self.later("upstreams.max_connections", &max_connections);
         if let Some(Spanned { value: Protocol::Http2, at }) = protocol {
@@ -452,6 +457,7 @@ impl Compiler {
             let message = format!("`{}` is not the address of an upstream", address.value);
             self.error(Code::Invalid, address.at, message, "write a host and a port such as `127.0.0.1:3000`");
         }
+        let tls = tls.and_then(|tls| self.upstream_tls(tls, &address));
         let or = |span: Option<document::Span>, default| span.map_or(Duration::from_secs(default), |span| span.0);
         UpstreamSettings {
             name: name.value.to_string(),
@@ -460,24 +466,28 @@ impl Compiler {
             connect_timeout: or(connect_timeout, 1),
             response_timeout: or(response_timeout, 30),
             idle_timeout: or(idle_timeout, 15),
+            tls,
         }
     }
 
     fn way(&mut self, way: Spanned<document::Identity>, token_bytes: usize, believed: &mut Believed) {
         let Spanned { value: way, at } = way;
         let document::Identity { certificate, token, forwarded_certificate, header } = way;
-        self.later("identity.certificate", &certificate);
         self.later("identity.forwarded_certificate", &forwarded_certificate);
         let is_there = [certificate.is_some(), token.is_some(), forwarded_certificate.is_some(), header.is_some()];
         match is_there.into_iter().filter(|is_there| *is_there).count() {
             0 => {
-                let help = "write `header: {name: …, trusted_peers: […]}` or `token: {issuer: …, …}`";
+                let help =
+                    "write `certificate: {}`, `header: {name: …, trusted_peers: […]}` or `token: {issuer: …, …}`";
                 self.error(Code::OneOf, at, "this way of identity names none", help);
             }
             1 => {}
             _ => {
                 self.error(Code::OneOf, at, "this way of identity names several", "write one in each entry of the list")
             }
+        }
+        if let Some(certificate) = certificate {
+            believed.ways.push(self.certificate_way(certificate.value));
         }
         if let Some(token) = token {
             self.token(token.value, token.at, token_bytes, believed);
@@ -500,7 +510,7 @@ impl Compiler {
                 Ok(net) => nets.push(net),
                 Err(_) => {
                     let message = format!("`{}` is not a network", peer.value);
-                    let help = "write a CIDR such as `127.0.0.1/32`; identities of peers come with certificates";
+                    let help = "write a CIDR such as `127.0.0.1/32`";
                     self.error(Code::Invalid, peer.at, message, help);
                 }
             }
@@ -724,6 +734,7 @@ impl Compiler {
             headers,
             header_timeout,
             token_bytes,
+            handshake_timeout,
             connections,
             idle_timeout,
             concurrent_requests,
@@ -738,6 +749,7 @@ impl Compiler {
             header_bytes: self.at_least(1024, bytes(header_bytes), 64 * 1024),
             headers: self.at_least(10, headers, 100),
             header_timeout: header_timeout.map_or(Duration::from_secs(10), |span| span.0),
+            handshake_timeout: handshake_timeout.map_or(Duration::from_secs(10), |span| span.0),
             connections: self.at_least(least_connections.max(1), connections, 10_000),
         };
         // No signed token is smaller than a header, a handful of claims and 64 bytes of signature.

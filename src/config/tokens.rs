@@ -34,13 +34,13 @@ impl Believed {
     fn issuers(&self) -> &[Issuer] {
         let tokens = self.ways.iter().find_map(|way| match way {
             Way::Tokens(tokens) => Some(tokens),
-            Way::Certificate | Way::Header { .. } | Way::Stated { .. } => None,
+            Way::Certificate { .. } | Way::Header { .. } | Way::Stated { .. } => None,
         });
         tokens.map_or(&[], |tokens| tokens.issuers.as_slice())
     }
 }
 
-impl Compiler {
+impl Compiler<'_> {
     /// All issuers are one way: the token itself says whose it is.
     pub(super) fn token(&mut self, token: document::Token, at: At, most_bytes: usize, believed: &mut Believed) {
         let document::Token { issuer, audience, algorithms, jwks_file, jwks_url, jwks_ca, claims, forward } = token;
@@ -65,7 +65,7 @@ impl Compiler {
         let issuer = Issuer { name: issuer.value, audience: audience.value, algorithms, claims, keys };
         let known = believed.ways.iter_mut().find_map(|way| match way {
             Way::Tokens(tokens) => Some(tokens),
-            Way::Certificate | Way::Header { .. } | Way::Stated { .. } => None,
+            Way::Certificate { .. } | Way::Header { .. } | Way::Stated { .. } => None,
         });
         match known {
             Some(tokens) => tokens.issuers.push(issuer),

@@ -3,6 +3,7 @@
 //! Tries every way that the settings trust and takes the strongest proof. Two proofs that name different
 //! parties prove nothing: `establish` sees to that, who knows the parties.
 
+pub mod certificate;
 mod header;
 pub mod key_set;
 pub mod token;
@@ -10,6 +11,7 @@ pub mod token;
 use http::HeaderName;
 use ipnet::IpNet;
 
+use self::certificate::TrustDomain;
 use self::token::Tokens;
 use crate::decide::facts::Fact;
 use crate::decide::facts::Source;
@@ -29,7 +31,10 @@ pub struct Trust {
 #[derive(Clone, Debug)]
 pub enum Way {
     /// The client certificate of the connection.
-    Certificate,
+    Certificate {
+        /// Whose SPIFFE IDs count; empty: those of any trust domain.
+        trust_domains: Vec<TrustDomain>,
+    },
     /// A signed token, of any of these issuers.
     Tokens(Tokens),
     /// A header that names the identity, believed only from these peers.
@@ -84,7 +89,7 @@ impl Trust {
     pub fn tokens(&self) -> Option<&Tokens> {
         self.ways.iter().find_map(|way| match way {
             Way::Tokens(tokens) => Some(tokens),
-            Way::Certificate | Way::Header { .. } | Way::Stated { .. } => None,
+            Way::Certificate { .. } | Way::Header { .. } | Way::Stated { .. } => None,
         })
     }
 
@@ -93,7 +98,7 @@ impl Trust {
     pub fn challenge(&self) -> &'static str {
         let has_header = self.ways.iter().any(|way| match way {
             Way::Header { .. } => true,
-            Way::Certificate | Way::Tokens(_) | Way::Stated { .. } => false,
+            Way::Certificate { .. } | Way::Tokens(_) | Way::Stated { .. } => false,
         });
         match (self.tokens(), has_header) {
             (Some(_), true) => "Bearer, DPA-Caller",
@@ -119,7 +124,9 @@ pub fn identify(seen: &Observed<'_>, trust: &Trust) -> Proven {
     let mut proven = Proven::alone(Fact::Unknown(Why::Missing));
     for way in &trust.ways {
         let found = match way {
-            Way::Certificate => Proven::alone(seen.peer.certificate.clone()),
+            Way::Certificate { trust_domains } => {
+                Proven::alone(certificate::within(&seen.peer.certificate, trust_domains))
+            }
             Way::Tokens(tokens) => token::identify(seen, tokens),
             Way::Header { name, trusted_peers } => Proven::alone(header::identify(seen, name, trusted_peers)),
             Way::Stated { identity, location } => Proven {
