@@ -217,7 +217,7 @@ fn work(runtime: &tokio::runtime::Runtime, share: Share, recorder: &Recorder, is
 fn identity_headers(rules: &Rules) -> Vec<HeaderName> {
     let name = |way: &Way| match way {
         Way::Header { name, .. } => Some(name.clone()),
-        Way::Certificate | Way::Stated { .. } => None,
+        Way::Certificate | Way::ForwardedCertificate { .. } | Way::Stated { .. } => None,
     };
     rules.trust.ways.iter().filter_map(name).collect()
 }

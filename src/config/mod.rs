@@ -27,6 +27,7 @@ use crate::establish::route::Subject;
 use crate::establish::route::Take;
 use crate::forward::UpstreamSettings;
 use crate::identify::Trust;
+use crate::identify::TrustedPeers;
 use crate::identify::Way;
 use crate::policy::Durability;
 use crate::policy::Enforcement;
@@ -36,6 +37,7 @@ use crate::policy::problem::Problem;
 use crate::policy::problem::Problems;
 use crate::policy::problem::Source;
 use crate::policy::problem::nearest;
+use crate::policy::terms::Identity;
 use crate::policy::terms::Location;
 use crate::record::log::LogSettings;
 use crate::yaml;
@@ -93,6 +95,7 @@ pub struct Settings {
     constants: Vec<(Constant, Spanned<String>)>,
     /// Where each route stands.
     route_places: Vec<At>,
+    identity_at: At,
     log_at: At,
 }
 
@@ -152,7 +155,35 @@ impl Settings {
             }
         }
         self.look_out(policy, &mut problems);
+        self.look_out_for_callers(policy, &mut problems);
         problems
+    }
+
+    /// Identities of the policy that no way of these settings can ever prove: one warning for each kind.
+    fn look_out_for_callers(&self, policy: &Policy, problems: &mut Problems) {
+        let mut kinds: [(&str, Vec<&Identity>); 3] =
+            [("SPIFFE IDs", vec![]), ("DNS names", vec![]), ("tokens", vec![])];
+        for (identity, _) in policy.all_identities().filter(|(identity, _)| !self.trust.can_prove(identity)) {
+            let [spiffe, dns, token] = &mut kinds;
+            let (_, kind) = if identity.is_spiffe() {
+                spiffe
+            } else if identity.is_dns() {
+                dns
+            } else {
+                token
+            };
+            kind.push(identity);
+        }
+        for (kind, identities) in kinds {
+            let Some(first) = identities.iter().min() else { continue };
+            let others = match identities.len() - 1 {
+                0 => String::new(),
+                count => format!(", nor {count} more of the {kind} of the policy"),
+            };
+            let message = format!("no way of `identity` can prove `{first}`{others}");
+            let help = "requests of these parties are denied as `caller_unidentified` here; add a way that proves them";
+            problems.push(Problem::warning(Code::NeverWorks, self.identity_at, message, help));
+        }
     }
 
     /// What can never pass, and what cannot be seen.
@@ -275,6 +306,7 @@ impl Compiler {
         let listeners = listeners.map(|list| self.filled(list)).unwrap_or_default();
         self.distinct(&listeners.iter().map(|it| named(&it.name)).collect::<Vec<_>>());
         let listeners: Vec<_> = listeners.into_iter().filter_map(|it| self.listener(it, &upstream_names)).collect();
+        let identity_at = identity.as_ref().map(|list| list.at);
         let identity = identity.map(|list| self.filled(list)).unwrap_or_default();
         let mut constants = Vec::new();
         let routes = routes.map(|list| self.filled(list)).unwrap_or_default();
@@ -283,7 +315,7 @@ impl Compiler {
         // Each worker holds one connection's place on each listener while it waits for the next.
         let limits = self.limits(limits.given().unwrap_or_default(), workers * listeners.len());
         let upstreams = upstreams.into_iter().map(|upstream| self.upstream(upstream)).collect();
-        let trust = Trust { ways: identity.into_iter().filter_map(|way| self.way(way)).collect() };
+        let trust = Trust::new(identity.into_iter().filter_map(|way| self.way(way)).collect());
         let health = health.given().and_then(|health| self.address(&health.address));
         let log_at = decision_log.as_ref().map(|log| log.at);
         let log = decision_log.map(|log| self.log(log));
@@ -306,6 +338,7 @@ impl Compiler {
             drain_timeout: drain_timeout.given().map_or(Duration::from_secs(25), |span| span.0),
             constants,
             route_places,
+            identity_at: identity_at?,
             log_at: log_at?,
         })
     }
@@ -423,36 +456,56 @@ impl Compiler {
         let document::Identity { certificate, token, forwarded_certificate, header } = way;
         self.later("identity.certificate", &certificate);
         self.later("identity.token", &token);
-        self.later("identity.forwarded_certificate", &forwarded_certificate);
-        let is_later = certificate.is_some() || token.is_some() || forwarded_certificate.is_some();
-        if header.is_none() && !is_later {
-            self.error(
-                Code::OneOf,
-                at,
-                "this way of identity names none",
-                "write `header: {name: …, trusted_peers: […]}`",
-            );
+        let named = [certificate.is_some(), token.is_some(), forwarded_certificate.is_some(), header.is_some()];
+        match named.iter().filter(|is_named| **is_named).count() {
+            0 => {
+                let help =
+                    "write `header: {name: …, trusted_peers: […]}` or `forwarded_certificate: {trusted_peers: […]}`";
+                self.error(Code::OneOf, at, "this way of identity names none", help);
+            }
+            1 => {}
+            _ => {
+                let help = "give each its own entry, with its own `-`";
+                self.error(Code::OneOf, at, "this way of identity names more than one", help);
+            }
         }
-        let document::Header { name, trusted_peers } = header?;
-        self.not_empty(&trusted_peers);
-        let header = HeaderName::from_bytes(name.value.as_bytes()).ok();
-        if header.is_none() {
-            let message = format!("`{}` is not the name of a header", name.value);
-            self.error(Code::Invalid, name.at, message, "write a name such as `DPA-Caller`");
-        }
-        let mut nets = Vec::new();
-        for peer in &trusted_peers.items {
-            let single = || peer.value.parse::<std::net::IpAddr>().map(IpNet::from);
-            match peer.value.parse::<IpNet>().or_else(|_| single()) {
-                Ok(net) => nets.push(net),
-                Err(_) => {
-                    let message = format!("`{}` is not a network", peer.value);
-                    let help = "write a CIDR such as `127.0.0.1/32`; identities of peers come with certificates";
-                    self.error(Code::Invalid, peer.at, message, help);
+        let forwarded_certificate = forwarded_certificate
+            .map(|it| Way::ForwardedCertificate { trusted_peers: self.trusted_peers(&it.trusted_peers) });
+        let header = header.and_then(|document::Header { name, trusted_peers }| {
+            let trusted_peers = self.trusted_peers(&trusted_peers);
+            let header = HeaderName::from_bytes(name.value.as_bytes()).ok();
+            if header.is_none() {
+                let message = format!("`{}` is not the name of a header", name.value);
+                self.error(Code::Invalid, name.at, message, "write a name such as `DPA-Caller`");
+            }
+            Some(Way::Header { name: header?, trusted_peers })
+        });
+        forwarded_certificate.or(header)
+    }
+
+    fn trusted_peers(&mut self, list: &List<Spanned<String>>) -> TrustedPeers {
+        self.not_empty(list);
+        let mut peers = TrustedPeers::default();
+        for Spanned { value, at } in &list.items {
+            let single = || value.parse::<std::net::IpAddr>().map(IpNet::from);
+            let is_identity = ["spiffe:", "dns:", "jwt:"].iter().any(|kind| value.starts_with(kind));
+            match (value.parse::<IpNet>().or_else(|_| single()), value.parse::<Identity>()) {
+                (Ok(network), _) => peers.networks.push(network),
+                (Err(_), Ok(identity)) if identity.issuer().is_none() => peers.identities.push(identity),
+                (Err(_), Ok(_)) => {
+                    let message = format!("`{value}` is not an identity that a connection can prove");
+                    let help = "write what the peer's own certificate names: a SPIFFE ID or `dns:NAME`; or its network";
+                    self.error(Code::Invalid, *at, message, help);
+                }
+                (Err(_), Err(error)) if is_identity => self.error(Code::Invalid, *at, error.wrong, error.help),
+                (Err(_), Err(_)) => {
+                    let message = format!("`{value}` is neither a network nor an identity");
+                    let help = "write a CIDR such as `127.0.0.1/32`, or the SPIFFE ID or `dns:NAME` that the peer's own certificate names";
+                    self.error(Code::Invalid, *at, message, help);
                 }
             }
         }
-        Some(Way::Header { name: header?, trusted_peers: nets })
+        peers
     }
 
     fn routes(

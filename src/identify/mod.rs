@@ -1,17 +1,21 @@
 //! Step 3: says who calls.
 //!
 //! Tries every way that the settings trust and takes the strongest proof. Two proofs that contradict
-//! each other prove nothing.
+//! each other prove nothing, and one that is presented and flawed is not overlooked.
 
+pub mod forwarded;
 mod header;
+mod peers;
 
 use http::HeaderName;
-use ipnet::IpNet;
 
+pub use self::peers::TrustedPeers;
 use crate::decide::facts::Fact;
+use crate::decide::facts::Flaw;
 use crate::decide::facts::Source;
 use crate::decide::facts::Why;
 use crate::observed::Observed;
+use crate::policy::Policy;
 use crate::policy::terms::Identity;
 use crate::policy::terms::Location;
 
@@ -27,12 +31,17 @@ pub struct Trust {
 pub enum Way {
     /// The client certificate of the connection.
     Certificate,
-    /// A header that names the identity, believed only from these peers.
+    /// The client certificate that a proxy tells of in `X-Forwarded-Client-Cert`.
+    ForwardedCertificate {
+        /// The proxies whose word is taken for it.
+        trusted_peers: TrustedPeers,
+    },
+    /// A header that names the identity.
     Header {
         /// Its name.
         name: HeaderName,
-        /// The networks of the peers.
-        trusted_peers: Vec<IpNet>,
+        /// The peers whose word is taken for it.
+        trusted_peers: TrustedPeers,
     },
     /// Stated by a test case, with its location claim. No settings file can say this.
     Stated {
@@ -78,33 +87,360 @@ impl Proven {
     }
 }
 
-/// Says who calls, from the strongest proof at hand.
-///
-/// A header counts only from a peer in `trusted_peers`; from anyone else it is [`Why::Unproven`], not
-/// ignored, so that the record shows it.
-#[must_use]
-pub fn identify(seen: &Observed<'_>, trust: &Trust) -> Proven {
-    let mut proven = Proven::alone(Fact::Unknown(Why::Missing));
-    for way in &trust.ways {
-        let found = match way {
-            Way::Certificate => Proven::alone(seen.peer.certificate.clone()),
-            Way::Header { name, trusted_peers } => Proven::alone(header::identify(seen, name, trusted_peers)),
-            Way::Stated { identity, location } => Proven {
+impl Way {
+    /// Its place among the ways, the strongest first.
+    fn place(&self) -> u8 {
+        match self {
+            Self::Stated { .. } => 0,
+            Self::Certificate => 1,
+            Self::ForwardedCertificate { .. } => 3,
+            Self::Header { .. } => 4,
+        }
+    }
+
+    /// The peers that may speak for others in this way.
+    fn trusted_peers(&self) -> Option<&TrustedPeers> {
+        match self {
+            Self::ForwardedCertificate { trusted_peers } | Self::Header { trusted_peers, .. } => Some(trusted_peers),
+            Self::Certificate | Self::Stated { .. } => None,
+        }
+    }
+
+    /// Whether this way could ever prove this identity, or one that this pattern means.
+    fn can_prove(&self, identity: &Identity) -> bool {
+        match self {
+            Self::Certificate | Self::ForwardedCertificate { .. } => identity.is_spiffe() || identity.is_dns(),
+            Self::Header { .. } => true,
+            Self::Stated { identity: stated, .. } => identity.covers(stated),
+        }
+    }
+
+    /// What it finds.
+    fn find(&self, seen: &Observed<'_>) -> Proven {
+        match self {
+            Self::Certificate => Proven::alone(seen.peer.certificate.clone()),
+            Self::ForwardedCertificate { trusted_peers } => Proven::alone(forwarded::identify(seen, trusted_peers)),
+            Self::Header { name, trusted_peers } => Proven::alone(header::identify(seen, name, trusted_peers)),
+            Self::Stated { identity, location } => Proven {
                 identity: Fact::Known(identity.clone(), Source::Case),
                 claims: Claims { location: location.clone(), ..Claims::default() },
             },
-        };
-        match (proven.identity.known(), found.identity.known()) {
-            (Some(stronger), Some(weaker)) if stronger != weaker => {
-                proven.identity = Fact::Unknown(Why::Contradicted);
-                return proven;
-            }
-            (Some(_), _) => {}
-            (None, Some(_)) => proven = found,
-            // The first way that says more than "nothing there" tells why nobody is known.
-            (None, None) if proven.identity == Fact::Unknown(Why::Missing) => proven.identity = found.identity,
-            (None, None) => {}
         }
     }
-    proven
+}
+
+impl Trust {
+    /// These ways, the strongest first: certificate, token, forwarded certificate, header.
+    #[must_use]
+    pub fn new(mut ways: Vec<Way>) -> Self {
+        ways.sort_by_key(Way::place);
+        Self { ways }
+    }
+
+    /// Whether any way could ever prove this identity, or one that this pattern means.
+    #[must_use]
+    pub fn can_prove(&self, identity: &Identity) -> bool {
+        self.ways.iter().any(|way| way.can_prove(identity))
+    }
+
+    /// Whether a peer with this identity may speak for others.
+    fn lets_speak(&self, identity: &Identity) -> bool {
+        self.ways.iter().filter_map(Way::trusted_peers).any(|peers| peers.name(identity))
+    }
+}
+
+/// Says who calls, from the strongest proof at hand.
+///
+/// - What is presented has to hold: a flawed proof is not overlooked for a good one beside it.
+/// - A header from a peer that is not trusted is no proof. It changes nothing, but for [`Why::Unproven`] where
+///   there is no other.
+/// - All proofs have to speak of one caller: the same identity, or the same party of the policy. Else they are
+///   [`Why::Contradicted`].
+/// - The certificate of a trusted peer says who carried the request. It gives way to the caller that the peer
+///   names, or whose token it carries, and adds nothing to what that caller may do.
+#[must_use]
+pub fn identify(seen: &Observed<'_>, trust: &Trust, policy: &Policy) -> Proven {
+    strongest(trust.ways.iter().map(|way| way.find(seen)), trust, policy)
+}
+
+/// The strongest of what was found, if all of it goes together.
+fn strongest(all: impl Iterator<Item = Proven>, trust: &Trust, policy: &Policy) -> Proven {
+    let unknown = |why| Proven::alone(Fact::Unknown(why));
+    let mut proven: Option<Proven> = None;
+    let mut carrier = None;
+    let mut absence = Why::Missing;
+    let mut has_foreign_token = false;
+    let mut has_token = false;
+    for found in all {
+        let (identity, is_token) = match &found.identity {
+            Fact::Known(identity, source) => (identity, *source == Source::Token),
+            Fact::None | Fact::Unknown(Why::Missing) => continue,
+            Fact::Unknown(Why::Unproven) => {
+                absence = Why::Unproven;
+                continue;
+            }
+            // Another entry may know the issuer.
+            Fact::Unknown(Why::Flawed(Flaw::UnknownIssuer)) => {
+                has_foreign_token = true;
+                continue;
+            }
+            Fact::Unknown(why @ (Why::Malformed | Why::Contradicted | Why::NotInPolicy { .. } | Why::Flawed(_))) => {
+                return unknown(*why);
+            }
+        };
+        has_token |= is_token;
+        if found.identity.source() == Some(Source::Certificate) && trust.lets_speak(identity) {
+            carrier = Some(found);
+            continue;
+        }
+        let Some(stronger) = &mut proven else {
+            proven = Some(found);
+            continue;
+        };
+        if !stronger.identity.known().is_some_and(|stronger| is_one(stronger, identity, policy)) {
+            return unknown(Why::Contradicted);
+        }
+        if is_token {
+            stronger.claims = found.claims;
+        }
+    }
+    if has_foreign_token && !has_token {
+        return unknown(Why::Flawed(Flaw::UnknownIssuer));
+    }
+    proven.or(carrier).unwrap_or_else(|| unknown(absence))
+}
+
+/// Whether two identities are one caller's.
+fn is_one(one: &Identity, other: &Identity, policy: &Policy) -> bool {
+    one == other || policy.party(one).is_some_and(|party| policy.party(other) == Some(party))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy;
+    use crate::policy::problem::Source as File;
+
+    const GATEWAY: &str = "spiffe://mesh.example/ns/edge/sa/gateway";
+    const CARE: &str = "spiffe://lumenfield.example/sa/care-desk";
+    const CARE_TOKEN: &str = "jwt:https://id.lumenfield.example|care-desk";
+    const SYNC: &str = "spiffe://ticketriver.example/sa/sync";
+    const STRANGER: &str = "dns:stranger.example";
+
+    fn policy() -> Policy {
+        let more = format!("[\"{CARE}\", \"{CARE_TOKEN}\"]");
+        let text = include_str!("../../tests/valid-policy.yaml").replace(&format!("[\"{CARE}\"]"), &more);
+        let source = File { path: "policy.yaml".to_owned(), text };
+        policy::compile(&[source], &["policy.yaml".to_owned()], None, None).0.unwrap()
+    }
+
+    /// The gateway may speak for others.
+    fn trust() -> Trust {
+        let trusted_peers = TrustedPeers {
+            networks: vec![],
+            identities: vec!["spiffe://mesh.example/ns/*/sa/gateway".parse().unwrap()],
+        };
+        let header =
+            Way::Header { name: HeaderName::from_static("dpa-caller"), trusted_peers: TrustedPeers::default() };
+        Trust::new(vec![header, Way::ForwardedCertificate { trusted_peers }, Way::Certificate])
+    }
+
+    fn by(source: Source, identity: &str) -> Proven {
+        let purpose = (source == Source::Token).then(|| "customer_support".to_owned());
+        let claims = Claims { purpose, ..Claims::default() };
+        Proven { identity: Fact::Known(identity.parse().unwrap(), source), claims }
+    }
+
+    #[test]
+    fn what_is_proven_goes_together() {
+        use Source::Certificate;
+        use Source::ForwardedCertificate as Forwarded;
+        use Source::Header;
+        use Source::Token;
+        let without = |why| Proven::alone(Fact::Unknown(why));
+        let flawed = |flaw| without(Why::Flawed(flaw));
+        let missing = || without(Why::Missing);
+        let unproven = || without(Why::Unproven);
+        let known = |source, identity: &str| Ok((source, identity.to_owned()));
+        // What was found; who calls and whether the token's claims count, or why nobody is known.
+        let table = [
+            ("nothing", vec![missing(), missing()], Err(Why::Missing), false),
+            ("a header from anybody", vec![missing(), unproven()], Err(Why::Unproven), false),
+            ("a certificate", vec![by(Certificate, CARE)], known(Certificate, CARE), false),
+            ("a token", vec![missing(), by(Token, CARE_TOKEN)], known(Token, CARE_TOKEN), true),
+            (
+                "a certificate and a token of one party",
+                vec![by(Certificate, CARE), by(Token, CARE_TOKEN)],
+                known(Certificate, CARE),
+                true,
+            ),
+            (
+                "a certificate and a token of two parties",
+                vec![by(Certificate, SYNC), by(Token, CARE_TOKEN)],
+                Err(Why::Contradicted),
+                false,
+            ),
+            (
+                "the same one, who is no party, twice",
+                vec![by(Certificate, STRANGER), by(Header, STRANGER)],
+                known(Certificate, STRANGER),
+                false,
+            ),
+            (
+                "two who are no party",
+                vec![by(Certificate, STRANGER), by(Header, "dns:other.example")],
+                Err(Why::Contradicted),
+                false,
+            ),
+            (
+                "a party and one who is none",
+                vec![by(Certificate, STRANGER), by(Header, CARE)],
+                Err(Why::Contradicted),
+                false,
+            ),
+            (
+                "a certificate, and a header from anybody",
+                vec![by(Certificate, CARE), unproven()],
+                known(Certificate, CARE),
+                false,
+            ),
+            (
+                "a certificate, and a token that is over",
+                vec![by(Certificate, CARE), flawed(Flaw::Expired)],
+                Err(Why::Flawed(Flaw::Expired)),
+                false,
+            ),
+            (
+                "a flawed certificate, and a good header",
+                vec![flawed(Flaw::NotALeaf), by(Header, CARE)],
+                Err(Why::Flawed(Flaw::NotALeaf)),
+                false,
+            ),
+            (
+                "a certificate, and a malformed forwarded one of a trusted peer",
+                vec![by(Certificate, GATEWAY), without(Why::Malformed)],
+                Err(Why::Malformed),
+                false,
+            ),
+            ("a gateway for itself", vec![by(Certificate, GATEWAY), missing()], known(Certificate, GATEWAY), false),
+            (
+                "a gateway that sends on a header it is not trusted with",
+                vec![by(Certificate, GATEWAY), unproven()],
+                known(Certificate, GATEWAY),
+                false,
+            ),
+            (
+                "a gateway for a caller",
+                vec![by(Certificate, GATEWAY), by(Forwarded, CARE)],
+                known(Forwarded, CARE),
+                false,
+            ),
+            (
+                "a gateway with a caller's token",
+                vec![by(Certificate, GATEWAY), by(Token, CARE_TOKEN)],
+                known(Token, CARE_TOKEN),
+                true,
+            ),
+            (
+                "a gateway with the token of one caller and the certificate of another",
+                vec![by(Certificate, GATEWAY), by(Token, CARE_TOKEN), by(Forwarded, SYNC)],
+                Err(Why::Contradicted),
+                false,
+            ),
+            (
+                "a gateway with the certificate of one caller and a header that names another",
+                vec![by(Certificate, GATEWAY), by(Forwarded, CARE), by(Header, SYNC)],
+                Err(Why::Contradicted),
+                false,
+            ),
+            (
+                "a gateway whose token is that of the caller it names",
+                vec![by(Certificate, GATEWAY), by(Token, CARE_TOKEN), by(Forwarded, CARE)],
+                known(Token, CARE_TOKEN),
+                true,
+            ),
+            (
+                "one who is no gateway, for a caller",
+                vec![by(Certificate, SYNC), by(Forwarded, CARE)],
+                Err(Why::Contradicted),
+                false,
+            ),
+            (
+                "a token that one entry knows and another does not",
+                vec![flawed(Flaw::UnknownIssuer), by(Token, CARE_TOKEN)],
+                known(Token, CARE_TOKEN),
+                true,
+            ),
+            (
+                "the same, the other way round",
+                vec![by(Token, CARE_TOKEN), flawed(Flaw::UnknownIssuer)],
+                known(Token, CARE_TOKEN),
+                true,
+            ),
+            (
+                "a token that no entry knows, beside a certificate",
+                vec![by(Certificate, CARE), flawed(Flaw::UnknownIssuer)],
+                Err(Why::Flawed(Flaw::UnknownIssuer)),
+                false,
+            ),
+            (
+                "a token that one entry does not know and that is over for the other",
+                vec![flawed(Flaw::UnknownIssuer), flawed(Flaw::Expired)],
+                Err(Why::Flawed(Flaw::Expired)),
+                false,
+            ),
+        ];
+        let (policy, trust) = (policy(), trust());
+        for (name, found, expected, has_claims) in table {
+            let proven = strongest(found.into_iter(), &trust, &policy);
+            let identity = match &proven.identity {
+                Fact::Known(identity, source) => Ok((*source, identity.to_string())),
+                Fact::Unknown(why) => Err(*why),
+                Fact::None => panic!("{name}: no caller is never a fact"),
+            };
+            assert_eq!(identity, expected, "{name}");
+            assert_eq!(proven.claims.purpose.is_some(), has_claims, "{name}");
+        }
+    }
+
+    #[test]
+    fn the_order_in_the_file_does_not_matter() {
+        let words: Vec<u8> = trust().ways.iter().map(Way::place).collect();
+        assert!(words.is_sorted(), "{words:?}");
+    }
+
+    #[test]
+    fn who_is_a_trusted_peer() {
+        let peers = TrustedPeers {
+            networks: vec!["127.0.0.2/32".parse().unwrap(), "10.1.0.0/16".parse().unwrap()],
+            identities: vec![
+                "spiffe://mesh.example/ns/*/sa/gateway".parse().unwrap(),
+                "dns:edge.example".parse().unwrap(),
+            ],
+        };
+        let table = [
+            ("an address", Some("127.0.0.2"), None, true),
+            ("an address within a network", Some("10.1.2.3"), None, true),
+            ("another address", Some("127.0.0.1"), None, false),
+            ("no address: a Unix socket", None, None, false),
+            ("a SPIFFE ID", Some("127.0.0.1"), Some(GATEWAY), true),
+            ("a SPIFFE ID that lacks a segment", None, Some("spiffe://mesh.example/sa/gateway"), false),
+            ("a SPIFFE ID that goes on", None, Some("spiffe://mesh.example/ns/edge/sa/gateway/x"), false),
+            ("another trust domain", None, Some("spiffe://mash.example/ns/edge/sa/gateway"), false),
+            ("a DNS name", None, Some("dns:edge.example"), true),
+            ("a DNS name below it", None, Some("dns:a.edge.example"), false),
+        ];
+        for (name, address, identity, expected) in table {
+            let certificate = identity.map_or(Fact::Unknown(Why::Missing), |identity: &str| {
+                Fact::Known(identity.parse().unwrap(), Source::Certificate)
+            });
+            let transport = crate::decide::facts::Transport { tls: None, client_certificate: false, is_unix: false };
+            let peer = crate::observed::Peer {
+                address: address.map(|address| address.parse().unwrap()),
+                transport,
+                certificate,
+            };
+            assert_eq!(peers.include(&peer), expected, "{name}");
+        }
+    }
 }
