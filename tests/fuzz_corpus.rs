@@ -12,14 +12,21 @@ mod policy;
 mod request;
 #[path = "../fuzz/bodies/settings.rs"]
 mod settings;
+#[path = "../fuzz/bodies/xfcc.rs"]
+mod xfcc;
 
 /// The body of a target.
 type Run = fn(&[u8]);
 
 #[test]
 fn what_was_found_stays_mended() {
-    let table: [(&str, Run); 4] =
-        [("context", context::run), ("policy", policy::run), ("request", request::run), ("settings", settings::run)];
+    let table: [(&str, Run); 5] = [
+        ("context", context::run),
+        ("policy", policy::run),
+        ("request", request::run),
+        ("settings", settings::run),
+        ("xfcc", xfcc::run),
+    ];
     let mut failed = Vec::new();
     for (target, run) in table {
         let entries = std::fs::read_dir(repository("fuzz/corpus").join(target)).unwrap();
