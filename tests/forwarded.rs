@@ -120,6 +120,7 @@ fn who_calls_by_a_forwarded_certificate() {
         ),
         ("a SPIFFE ID that is none", "URI=spiffe://Lumenfield.example/x;DNS=a.example".to_owned(), Err("malformed")),
         ("a SPIFFE ID of capitals", "URI=SPIFFE://lumenfield.example/x;DNS=a.example".to_owned(), Err("malformed")),
+        ("a trust domain", uri("spiffe://lumenfield.example"), Err("malformed")),
         ("a pattern", uri("spiffe://lumenfield.example/ns/care/sa/*"), Err("malformed")),
         ("a DNS name with a wildcard", "DNS=*.example".to_owned(), Err("malformed")),
         ("the identity of a token", uri("jwt:https://id.example|x"), Err("malformed")),

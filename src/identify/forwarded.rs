@@ -82,6 +82,10 @@ impl Element {
         let several = Err(Why::Flawed(Flaw::SeveralIdentities));
         match self.uris.as_slice() {
             [] => {}
+            // One without a path names a trust domain, and no caller (X.509-SVID section 2).
+            [uri] if is_spiffe(uri) && uri.iter().filter(|byte| **byte == b'/').count() < 3 => {
+                return Err(Why::Malformed);
+            }
             [uri] if is_spiffe(uri) => return parsed(uri),
             // A URI of another kind names nobody here.
             [_] => {}

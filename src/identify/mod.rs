@@ -11,7 +11,6 @@ use http::HeaderName;
 
 pub use self::peers::TrustedPeers;
 use crate::decide::facts::Fact;
-use crate::decide::facts::Flaw;
 use crate::decide::facts::Source;
 use crate::decide::facts::Why;
 use crate::observed::Observed;
@@ -106,6 +105,14 @@ impl Way {
         }
     }
 
+    /// Whether it is about the other end of the connection itself, not about somebody it speaks of.
+    fn is_of_the_connection(&self) -> bool {
+        match self {
+            Self::Certificate => true,
+            Self::ForwardedCertificate { .. } | Self::Header { .. } | Self::Stated { .. } => false,
+        }
+    }
+
     /// Whether this way could ever prove this identity, or one that this pattern means.
     fn can_prove(&self, identity: &Identity) -> bool {
         match self {
@@ -160,39 +167,33 @@ impl Trust {
 ///   names, or whose token it carries, and adds nothing to what that caller may do.
 #[must_use]
 pub fn identify(seen: &Observed<'_>, trust: &Trust, policy: &Policy) -> Proven {
-    strongest(trust.ways.iter().map(|way| way.find(seen)), trust, policy)
+    let is_carried = seen.peer.certificate.known().is_some_and(|identity| trust.lets_speak(identity));
+    strongest(trust.ways.iter().map(|way| (way.find(seen), is_carried && way.is_of_the_connection())), policy)
 }
 
-/// The strongest of what was found, if all of it goes together.
-fn strongest(all: impl Iterator<Item = Proven>, trust: &Trust, policy: &Policy) -> Proven {
+/// The strongest of what was found, if all of it goes together. Beside each stands whether it is about a trusted
+/// peer, who may only have carried the request.
+fn strongest(all: impl Iterator<Item = (Proven, bool)>, policy: &Policy) -> Proven {
     let unknown = |why| Proven::alone(Fact::Unknown(why));
     let mut proven: Option<Proven> = None;
     let mut carrier = None;
     let mut absence = Why::Missing;
-    let mut has_foreign_token = false;
-    let mut has_token = false;
-    for found in all {
-        let (identity, is_token) = match &found.identity {
-            Fact::Known(identity, source) => (identity, *source == Source::Token),
+    for (found, is_carrier) in all {
+        if is_carrier {
+            carrier = Some(found);
+            continue;
+        }
+        let identity = match &found.identity {
+            Fact::Known(identity, _) => identity,
             Fact::None | Fact::Unknown(Why::Missing) => continue,
             Fact::Unknown(Why::Unproven) => {
                 absence = Why::Unproven;
-                continue;
-            }
-            // Another entry may know the issuer.
-            Fact::Unknown(Why::Flawed(Flaw::UnknownIssuer)) => {
-                has_foreign_token = true;
                 continue;
             }
             Fact::Unknown(why @ (Why::Malformed | Why::Contradicted | Why::NotInPolicy { .. } | Why::Flawed(_))) => {
                 return unknown(*why);
             }
         };
-        has_token |= is_token;
-        if found.identity.source() == Some(Source::Certificate) && trust.lets_speak(identity) {
-            carrier = Some(found);
-            continue;
-        }
         let Some(stronger) = &mut proven else {
             proven = Some(found);
             continue;
@@ -200,12 +201,9 @@ fn strongest(all: impl Iterator<Item = Proven>, trust: &Trust, policy: &Policy) 
         if !stronger.identity.known().is_some_and(|stronger| is_one(stronger, identity, policy)) {
             return unknown(Why::Contradicted);
         }
-        if is_token {
+        if found.identity.source() == Some(Source::Token) {
             stronger.claims = found.claims;
         }
-    }
-    if has_foreign_token && !has_token {
-        return unknown(Why::Flawed(Flaw::UnknownIssuer));
     }
     proven.or(carrier).unwrap_or_else(|| unknown(absence))
 }
@@ -218,6 +216,7 @@ fn is_one(one: &Identity, other: &Identity, policy: &Policy) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::decide::facts::Flaw;
     use crate::policy;
     use crate::policy::problem::Source as File;
 
@@ -234,21 +233,12 @@ mod tests {
         policy::compile(&[source], &["policy.yaml".to_owned()], None, None).0.unwrap()
     }
 
-    /// The gateway may speak for others.
-    fn trust() -> Trust {
-        let trusted_peers = TrustedPeers {
-            networks: vec![],
-            identities: vec!["spiffe://mesh.example/ns/*/sa/gateway".parse().unwrap()],
-        };
-        let header =
-            Way::Header { name: HeaderName::from_static("dpa-caller"), trusted_peers: TrustedPeers::default() };
-        Trust::new(vec![header, Way::ForwardedCertificate { trusted_peers }, Way::Certificate])
-    }
-
-    fn by(source: Source, identity: &str) -> Proven {
+    /// Found, and whether it is the certificate of the gateway.
+    fn by(source: Source, identity: &str) -> (Proven, bool) {
         let purpose = (source == Source::Token).then(|| "customer_support".to_owned());
         let claims = Claims { purpose, ..Claims::default() };
-        Proven { identity: Fact::Known(identity.parse().unwrap(), source), claims }
+        let is_carrier = source == Source::Certificate && identity == GATEWAY;
+        (Proven { identity: Fact::Known(identity.parse().unwrap(), source), claims }, is_carrier)
     }
 
     #[test]
@@ -257,7 +247,8 @@ mod tests {
         use Source::ForwardedCertificate as Forwarded;
         use Source::Header;
         use Source::Token;
-        let without = |why| Proven::alone(Fact::Unknown(why));
+        let without = |why| (Proven::alone(Fact::Unknown(why)), false);
+        let foreign_gateway = || (Proven::alone(Fact::Unknown(Why::Flawed(Flaw::ForeignTrustDomain))), true);
         let flawed = |flaw| without(Why::Flawed(flaw));
         let missing = || without(Why::Missing);
         let unproven = || without(Why::Unproven);
@@ -366,33 +357,21 @@ mod tests {
                 false,
             ),
             (
-                "a token that one entry knows and another does not",
-                vec![flawed(Flaw::UnknownIssuer), by(Token, CARE_TOKEN)],
-                known(Token, CARE_TOKEN),
-                true,
-            ),
-            (
-                "the same, the other way round",
-                vec![by(Token, CARE_TOKEN), flawed(Flaw::UnknownIssuer)],
-                known(Token, CARE_TOKEN),
-                true,
-            ),
-            (
-                "a token that no entry knows, beside a certificate",
-                vec![by(Certificate, CARE), flawed(Flaw::UnknownIssuer)],
-                Err(Why::Flawed(Flaw::UnknownIssuer)),
+                "a gateway of another trust domain than callers may be of, for a caller",
+                vec![foreign_gateway(), by(Forwarded, CARE)],
+                known(Forwarded, CARE),
                 false,
             ),
             (
-                "a token that one entry does not know and that is over for the other",
-                vec![flawed(Flaw::UnknownIssuer), flawed(Flaw::Expired)],
-                Err(Why::Flawed(Flaw::Expired)),
+                "the same for itself",
+                vec![foreign_gateway(), missing()],
+                Err(Why::Flawed(Flaw::ForeignTrustDomain)),
                 false,
             ),
         ];
-        let (policy, trust) = (policy(), trust());
+        let policy = policy();
         for (name, found, expected, has_claims) in table {
-            let proven = strongest(found.into_iter(), &trust, &policy);
+            let proven = strongest(found.into_iter(), &policy);
             let identity = match &proven.identity {
                 Fact::Known(identity, source) => Ok((*source, identity.to_string())),
                 Fact::Unknown(why) => Err(*why),
@@ -403,10 +382,120 @@ mod tests {
         }
     }
 
+    /// All of it at once: a connection with a certificate, headers, the ways in any order.
     #[test]
-    fn the_order_in_the_file_does_not_matter() {
-        let words: Vec<u8> = trust().ways.iter().map(Way::place).collect();
-        assert!(words.is_sorted(), "{words:?}");
+    fn who_carries_a_request_is_told_from_who_calls() {
+        let peers = |peers: &[&str]| TrustedPeers {
+            networks: vec!["127.0.0.2/32".parse().unwrap()],
+            identities: peers.iter().map(|peer| peer.parse().unwrap()).collect(),
+        };
+        let header = |trusted_peers| Way::Header { name: HeaderName::from_static("dpa-caller"), trusted_peers };
+        let forwarded = |trusted_peers| Way::ForwardedCertificate { trusted_peers };
+        let gateway = || peers(&["spiffe://mesh.example/ns/*/sa/gateway"]);
+        let all = || vec![header(gateway()), forwarded(gateway()), Way::Certificate];
+        let xfcc = |identity: &str| ("x-forwarded-client-cert", format!("Hash=0;URI={identity}"));
+        let known = |identity: &str, source| Ok((identity.to_owned(), source));
+        let table = [
+            (
+                "a gateway for a caller",
+                all(),
+                (GATEWAY, "127.0.0.1"),
+                vec![xfcc(CARE)],
+                known(CARE, Source::ForwardedCertificate),
+            ),
+            ("a gateway for itself", all(), (GATEWAY, "127.0.0.1"), vec![], known(GATEWAY, Source::Certificate)),
+            (
+                "a caller that names another",
+                all(),
+                (SYNC, "127.0.0.1"),
+                vec![xfcc(CARE)],
+                known(SYNC, Source::Certificate),
+            ),
+            (
+                "a caller at a trusted address that names another",
+                all(),
+                (SYNC, "127.0.0.2"),
+                vec![xfcc(CARE)],
+                Err(Why::Contradicted),
+            ),
+            (
+                "a gateway trusted by its address, where certificates count",
+                vec![forwarded(peers(&[])), Way::Certificate],
+                (GATEWAY, "127.0.0.2"),
+                vec![xfcc(CARE)],
+                Err(Why::Contradicted),
+            ),
+            (
+                "a gateway trusted by its address, where certificates do not count",
+                vec![forwarded(peers(&[]))],
+                (GATEWAY, "127.0.0.2"),
+                vec![xfcc(CARE)],
+                known(CARE, Source::ForwardedCertificate),
+            ),
+            (
+                "a gateway that is trusted with one header and sends another",
+                vec![forwarded(gateway()), header(peers(&[])), Way::Certificate],
+                (GATEWAY, "127.0.0.1"),
+                vec![("dpa-caller", CARE.to_owned())],
+                known(GATEWAY, Source::Certificate),
+            ),
+            (
+                "a gateway that names two callers",
+                all(),
+                (GATEWAY, "127.0.0.1"),
+                vec![xfcc(CARE), ("dpa-caller", SYNC.to_owned())],
+                Err(Why::Contradicted),
+            ),
+            (
+                "a gateway that names one caller twice",
+                all(),
+                (GATEWAY, "127.0.0.1"),
+                vec![("dpa-caller", CARE_TOKEN.to_owned()), xfcc(CARE)],
+                known(CARE, Source::ForwardedCertificate),
+            ),
+            (
+                "a gateway whose word is malformed",
+                all(),
+                (GATEWAY, "127.0.0.1"),
+                vec![("x-forwarded-client-cert", "Hash=0".to_owned())],
+                Err(Why::Malformed),
+            ),
+        ];
+        let policy = policy();
+        for (name, ways, (certificate, address), lines, expected) in table {
+            let mut headers = http::HeaderMap::from_iter([(http::header::HOST, "a.example".parse().unwrap())]);
+            headers.extend(lines.iter().map(|(name, value)| (HeaderName::from_static(name), value.parse().unwrap())));
+            let uri = http::Uri::from_static("/");
+            let (target, host) = crate::observed::Target::read(&uri, &headers, http::Version::HTTP_11).unwrap();
+            let peer = peer(Some(address), Some(certificate));
+            let seen = Observed {
+                method: &http::Method::GET,
+                target,
+                host,
+                headers: &headers,
+                peer: &peer,
+                direction: crate::decide::facts::Direction::Ingress,
+                storage: "US".parse().unwrap(),
+                time: jiff::Timestamp::UNIX_EPOCH,
+            };
+            let proven = identify(&seen, &Trust::new(ways), &policy);
+            let found = match proven.identity {
+                Fact::Known(identity, source) => Ok((identity.to_string(), source)),
+                Fact::Unknown(why) => Err(why),
+                Fact::None => panic!("{name}: no caller is never a fact"),
+            };
+            assert_eq!(found, expected, "{name}");
+        }
+    }
+
+    fn peer(address: Option<&str>, certificate: Option<&str>) -> crate::observed::Peer {
+        crate::observed::Peer {
+            address: address.map(|address| address.parse().unwrap()),
+            transport: crate::decide::facts::Transport { tls: None, client_certificate: true, is_unix: false },
+            certificate: certificate.map_or(Fact::Unknown(Why::Missing), |identity| {
+                Fact::Known(identity.parse().unwrap(), Source::Certificate)
+            }),
+        }
     }
 
     #[test]
@@ -431,16 +520,7 @@ mod tests {
             ("a DNS name below it", None, Some("dns:a.edge.example"), false),
         ];
         for (name, address, identity, expected) in table {
-            let certificate = identity.map_or(Fact::Unknown(Why::Missing), |identity: &str| {
-                Fact::Known(identity.parse().unwrap(), Source::Certificate)
-            });
-            let transport = crate::decide::facts::Transport { tls: None, client_certificate: false, is_unix: false };
-            let peer = crate::observed::Peer {
-                address: address.map(|address| address.parse().unwrap()),
-                transport,
-                certificate,
-            };
-            assert_eq!(peers.include(&peer), expected, "{name}");
+            assert_eq!(peers.include(&peer(address, identity)), expected, "{name}");
         }
     }
 }
