@@ -336,3 +336,52 @@ fn peers_that_cannot_be_meant_are_refused() {
         }
     }
 }
+
+#[test]
+fn headers_that_cannot_name_a_caller_are_refused() {
+    let table = [
+        ("what has a way of its own", "X-Forwarded-Client-Cert", "has its own way"),
+        ("the host", "Host", "`host` says something else"),
+        ("the context", "dpa-context", "`dpa-context` says something else"),
+        ("a length", "Content-Length", "`content-length` says something else"),
+        ("no name", "'DPA Caller'", "is not the name of a header"),
+    ];
+    for (name, header, expected) in table {
+        let folder = Folder::new();
+        let text = Setup::to("127.0.0.1:9").text().replace("name: DPA-Caller", &format!("name: {header}"));
+        folder.write("sidecar.yaml", &text);
+        let output = run(&folder.file("."), &["check", "sidecar.yaml"]);
+        let text = crate::support::out(&output);
+        assert!(output.status.code() == Some(1) && text.contains(expected), "{name}: {text}");
+    }
+}
+
+/// Words that occur nowhere else are in no record, no answer and no log.
+#[test]
+fn nothing_of_a_certificate_that_is_told_of_is_written_down() {
+    let upstream = Upstream::ok();
+    let sidecar = setup(&upstream).start();
+    let table = [
+        (
+            "beside a caller",
+            format!("By=canaria;Hash=canaria;Subject=\"CN=canaria\";DNS=canaria.example;URI={CARE_DESK}"),
+        ),
+        ("a DNS name", "DNS=canaria.example".to_owned()),
+        ("a URI of another kind", "URI=https://canaria.example".to_owned()),
+        ("two URIs", "URI=spiffe://canaria.example/a;URI=spiffe://canaria.example/b".to_owned()),
+        ("before the last", format!("URI=spiffe://canaria.example/a,URI={CARE_DESK}")),
+        ("malformed", "canaria=\"canaria".to_owned()),
+    ];
+    for (name, value) in &table {
+        for from in [PROXY, ANYBODY] {
+            let (answer, _) = asked(&sidecar, from, &[(XFCC, value), ("DPA_Caller", "canaria")]);
+            assert!(!answer.everything().contains("canaria"), "{name}: {answer:?}");
+        }
+    }
+    let stopped = sidecar.stop();
+    let log = std::fs::read_to_string(stopped.folder.file("decisions.ndjson")).unwrap();
+    for (sink, text) in [("decision log", log), ("stdout", stopped.stdout), ("stderr", stopped.stderr)] {
+        assert!(!text.to_ascii_lowercase().contains("canaria"), "{sink}: {text}");
+    }
+    assert!(!format!("{:?}", upstream.seen()).contains("canaria"));
+}

@@ -3,15 +3,14 @@
 //! The only place that reads the environment.
 
 mod document;
+mod identity;
 
 use std::net::SocketAddr;
 use std::path::Path;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use http::HeaderName;
 use http::Method;
-use ipnet::IpNet;
 
 use self::document::From;
 use self::document::Later;
@@ -27,7 +26,6 @@ use crate::establish::route::Subject;
 use crate::establish::route::Take;
 use crate::forward::UpstreamSettings;
 use crate::identify::Trust;
-use crate::identify::TrustedPeers;
 use crate::identify::Way;
 use crate::policy::Durability;
 use crate::policy::Enforcement;
@@ -37,7 +35,6 @@ use crate::policy::problem::Problem;
 use crate::policy::problem::Problems;
 use crate::policy::problem::Source;
 use crate::policy::problem::nearest;
-use crate::policy::terms::Identity;
 use crate::policy::terms::Location;
 use crate::record::log::LogSettings;
 use crate::yaml;
@@ -157,33 +154,6 @@ impl Settings {
         self.look_out(policy, &mut problems);
         self.look_out_for_callers(policy, &mut problems);
         problems
-    }
-
-    /// Identities of the policy that no way of these settings can ever prove: one warning for each kind.
-    fn look_out_for_callers(&self, policy: &Policy, problems: &mut Problems) {
-        let mut kinds: [(&str, Vec<&Identity>); 3] =
-            [("SPIFFE IDs", vec![]), ("DNS names", vec![]), ("tokens", vec![])];
-        for (identity, _) in policy.all_identities().filter(|(identity, _)| !self.trust.can_prove(identity)) {
-            let [spiffe, dns, token] = &mut kinds;
-            let (_, kind) = if identity.is_spiffe() {
-                spiffe
-            } else if identity.is_dns() {
-                dns
-            } else {
-                token
-            };
-            kind.push(identity);
-        }
-        for (kind, identities) in kinds {
-            let Some(first) = identities.iter().min() else { continue };
-            let others = match identities.len() - 1 {
-                0 => String::new(),
-                count => format!(", nor {count} more of the {kind} of the policy"),
-            };
-            let message = format!("no way of `identity` can prove `{first}`{others}");
-            let help = "requests of these parties are denied as `caller_unidentified` here; add a way that proves them";
-            problems.push(Problem::warning(Code::NeverWorks, self.identity_at, message, help));
-        }
     }
 
     /// What can never pass, and what cannot be seen.
@@ -469,43 +439,9 @@ impl Compiler {
                 self.error(Code::OneOf, at, "this way of identity names more than one", help);
             }
         }
-        let forwarded_certificate = forwarded_certificate
-            .map(|it| Way::ForwardedCertificate { trusted_peers: self.trusted_peers(&it.trusted_peers) });
-        let header = header.and_then(|document::Header { name, trusted_peers }| {
-            let trusted_peers = self.trusted_peers(&trusted_peers);
-            let header = HeaderName::from_bytes(name.value.as_bytes()).ok();
-            if header.is_none() {
-                let message = format!("`{}` is not the name of a header", name.value);
-                self.error(Code::Invalid, name.at, message, "write a name such as `DPA-Caller`");
-            }
-            Some(Way::Header { name: header?, trusted_peers })
-        });
+        let forwarded_certificate = forwarded_certificate.map(|way| self.forwarded_certificate(&way));
+        let header = header.and_then(|way| self.header(&way));
         forwarded_certificate.or(header)
-    }
-
-    fn trusted_peers(&mut self, list: &List<Spanned<String>>) -> TrustedPeers {
-        self.not_empty(list);
-        let mut peers = TrustedPeers::default();
-        for Spanned { value, at } in &list.items {
-            let single = || value.parse::<std::net::IpAddr>().map(IpNet::from);
-            let is_identity = ["spiffe:", "dns:", "jwt:"].iter().any(|kind| value.starts_with(kind));
-            match (value.parse::<IpNet>().or_else(|_| single()), value.parse::<Identity>()) {
-                (Ok(network), _) => peers.networks.push(network),
-                (Err(_), Ok(identity)) if identity.issuer().is_none() => peers.identities.push(identity),
-                (Err(_), Ok(_)) => {
-                    let message = format!("`{value}` is not an identity that a connection can prove");
-                    let help = "write what the peer's own certificate names: a SPIFFE ID or `dns:NAME`; or its network";
-                    self.error(Code::Invalid, *at, message, help);
-                }
-                (Err(_), Err(error)) if is_identity => self.error(Code::Invalid, *at, error.wrong, error.help),
-                (Err(_), Err(_)) => {
-                    let message = format!("`{value}` is neither a network nor an identity");
-                    let help = "write a CIDR such as `127.0.0.1/32`, or the SPIFFE ID or `dns:NAME` that the peer's own certificate names";
-                    self.error(Code::Invalid, *at, message, help);
-                }
-            }
-        }
-        peers
     }
 
     fn routes(
