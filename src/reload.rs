@@ -2,17 +2,20 @@
 
 use std::path::Path;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::sync::watch;
 
+use crate::doors::proxy::Clock;
 use crate::policy;
 use crate::policy::Policy;
 use crate::policy::problem::Code;
 use crate::policy::problem::Problem;
 use crate::policy::problem::Problems;
 use crate::policy::problem::Source;
+use crate::tls;
 use crate::yaml::Node;
 
 /// A file that cannot be read at all.
@@ -134,32 +137,118 @@ pub struct Watched {
 /// Takes the content of files.
 pub type Renew = Box<dyn FnMut(&[Vec<u8>]) -> Result<(), String> + Send>;
 
+/// What the last look at files saw.
+#[derive(Default)]
+enum Seen {
+    /// There was none.
+    #[default]
+    Nothing,
+    /// Content that was taken.
+    Taken(Vec<Vec<u8>>),
+    /// Content that was refused, or none where files cannot be read. It is told when it is seen again: files that
+    /// are written one after the other do not fit each other for a moment.
+    Refused(Option<Vec<Vec<u8>>>, bool),
+}
+
 /// Looks at the files once a second and renews what changed, until the drain begins.
 ///
 /// By content: neither the time stamps nor the names of files count. A file that cannot be read, and content
-/// that is refused, change nothing, and are told once.
+/// that is refused, change nothing, and are told once. The first look takes all that is there: it may have changed
+/// since it was read at the start.
 pub async fn watch(mut all: Vec<Watched>, mut draining: watch::Receiver<bool>) {
-    let mut seen: Vec<Option<Vec<Vec<u8>>>> = all.iter().map(|watched| contents(&watched.paths).ok()).collect();
+    let mut seen: Vec<Seen> = all.iter().map(|_| Seen::default()).collect();
     loop {
+        for (watched, seen) in all.iter_mut().zip(&mut seen) {
+            look(watched, seen);
+        }
         tokio::select! {
             () = tokio::time::sleep(LOOK_AGAIN) => {}
             // Without its sender the sidecar is gone.
             changed = draining.changed() => if changed.is_err() || *draining.borrow() { return },
         }
-        for (watched, seen) in all.iter_mut().zip(&mut seen) {
-            let Ok(now) = contents(&watched.paths) else { continue };
-            if seen.as_ref() == Some(&now) {
-                continue;
-            }
-            match (watched.renew)(&now) {
-                Ok(()) => tracing::info!(what = watched.name, "renewed from changed files"),
-                Err(error) => {
-                    tracing::error!(what = watched.name, error, "changed files are refused; the former stay in force");
-                }
-            }
-            *seen = Some(now);
-        }
     }
+}
+
+fn look(watched: &mut Watched, seen: &mut Seen) {
+    let now = contents(&watched.paths);
+    if let (Ok(now), Seen::Taken(before)) = (&now, &*seen)
+        && now == before
+    {
+        return;
+    }
+    let refused = match now {
+        Err(error) => (None, error.to_string()),
+        Ok(now) => match (watched.renew)(&now) {
+            Err(error) => (Some(now), error),
+            Ok(()) => {
+                if !matches!(seen, Seen::Nothing) {
+                    tracing::info!(what = watched.name, "renewed from changed files");
+                }
+                *seen = Seen::Taken(now);
+                return;
+            }
+        },
+    };
+    let (content, error) = refused;
+    let is_told = match seen {
+        Seen::Refused(before, is_told) if *before == content => {
+            if !*is_told {
+                tracing::error!(what = watched.name, error, "changed files are refused; the former stay in force");
+            }
+            true
+        }
+        Seen::Nothing | Seen::Taken(_) | Seen::Refused(..) => false,
+    };
+    *seen = Seen::Refused(content, is_told);
+}
+
+/// How often ends of certificates are looked for.
+const LOOK_OUT: Duration = Duration::from_secs(60);
+
+/// Starts the thread `dpa-reload`, which renews what is made of files and warns of what in them ends. It goes away
+/// when the drain begins.
+///
+/// # Errors
+///
+/// If the thread or its runtime cannot be made.
+pub fn start(
+    mut watched: Vec<Watched>,
+    all: tls::All,
+    clock: Clock,
+    draining: watch::Receiver<bool>,
+) -> std::io::Result<()> {
+    watched.extend(all.servers.iter().cloned().map(of_server));
+    watched.extend(all.clients.iter().cloned().map(of_client));
+    if watched.is_empty() {
+        return Ok(());
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let look_out = async move {
+        let mut look_out = tls::LookOut::default();
+        loop {
+            look_out.look(&all.endings(), clock.now());
+            tokio::time::sleep(LOOK_OUT).await;
+        }
+    };
+    let look = move || {
+        runtime.block_on(async {
+            tokio::select! {
+                () = watch(watched, draining) => {}
+                () = look_out => {}
+            }
+        });
+    };
+    std::thread::Builder::new().name("dpa-reload".to_owned()).spawn(look).map(drop)
+}
+
+fn of_server(server: Arc<tls::Server>) -> Watched {
+    let (name, paths) = (server.name().to_owned(), server.paths());
+    Watched { name, paths, renew: Box::new(move |contents| server.renew(contents).map_err(|error| error.to_string())) }
+}
+
+fn of_client(client: Arc<tls::Client>) -> Watched {
+    let (name, paths) = (client.name().to_owned(), client.paths());
+    Watched { name, paths, renew: Box::new(move |contents| client.renew(contents).map_err(|error| error.to_string())) }
 }
 
 fn contents(paths: &[PathBuf]) -> std::io::Result<Vec<Vec<u8>>> {

@@ -122,7 +122,10 @@ pub fn no_answer(error: &ForwardError, decision: Uuid) -> Response<AnswerBody> {
             "The request broke off, or its body is not framed as it says.",
             "The sidecar permitted the request and could not read it to its end.",
         ),
-        ForwardError::Connect { .. } | ForwardError::Broken { .. } | ForwardError::Switched { .. } => (
+        ForwardError::Connect { .. }
+        | ForwardError::Tls { .. }
+        | ForwardError::Broken { .. }
+        | ForwardError::Switched { .. } => (
             UPSTREAM_UNAVAILABLE,
             "The data service cannot be reached or broke off.",
             "The sidecar permitted the request; the data service behind it did not answer.",

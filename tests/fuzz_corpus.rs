@@ -6,6 +6,8 @@ use crate::support::repository;
 
 #[path = "../fuzz/bodies/context.rs"]
 mod context;
+#[path = "../fuzz/bodies/names.rs"]
+mod names;
 #[path = "../fuzz/bodies/policy.rs"]
 mod policy;
 #[path = "../fuzz/bodies/request.rs"]
@@ -20,8 +22,9 @@ type Run = fn(&[u8]);
 
 #[test]
 fn what_was_found_stays_mended() {
-    let table: [(&str, Run); 5] = [
+    let table: [(&str, Run); 6] = [
         ("context", context::run),
+        ("names", names::run),
         ("policy", policy::run),
         ("request", request::run),
         ("settings", settings::run),

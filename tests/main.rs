@@ -24,4 +24,5 @@ mod proxy;
 mod record;
 mod schema;
 mod stop;
+mod tls;
 mod upstream_failures;

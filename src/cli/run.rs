@@ -106,6 +106,7 @@ pub(super) fn prepare(source: &Source, err: &mut dyn Write) -> Result<Option<(Se
             return Ok(None);
         }
     };
+    problems.0.extend(settings.check_files(Timestamp::now()).0);
     if let Some(policy) = &loaded.policy {
         problems.0.extend(settings.check_against(policy).0);
     }

@@ -17,6 +17,9 @@ use serde::de;
 use serde::de::IgnoredAny;
 use serde_json::json;
 
+use super::tls::CertificateWay;
+use super::tls::ListenerTls;
+use super::tls::UpstreamTls;
 use crate::policy::Durability;
 use crate::policy::Enforcement;
 use crate::policy::terms::DataCategory;
@@ -127,8 +130,8 @@ pub(super) struct Listener {
     pub(super) upstream: Spanned<Id>,
     /// Who asks whom. Default: ingress.
     pub(super) direction: Option<Spanned<Way>>,
-    #[schemars(skip)]
-    pub(super) tls: Later,
+    /// TLS. Default: none, requests come in clear.
+    pub(super) tls: Option<ListenerTls>,
 }
 
 #[derive(Clone, Copy, Deserialize, JsonSchema, PartialEq, Eq)]
@@ -150,8 +153,8 @@ pub(super) struct Upstream {
     pub(super) address: Spanned<String>,
     /// What the service speaks. Default: http1.
     pub(super) protocol: Option<Spanned<Protocol>>,
-    #[schemars(skip)]
-    pub(super) tls: Later,
+    /// TLS. Default: none, requests go on in clear.
+    pub(super) tls: Option<UpstreamTls>,
     /// Where this upstream keeps its data. Default: `service.storage_location`.
     pub(super) storage_location: Option<Location>,
     #[schemars(skip)]
@@ -171,8 +174,8 @@ pub(super) struct Upstream {
 #[serde(deny_unknown_fields)]
 #[schemars(extend("minProperties" = 1, "maxProperties" = 1))]
 pub(super) struct Identity {
-    #[schemars(skip)]
-    pub(super) certificate: Later,
+    /// The client certificate of the connection.
+    pub(super) certificate: Option<Spanned<CertificateWay>>,
     #[schemars(skip)]
     pub(super) token: Later,
     /// The header `X-Forwarded-Client-Cert`, as Envoy writes it. It never reaches the service.
@@ -334,6 +337,8 @@ pub(super) struct Limits {
     pub(super) headers: Option<Spanned<usize>>,
     /// How long a head may take to come. Default: 10s.
     pub(super) header_timeout: Option<Span>,
+    /// How long a TLS handshake may take. Default: 10s.
+    pub(super) handshake_timeout: Option<Span>,
     /// Connections of the whole process; more wait. Default: 10000.
     #[schemars(range(min = 1))]
     pub(super) connections: Option<Spanned<usize>>,

@@ -24,7 +24,7 @@ use crate::yaml::Spanned;
 const NO_IDENTITY: [HeaderName; 6] =
     [header::CONNECTION, header::CONTENT_LENGTH, header::HOST, header::TRANSFER_ENCODING, DPA_CONTEXT, DPA_DECISION_ID];
 
-impl Compiler {
+impl Compiler<'_> {
     pub(super) fn forwarded_certificate(&mut self, way: &document::ForwardedCertificate) -> Way {
         Way::ForwardedCertificate { trusted_peers: self.trusted_peers(&way.trusted_peers) }
     }

@@ -4,6 +4,7 @@
 
 mod document;
 mod identity;
+mod tls;
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -37,6 +38,7 @@ use crate::policy::problem::Source;
 use crate::policy::problem::nearest;
 use crate::policy::terms::Location;
 use crate::record::log::LogSettings;
+use crate::tls::ServerSettings;
 use crate::yaml;
 use crate::yaml::At;
 use crate::yaml::List;
@@ -53,6 +55,10 @@ pub struct Listener {
     pub address: SocketAddr,
     /// Place of its upstream in [`Settings::upstreams`].
     pub upstream: usize,
+    /// What it shows and asks for; none: it listens in clear.
+    pub tls: Option<ServerSettings>,
+    /// Where in the settings it is named.
+    pub at: At,
 }
 
 /// The settings of one sidecar.
@@ -113,9 +119,13 @@ pub fn environment(name: &str) -> Option<String> {
 /// The settings are there unless a problem is an error.
 #[must_use]
 pub fn compile(source: &Source, environment: &dyn Fn(&str) -> Option<String>) -> (Option<Settings>, Problems) {
-    let mut compiler =
-        Compiler { problems: Problems::default(), folder: folder_of(&source.path), defined_upstreams: Vec::new() };
-    let settings = compiler.compile(&source.text, environment);
+    let mut compiler = Compiler {
+        problems: Problems::default(),
+        folder: folder_of(&source.path),
+        defined_upstreams: Vec::new(),
+        environment,
+    };
+    let settings = compiler.compile(&source.text);
     let problems = compiler.problems;
     if problems.has_errors() { (None, problems) } else { (settings, problems) }
 }
@@ -168,11 +178,7 @@ impl Settings {
                 problems.push(Problem::warning(Code::NeverWorks, *at, message, help));
             }
         }
-        if policy.security.min_tls_version.is_some() || policy.security.client_certificate_required {
-            let message = "the policy promises TLS or client certificates, and this version listens in clear";
-            let help = "every request is denied as `transport_too_weak`; only a later version can keep this promise";
-            problems.push(Problem::warning(Code::NeverWorks, self.policy_file_at, message, help));
-        }
+        self.check_transport(policy, problems);
         for caller in policy.callers_without_location() {
             let message = format!("the caller `{caller}` has no `location`, and no claim can say where it is");
             let help = "its requests are denied as `location_unknown`: write its location in the policy";
@@ -198,19 +204,20 @@ fn folder_of(path: &str) -> PathBuf {
     Path::new(path).parent().map(Path::to_path_buf).unwrap_or_default()
 }
 
-struct Compiler {
+struct Compiler<'e> {
     problems: Problems,
     folder: PathBuf,
     /// The names of all upstreams, also of those with a fault: a listener that names one makes no mistake.
     defined_upstreams: Vec<String>,
+    environment: &'e dyn Fn(&str) -> Option<String>,
 }
 
-impl Compiler {
+impl Compiler<'_> {
     fn error(&mut self, code: Code, at: At, message: impl Into<String>, help: impl Into<String>) {
         self.problems.push(Problem::error(code, at, message, help));
     }
 
-    fn compile(&mut self, text: &str, environment: &dyn Fn(&str) -> Option<String>) -> Option<Settings> {
+    fn compile(&mut self, text: &str) -> Option<Settings> {
         let mut root = match yaml::read(text, 0) {
             Ok(root) => root,
             Err(faults) => {
@@ -218,6 +225,7 @@ impl Compiler {
                 return None;
             }
         };
+        let environment = self.environment;
         let change = |text: &str| substitute(text, environment);
         if let Err(faults) = root.rewrite(&change) {
             for fault in faults {
@@ -278,6 +286,7 @@ impl Compiler {
         let listeners: Vec<_> = listeners.into_iter().filter_map(|it| self.listener(it, &upstream_names)).collect();
         let identity_at = identity.as_ref().map(|list| list.at);
         let identity = identity.map(|list| self.filled(list)).unwrap_or_default();
+        self.certificates_asked_for(&identity, &listeners);
         let mut constants = Vec::new();
         let routes = routes.map(|list| self.filled(list)).unwrap_or_default();
         let (routes, route_places) = self.routes(routes, probes.given(), &mut constants);
@@ -363,7 +372,7 @@ impl Compiler {
 
     fn listener(&mut self, listener: document::Listener, upstreams: &[Spanned<String>]) -> Option<Listener> {
         let document::Listener { name, address, upstream, direction, tls } = listener;
-        self.later("listeners.tls", &tls);
+        let tls = tls.map(|tls| self.listener_tls(tls));
         if let Some(Spanned { value: document::Way::Egress, at }) = direction {
             self.error(
                 Code::NotYet,
@@ -384,7 +393,7 @@ impl Compiler {
             self.error(Code::UnknownReference, upstream.at, message, help);
         }
         let address = self.address(&address)?;
-        Some(Listener { name: name.value.to_string(), address, upstream: place? })
+        Some(Listener { name: name.value.to_string(), address, upstream: place?, tls, at: name.at })
     }
 
     fn upstream(&mut self, upstream: document::Upstream) -> UpstreamSettings {
@@ -400,7 +409,6 @@ impl Compiler {
             idle_timeout,
             max_connections,
         } = upstream;
-        self.later("upstreams.tls", &tls);
         self.later("upstreams.recipient", &recipient);
         self.later("upstreams.max_connections", &max_connections);
         if let Some(Spanned { value: Protocol::Http2, at }) = protocol {
@@ -411,6 +419,7 @@ impl Compiler {
             let message = format!("`{}` is not the address of an upstream", address.value);
             self.error(Code::Invalid, address.at, message, "write a host and a port such as `127.0.0.1:3000`");
         }
+        let tls = tls.and_then(|tls| self.upstream_tls(tls, &address));
         let or = |span: Option<document::Span>, default| span.map_or(Duration::from_secs(default), |span| span.0);
         UpstreamSettings {
             name: name.value.to_string(),
@@ -419,18 +428,17 @@ impl Compiler {
             connect_timeout: or(connect_timeout, 1),
             response_timeout: or(response_timeout, 30),
             idle_timeout: or(idle_timeout, 15),
+            tls,
         }
     }
 
     fn way(&mut self, Spanned { value: way, at }: Spanned<document::Identity>) -> Option<Way> {
         let document::Identity { certificate, token, forwarded_certificate, header } = way;
-        self.later("identity.certificate", &certificate);
         self.later("identity.token", &token);
         let named = [certificate.is_some(), token.is_some(), forwarded_certificate.is_some(), header.is_some()];
         match named.iter().filter(|is_named| **is_named).count() {
             0 => {
-                let help =
-                    "write `header: {name: …, trusted_peers: […]}` or `forwarded_certificate: {trusted_peers: […]}`";
+                let help = "write `certificate: {}`, `forwarded_certificate: {trusted_peers: […]}` or `header: {name: …, trusted_peers: […]}`";
                 self.error(Code::OneOf, at, "this way of identity names none", help);
             }
             1 => {}
@@ -439,9 +447,10 @@ impl Compiler {
                 self.error(Code::OneOf, at, "this way of identity names more than one", help);
             }
         }
+        let certificate = certificate.map(|way| self.certificate_way(way.value));
         let forwarded_certificate = forwarded_certificate.map(|way| self.forwarded_certificate(&way));
         let header = header.and_then(|way| self.header(&way));
-        forwarded_certificate.or(header)
+        certificate.or(forwarded_certificate).or(header)
     }
 
     fn routes(
@@ -646,6 +655,7 @@ impl Compiler {
             header_bytes,
             headers,
             header_timeout,
+            handshake_timeout,
             connections,
             idle_timeout,
             concurrent_requests,
@@ -662,6 +672,7 @@ impl Compiler {
             ),
             headers: self.at_least(10, headers, 100),
             header_timeout: header_timeout.map_or(Duration::from_secs(10), |span| span.0),
+            handshake_timeout: handshake_timeout.map_or(Duration::from_secs(10), |span| span.0),
             connections: self.at_least(least_connections.max(1), connections, 10_000),
         }
     }

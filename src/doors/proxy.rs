@@ -155,7 +155,8 @@ impl Proxy {
         if let Some(address) = peer.address {
             headers::set(headers, X_FORWARDED_FOR, HeaderValue::try_from(address.to_string()).ok());
         }
-        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
+        let scheme = if peer.transport.tls.is_some() { "https" } else { "http" };
+        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(scheme));
         // RFC 9110 section 7.6.3.
         headers.insert(header::VIA, HeaderValue::from_static("1.1 dpa-sidecar"));
         head.uri = target.uri().clone();

@@ -3,12 +3,14 @@
 //! Tries every way that the settings trust and takes the strongest proof. Two proofs that contradict
 //! each other prove nothing, and one that is presented and flawed is not overlooked.
 
+pub mod certificate;
 pub mod forwarded;
 mod header;
 mod peers;
 
 use http::HeaderName;
 
+use self::certificate::TrustDomain;
 pub use self::peers::TrustedPeers;
 use crate::decide::facts::Fact;
 use crate::decide::facts::Source;
@@ -29,7 +31,10 @@ pub struct Trust {
 #[derive(Clone, Debug)]
 pub enum Way {
     /// The client certificate of the connection.
-    Certificate,
+    Certificate {
+        /// Whose SPIFFE IDs count; empty: those of any trust domain.
+        trust_domains: Vec<TrustDomain>,
+    },
     /// The client certificate that a proxy tells of in `X-Forwarded-Client-Cert`.
     ForwardedCertificate {
         /// The proxies whose word is taken for it.
@@ -91,7 +96,7 @@ impl Way {
     fn place(&self) -> u8 {
         match self {
             Self::Stated { .. } => 0,
-            Self::Certificate => 1,
+            Self::Certificate { .. } => 1,
             Self::ForwardedCertificate { .. } => 3,
             Self::Header { .. } => 4,
         }
@@ -101,14 +106,14 @@ impl Way {
     fn trusted_peers(&self) -> Option<&TrustedPeers> {
         match self {
             Self::ForwardedCertificate { trusted_peers } | Self::Header { trusted_peers, .. } => Some(trusted_peers),
-            Self::Certificate | Self::Stated { .. } => None,
+            Self::Certificate { .. } | Self::Stated { .. } => None,
         }
     }
 
     /// Whether it is about the other end of the connection itself, not about somebody it speaks of.
     fn is_of_the_connection(&self) -> bool {
         match self {
-            Self::Certificate => true,
+            Self::Certificate { .. } => true,
             Self::ForwardedCertificate { .. } | Self::Header { .. } | Self::Stated { .. } => false,
         }
     }
@@ -116,7 +121,12 @@ impl Way {
     /// Whether this way could ever prove this identity, or one that this pattern means.
     fn can_prove(&self, identity: &Identity) -> bool {
         match self {
-            Self::Certificate | Self::ForwardedCertificate { .. } => identity.is_spiffe() || identity.is_dns(),
+            Self::Certificate { trust_domains } => {
+                let named = Fact::Known(identity.clone(), Source::Certificate);
+                let is_of_a_certificate = identity.is_spiffe() || identity.is_dns();
+                is_of_a_certificate && certificate::within(&named, trust_domains).known().is_some()
+            }
+            Self::ForwardedCertificate { .. } => identity.is_spiffe() || identity.is_dns(),
             Self::Header { .. } => true,
             Self::Stated { identity: stated, .. } => identity.covers(stated),
         }
@@ -125,7 +135,9 @@ impl Way {
     /// What it finds.
     fn find(&self, seen: &Observed<'_>) -> Proven {
         match self {
-            Self::Certificate => Proven::alone(seen.peer.certificate.clone()),
+            Self::Certificate { trust_domains } => {
+                Proven::alone(certificate::within(&seen.peer.certificate, trust_domains))
+            }
             Self::ForwardedCertificate { trusted_peers } => Proven::alone(forwarded::identify(seen, trusted_peers)),
             Self::Header { name, trusted_peers } => Proven::alone(header::identify(seen, name, trusted_peers)),
             Self::Stated { identity, location } => Proven {
@@ -392,7 +404,7 @@ mod tests {
         let header = |trusted_peers| Way::Header { name: HeaderName::from_static("dpa-caller"), trusted_peers };
         let forwarded = |trusted_peers| Way::ForwardedCertificate { trusted_peers };
         let gateway = || peers(&["spiffe://mesh.example/ns/*/sa/gateway"]);
-        let all = || vec![header(gateway()), forwarded(gateway()), Way::Certificate];
+        let all = || vec![header(gateway()), forwarded(gateway()), Way::Certificate { trust_domains: vec![] }];
         let xfcc = |identity: &str| ("x-forwarded-client-cert", format!("Hash=0;URI={identity}"));
         let known = |identity: &str, source| Ok((identity.to_owned(), source));
         let table = [
@@ -420,7 +432,7 @@ mod tests {
             ),
             (
                 "a gateway trusted by its address, where certificates count",
-                vec![forwarded(peers(&[])), Way::Certificate],
+                vec![forwarded(peers(&[])), Way::Certificate { trust_domains: vec![] }],
                 (GATEWAY, "127.0.0.2"),
                 vec![xfcc(CARE)],
                 Err(Why::Contradicted),
@@ -434,7 +446,7 @@ mod tests {
             ),
             (
                 "a gateway that is trusted with one header and sends another",
-                vec![forwarded(gateway()), header(peers(&[])), Way::Certificate],
+                vec![forwarded(gateway()), header(peers(&[])), Way::Certificate { trust_domains: vec![] }],
                 (GATEWAY, "127.0.0.1"),
                 vec![("dpa-caller", CARE.to_owned())],
                 known(GATEWAY, Source::Certificate),

@@ -758,6 +758,8 @@ pub struct Unread {
     pub too_large: u64,
     /// Heads that did not come in time.
     pub timed_out: u64,
+    /// TLS handshakes that failed or did not end in time.
+    pub handshake: u64,
 }
 
 /// Encodes a sum of unread requests.

@@ -128,6 +128,21 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
+    /// Reads the answer to a request that was no HEAD; `None` if the connection ends instead.
+    pub(crate) fn read(reader: &mut impl BufRead) -> Option<Self> {
+        let (status, head) = Self::head(reader)?;
+        let is_bare = status < 200 || matches!(status, 204 | 304);
+        let framing = if is_bare { Framing::Nothing } else { head.framing(Framing::Close) };
+        let (body, is_whole) = read_body(reader, framing);
+        Some(Self { status, head, body, is_whole })
+    }
+
+    fn head(reader: &mut impl BufRead) -> Option<(u16, Head)> {
+        let head = Head::read(reader)?;
+        let status = head.line.split(' ').nth(1).and_then(|status| status.parse().ok());
+        Some((status.unwrap_or_else(|| panic!("no status: {head:?}")), head))
+    }
+
     /// The value of a header.
     pub(crate) fn value(&self, name: &str) -> Option<&str> {
         self.head.value(name)
@@ -200,18 +215,12 @@ impl Connection {
 
     /// Reads the answer to a request that was no HEAD; `None` if the connection ends instead.
     pub(crate) fn answer(&mut self) -> Option<Answer> {
-        let (status, head) = self.head()?;
-        let is_bare = status < 200 || matches!(status, 204 | 304);
-        let framing = if is_bare { Framing::Nothing } else { head.framing(Framing::Close) };
-        let (body, is_whole) = read_body(&mut self.reader, framing);
-        Some(Answer { status, head, body, is_whole })
+        Answer::read(&mut self.reader)
     }
 
     /// Reads a head alone.
     pub(crate) fn head(&mut self) -> Option<(u16, Head)> {
-        let head = Head::read(&mut self.reader)?;
-        let status = head.line.split(' ').nth(1).and_then(|status| status.parse().ok());
-        Some((status.unwrap_or_else(|| panic!("no status: {head:?}")), head))
+        Answer::head(&mut self.reader)
     }
 
     /// Reads so many bytes.

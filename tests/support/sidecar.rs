@@ -136,7 +136,7 @@ decision_log: {decision_log}
         let mut words = self.wrapper.iter().map(String::as_str).chain([program, "run", "--config"]);
         let mut command = Command::new(words.next().unwrap());
         command.args(words).arg(settings).env_remove("DPA_CONFIG").env("RUST_LOG", "info");
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+        piped(&mut command)
     }
 
     /// Starts it in a new folder and waits until it listens.
@@ -146,17 +146,8 @@ decision_log: {decision_log}
 
     /// Starts it in this folder and waits until it listens.
     pub(crate) fn start_in(&self, folder: Folder) -> Sidecar {
-        let mut child = self.spawn(&folder);
-        let stdout = Output::of(child.stdout.take().unwrap());
-        let stderr = Output::of(child.stderr.take().unwrap());
-        let address = wait_for("the address", || {
-            let text = stderr.text();
-            let has_ended = child.try_wait().unwrap().is_some();
-            assert!(!has_ended, "it did not start: {}", stderr.text());
-            let (_, rest) = text.split_once("listening name=main address=")?;
-            Some(rest.split_once('\n')?.0.trim().to_owned())
-        });
-        Sidecar { child, folder, address, stdout, stderr }
+        let child = self.spawn(&folder);
+        Sidecar::listening(child, folder)
     }
 
     /// Starts it where it must not start: exit code and standard error.
@@ -174,6 +165,10 @@ decision_log: {decision_log}
         let code = child.wait().unwrap().code();
         (code, wait_for("the end of standard error", || stderr.whole()))
     }
+}
+
+fn piped(command: &mut Command) -> Child {
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
 /// What a pipe brought so far.
@@ -238,6 +233,28 @@ pub(crate) fn records_in(text: &str) -> Vec<Value> {
 }
 
 impl Sidecar {
+    /// Starts the program with these settings, and waits until it listens.
+    pub(crate) fn start(folder: Folder, settings: &str, environment: &[(&str, &str)]) -> Self {
+        let settings = folder.write("sidecar.yaml", settings);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_dpa-sidecar"));
+        command.args(["run", "--config"]).arg(settings).env_remove("DPA_CONFIG").env("RUST_LOG", "debug");
+        let child = piped(command.envs(environment.iter().copied()));
+        Self::listening(child, folder)
+    }
+
+    fn listening(mut child: Child, folder: Folder) -> Self {
+        let stdout = Output::of(child.stdout.take().unwrap());
+        let stderr = Output::of(child.stderr.take().unwrap());
+        let address = wait_for("the address", || {
+            let text = stderr.text();
+            let has_ended = child.try_wait().unwrap().is_some();
+            assert!(!has_ended, "it did not start: {}", stderr.text());
+            let (_, rest) = text.split_once("listening name=main address=")?;
+            Some(rest.split_once('\n')?.0.trim().to_owned())
+        });
+        Self { child, folder, address, stdout, stderr }
+    }
+
     /// Where it keeps its decision log.
     pub(crate) fn log(&self) -> PathBuf {
         self.folder.file("decisions.ndjson")
