@@ -5,6 +5,7 @@ use http::header;
 use ipnet::IpNet;
 
 use super::Compiler;
+use super::Listener;
 use super::Settings;
 use super::document;
 use crate::establish::context::DPA_CONTEXT;
@@ -46,6 +47,24 @@ impl Compiler<'_> {
             self.error(Code::Invalid, name.at, message, help);
         }
         Some(Way::Header { name: header, trusted_peers })
+    }
+
+    /// Whether a listener asks for the certificates that trusted peers are told by.
+    pub(super) fn peers_asked_for(&mut self, ways: &[Spanned<document::Identity>], listeners: &[Listener]) {
+        let asks = |listener: &Listener| listener.tls.as_ref().is_some_and(|tls| tls.clients.is_some());
+        if listeners.iter().any(asks) {
+            return;
+        }
+        let forwarded =
+            ways.iter().filter_map(|way| way.value.forwarded_certificate.as_ref()).map(|it| &it.trusted_peers);
+        let headers = ways.iter().filter_map(|way| way.value.header.as_ref()).map(|it| &it.trusted_peers);
+        for peer in forwarded.chain(headers).flat_map(|peers| &peers.items) {
+            if peer.value.parse::<Identity>().is_ok() {
+                let message = format!("`{}` is told by its certificate, and no listener asks for one", peer.value);
+                let help = "give a listener `tls` with `client_ca: …`, or write the peer's network";
+                self.problems.push(Problem::warning(Code::NeverWorks, peer.at, message, help));
+            }
+        }
     }
 
     fn trusted_peers(&mut self, list: &List<Spanned<String>>) -> TrustedPeers {

@@ -287,6 +287,7 @@ impl Compiler<'_> {
         let identity_at = identity.as_ref().map(|list| list.at);
         let identity = identity.map(|list| self.filled(list)).unwrap_or_default();
         self.certificates_asked_for(&identity, &listeners);
+        self.peers_asked_for(&identity, &listeners);
         let mut constants = Vec::new();
         let routes = routes.map(|list| self.filled(list)).unwrap_or_default();
         let (routes, route_places) = self.routes(routes, probes.given(), &mut constants);

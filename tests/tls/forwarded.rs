@@ -1,5 +1,6 @@
 //! Gateways that prove who they are by their own certificates and speak for callers.
 
+use super::SHOWN;
 use super::Tls;
 use super::material::Caller;
 use crate::support::CARE_DESK;
@@ -8,6 +9,8 @@ use crate::support::ROLLUP;
 use crate::support::STRANGER;
 use crate::support::SUBSCRIBER;
 use crate::support::Upstream;
+use crate::support::out;
+use crate::support::run;
 
 const GATEWAY: &str = "spiffe://mesh.example/ns/edge/sa/gateway";
 const XFCC: &str = "X-Forwarded-Client-Cert";
@@ -70,4 +73,18 @@ fn a_gateway_speaks_for_callers_and_a_caller_for_itself() {
     for seen in upstream.seen() {
         assert!(seen.head.value(XFCC).is_none() && seen.head.value("DPA-Caller").is_none(), "{:?}", seen.head);
     }
+}
+
+#[test]
+fn a_gateway_whose_certificate_nobody_asks_for_is_warned_of() {
+    let mut tls = Tls::to("127.0.0.1:9");
+    tls.identity = "{header: {name: DPA-Caller, trusted_peers: [127.0.0.1, 'dns:gateway.example']}}";
+    let said = |tls: &Tls| {
+        tls.folder.write("sidecar.yaml", &tls.settings());
+        out(&run(&tls.folder.file("."), &["check", "sidecar.yaml"]))
+    };
+    let told = "warning[DPA031]: `dns:gateway.example` is told by its certificate, and no listener asks for one";
+    assert!(!said(&tls).contains(told), "{}", said(&tls));
+    tls.listener = format!("{{{SHOWN}}}");
+    assert!(said(&tls).contains(told), "{}", said(&tls));
 }
