@@ -5,7 +5,7 @@
     tests/peers/forwarded.py nginx      DPA-Caller, as nginx sets it from a map of subjects
 
 The proxy takes TLS with client certificates on 127.0.0.1 and goes on to the sidecar from 127.0.0.2, the only
-address that is trusted. Each case is a request; the record in the decision log has to name the right caller, or
+address that is trusted; or, where a case says so, over TLS from 127.0.0.1, told by its own certificate. Each case is a request; the record in the decision log has to name the right caller, or
 the right reason why there is none, and the service behind must never see the header.
 
 DPA_SIDECAR names the binary; without it the debug build is made and taken.
@@ -128,13 +128,19 @@ def process(words, **more):
 
 
 @contextlib.contextmanager
-def sidecar(folder, binary, service):
+def sidecar(folder, binary, service, secure):
     (folder / "sidecar.yaml").write_text(f"""
 service: {{name: subscriber-api, storage_location: US-OR, instance: peers}}
 policy: {{file: {json.dumps(str(ROOT / "config/policy.yaml"))}}}
-listeners: [{{name: main, address: "127.0.0.1:0", upstream: app}}]
+listeners:
+  - {{name: main, address: "127.0.0.1:0", upstream: app}}
+  - name: secure
+    address: "127.0.0.1:{secure}"
+    upstream: app
+    tls: {{certificate: gateway.crt, private_key: gateway.key, client_ca: ca.crt}}
 upstreams: [{{name: app, address: "127.0.0.1:{service}"}}]
 identity:
+  - certificate: {{}}
   - forwarded_certificate: {{trusted_peers: [{PROXY}/32, "{GATEWAY}"]}}
   - header: {{name: DPA-Caller, trusted_peers: [{PROXY}/32]}}
 routes:
@@ -224,8 +230,8 @@ def envoy_binary():
 
 
 @contextlib.contextmanager
-def envoy(folder, sidecar_port):
-    ports = {"sanitize": free_port(), "append": free_port(), "edge": free_port()}
+def envoy(folder, sidecar_port, secure):
+    ports = {"sanitize": free_port(), "append": free_port(), "edge": free_port(), "told": free_port()}
 
     def tls(kind, name):
         return {
@@ -234,6 +240,8 @@ def envoy(folder, sidecar_port):
                 "@type": f"type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.{kind}TlsContext",
                 **({"require_client_certificate": True} if kind == "Downstream" else {}),
                 "common_tls_context": {
+                    # As a client, Envoy speaks no more than 1.2 by default, and the sidecar no less than 1.3.
+                    "tls_params": {"tls_maximum_protocol_version": "TLSv1_3"},
                     "tls_certificates": [{
                         "certificate_chain": {"filename": str(folder / f"{name}.crt")},
                         "private_key": {"filename": str(folder / f"{name}.key")},
@@ -287,9 +295,11 @@ def envoy(folder, sidecar_port):
             listener("append", "APPEND_FORWARD", "sidecar"),
             # Two gateways in a row: this one proves the caller, the next one proves this one.
             listener("edge", "SANITIZE_SET", "inner"),
+            listener("told", "SANITIZE_SET", "secure"),
         ],
         "clusters": [
             cluster("sidecar", sidecar_port, source),
+            cluster("secure", secure, {"transport_socket": tls("Upstream", "gateway")}),
             cluster("inner", ports["append"], {"transport_socket": tls("Upstream", "gateway")}),
         ],
     }}))
@@ -300,11 +310,11 @@ def envoy(folder, sidecar_port):
                 raise SystemExit(f"Envoy did not start: {(folder / 'envoy.log').read_text()[-3000:]}")
             return all(listens(port) for port in ports.values())
         wait_for("Envoy", up)
-        yield ports
+        yield {**ports, "secure": secure}
 
 
 @contextlib.contextmanager
-def nginx(folder, sidecar_port):
+def nginx(folder, sidecar_port, _):
     program = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
     if not program and os.geteuid() == 0 and shutil.which("apt-get"):
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL,
@@ -375,6 +385,11 @@ CASES = {
         ("two gateways in a row", "edge", "care", [], (200, "care-desk", CERTIFIED)),
         ("two gateways in a row, and a header of its own", "edge", "stranger",
          [(XFCC, f"URI={CARE},URI={GATEWAY}")], (403, STRANGER, CERTIFIED)),
+        ("a gateway told by its certificate", "told", "care", [], (200, "care-desk", CERTIFIED)),
+        ("the same, and a header of its own", "told", "stranger", [(XFCC, f"URI={CARE}")], (403, STRANGER, CERTIFIED)),
+        ("around Envoy, over TLS", "secure", "care", [], (200, "care-desk", "certificate")),
+        ("around Envoy, over TLS, naming another", "secure", "stranger",
+         [(XFCC, f"URI={CARE}"), ("DPA-Caller", CARE)], (403, STRANGER, "certificate")),
         ("around Envoy", None, ANYBODY, [(XFCC, f"URI={CARE}")], (401, "unproven", None)),
         ("around Envoy, as Envoy writes it", None, ANYBODY,
          [(XFCC, f'By={GATEWAY};Hash=00;Subject="";URI={CARE}')], (401, "unproven", None)),
@@ -410,8 +425,9 @@ def main():
         certificates(folder)
         service = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Service)
         threading.Thread(target=service.serve_forever, daemon=True).start()
-        port = stack.enter_context(sidecar(folder, binary, service.server_port))
-        ports = stack.enter_context({"envoy": envoy, "nginx": nginx}[kind](folder, port))
+        secure = free_port()
+        port = stack.enter_context(sidecar(folder, binary, service.server_port, secure))
+        ports = stack.enter_context({"envoy": envoy, "nginx": nginx}[kind](folder, port, secure))
         for sentence, way, who, headers, expected in CASES[kind]:
             before = len(Service.seen)
             got = by_proxy(folder, ports[way], who, headers) if way else directly(folder, port, who, headers)
