@@ -61,7 +61,7 @@ pub fn weigh<'a>(
     trust: &Trust,
     routes: &'a Routes,
 ) -> Result<(Facts<'a>, Decision<'a>), Unreadable> {
-    let proven = identify(seen, trust);
+    let proven = identify(seen, trust, policy);
     let facts = establish(seen, proven, routes, policy)?;
     let decision = decide(policy, &facts, seen.time);
     Ok((facts, decision))

@@ -249,7 +249,7 @@ fn work(runtime: &tokio::runtime::Runtime, share: Share, recorder: &Recorder, is
 fn identity_headers(rules: &Rules) -> Vec<HeaderName> {
     let name = |way: &Way| match way {
         Way::Header { name, .. } => Some(name.clone()),
-        Way::Certificate { .. } | Way::Tokens(_) | Way::Stated { .. } => None,
+        Way::Certificate { .. } | Way::Tokens(_) | Way::ForwardedCertificate { .. } | Way::Stated { .. } => None,
     };
     rules.trust.ways.iter().filter_map(name).collect()
 }

@@ -142,7 +142,7 @@ fn faults(path: &str, blocks: &[Block]) -> Vec<String> {
 fn each_piece_of_yaml_is_good() {
     let mut wrong = Vec::new();
     for (path, least) in
-        [("docs/policy.md", 14), ("docs/policy-tests.md", 3), ("docs/settings.md", 2), ("docs/identity.md", 1)]
+        [("docs/policy.md", 14), ("docs/policy-tests.md", 3), ("docs/settings.md", 3), ("docs/identity.md", 4)]
     {
         let blocks = document(path);
         let count = blocks.iter().filter(|block| block.language == "yaml").count();

@@ -16,19 +16,22 @@ mod request;
 mod settings;
 #[path = "../fuzz/bodies/token.rs"]
 mod token;
+#[path = "../fuzz/bodies/xfcc.rs"]
+mod xfcc;
 
 /// The body of a target.
 type Run = fn(&[u8]);
 
 #[test]
 fn what_was_found_stays_mended() {
-    let table: [(&str, Run); 6] = [
+    let table: [(&str, Run); 7] = [
         ("context", context::run),
         ("names", names::run),
         ("policy", policy::run),
         ("request", request::run),
         ("settings", settings::run),
         ("token", token::run),
+        ("xfcc", xfcc::run),
     ];
     let mut failed = Vec::new();
     for (target, run) in table {

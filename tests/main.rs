@@ -16,6 +16,7 @@ mod cli;
 mod datasette;
 mod docs;
 mod explain;
+mod forwarded;
 mod fuzz_corpus;
 mod hostile_files;
 mod house;

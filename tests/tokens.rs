@@ -907,11 +907,11 @@ fn a_token_beside_another_proof() {
             "caller_unidentified",
         ),
         (
-            "a token that has ended gives no claims",
+            "a token that has ended is not overlooked",
             Some(CARE_DESK),
             Some(token(json!({"exp": 1, "dpa_customer": "redwood-strand", "dpa_purpose": "customer_support"}))),
-            Ok("care-desk"),
-            "customer_missing",
+            Err("expired"),
+            "caller_unidentified",
         ),
         ("neither", None, None, Err("missing"), "caller_unidentified"),
     ];
@@ -1106,6 +1106,11 @@ fn times_are_those_of_the_request_not_of_the_machine() {
         claims: ClaimNames::default(),
         keys: Arc::new(ArcSwap::from_pointee(keys)),
     };
+    let source = dpa_sidecar::policy::problem::Source {
+        path: "policy.yaml".to_owned(),
+        text: std::fs::read_to_string(repository("config/policy.yaml")).unwrap(),
+    };
+    let policy = dpa_sidecar::policy::compile(&[source], &["policy.yaml".to_owned()], None, None).0.unwrap();
     let tokens = Tokens { issuers: vec![issuer], most_bytes: 8192, are_forwarded: false };
     let trust = Trust { ways: vec![Way::Tokens(tokens)] };
     let transport = Transport { tls: None, client_certificate: false, is_unix: false };
@@ -1135,7 +1140,7 @@ fn times_are_those_of_the_request_not_of_the_machine() {
             storage: "US".parse().unwrap(),
             time: jiff::Timestamp::new(second, nanosecond).unwrap(),
         };
-        let found = match identify(&seen, &trust).identity {
+        let found = match identify(&seen, &trust, &policy).identity {
             Fact::Known(..) => Ok(()),
             Fact::Unknown(why) => Err(why),
             Fact::None => panic!(),

@@ -27,6 +27,9 @@ use dpa_sidecar::identify::token::Tokens;
 use dpa_sidecar::observed::Observed;
 use dpa_sidecar::observed::Peer;
 use dpa_sidecar::observed::Target;
+use dpa_sidecar::policy;
+use dpa_sidecar::policy::Policy;
+use dpa_sidecar::policy::problem::Source;
 use http::HeaderMap;
 use http::HeaderValue;
 use http::Method;
@@ -59,6 +62,13 @@ static TRUST: LazyLock<Trust> = LazyLock::new(|| {
     Trust { ways: vec![Way::Tokens(tokens)] }
 });
 
+/// A policy in which nobody has a token.
+static POLICY: LazyLock<Policy> = LazyLock::new(|| {
+    let text = include_str!("../../config/policy.yaml").to_owned();
+    let source = Source { path: "policy.yaml".to_owned(), text };
+    policy::compile(&[source], &["policy.yaml".to_owned()], None, None).0.unwrap()
+});
+
 fn proven(headers: &HeaderMap) -> Proven {
     let mut host = HeaderMap::new();
     host.insert(header::HOST, HeaderValue::from_static("data.example"));
@@ -75,7 +85,7 @@ fn proven(headers: &HeaderMap) -> Proven {
         storage: "US".parse().unwrap(),
         time: *TIME,
     };
-    let proven = identify(&seen, &TRUST);
+    let proven = identify(&seen, &TRUST, &POLICY);
     if TRUST.tokens().unwrap().lacks_key(headers).is_some() {
         assert_eq!(proven.identity, Fact::Unknown(Why::Flawed(Flaw::UnknownKey)), "waits for a key in vain");
     }

@@ -170,6 +170,7 @@ pub(super) struct Upstream {
     pub(super) max_connections: Later,
 }
 
+/// One way in which a caller proves who it is: exactly one of these keys.
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(extend("minProperties" = 1, "maxProperties" = 1))]
@@ -178,10 +179,19 @@ pub(super) struct Identity {
     pub(super) certificate: Option<Spanned<CertificateWay>>,
     /// A signed token (JWT) in `Authorization: Bearer`.
     pub(super) token: Option<Spanned<Token>>,
-    #[schemars(skip)]
-    pub(super) forwarded_certificate: Later,
+    /// The header `X-Forwarded-Client-Cert`, as Envoy writes it. It never reaches the service.
+    pub(super) forwarded_certificate: Option<ForwardedCertificate>,
     /// A header whose word is taken from trusted peers.
     pub(super) header: Option<Header>,
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ForwardedCertificate {
+    /// Proxies whose word is taken for it: networks such as `127.0.0.1/32`, or identities that their own certificates
+    /// prove, such as `spiffe://mesh.example/ns/edge/sa/gateway`.
+    #[schemars(length(min = 1))]
+    pub(super) trusted_peers: List<Spanned<String>>,
 }
 
 #[derive(Deserialize, JsonSchema)]
@@ -230,7 +240,8 @@ pub(super) struct ClaimNames {
 pub(super) struct Header {
     /// The name of the header, such as `DPA-Caller`. It never reaches the service.
     pub(super) name: Spanned<String>,
-    /// Networks whose word is taken for it, such as `127.0.0.1/32`.
+    /// Peers whose word is taken for it: networks such as `127.0.0.1/32`, or identities that their own certificates
+    /// prove, such as `spiffe://mesh.example/ns/edge/sa/gateway`.
     #[schemars(length(min = 1))]
     pub(super) trusted_peers: List<Spanned<String>>,
 }

@@ -3,6 +3,7 @@
 //! The only place that reads the environment.
 
 mod document;
+mod identity;
 mod tls;
 mod tokens;
 
@@ -12,9 +13,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::HeaderName;
 use http::Method;
-use ipnet::IpNet;
 
 use self::document::From;
 use self::document::Later;
@@ -108,6 +107,7 @@ pub struct Settings {
     constants: Vec<(Constant, Spanned<String>)>,
     /// Where each route stands.
     route_places: Vec<At>,
+    identity_at: At,
     log_at: At,
 }
 
@@ -172,6 +172,7 @@ impl Settings {
             }
         }
         self.look_out(policy, &mut problems);
+        self.look_out_for_callers(policy, &mut problems);
         problems
     }
 
@@ -318,8 +319,10 @@ impl Compiler<'_> {
         let listeners = listeners.map(|list| self.filled(list)).unwrap_or_default();
         self.distinct(&listeners.iter().map(|it| named(&it.name)).collect::<Vec<_>>());
         let listeners: Vec<_> = listeners.into_iter().filter_map(|it| self.listener(it, &upstream_names)).collect();
+        let identity_at = identity.as_ref().map(|list| list.at);
         let identity = identity.map(|list| self.filled(list)).unwrap_or_default();
         self.certificates_asked_for(&identity, &listeners);
+        self.peers_asked_for(&identity, &listeners);
         let mut constants = Vec::new();
         let routes = routes.map(|list| self.filled(list)).unwrap_or_default();
         let (routes, route_places) = self.routes(routes, probes.given(), &mut constants);
@@ -333,6 +336,7 @@ impl Compiler<'_> {
         }
         self.claims_are_mapped(&believed);
         let Believed { ways, key_sources, .. } = believed;
+        let trust = Trust::new(ways);
         let health = health.given().and_then(|health| self.address(&health.address));
         let log_at = decision_log.as_ref().map(|log| log.at);
         let log = decision_log.map(|log| self.log(log));
@@ -347,7 +351,7 @@ impl Compiler<'_> {
             enforcement: enforcement.given().unwrap_or(Enforcement::Enforce),
             listeners,
             upstreams,
-            trust: Trust { ways },
+            trust,
             key_sources,
             routes,
             log: log?,
@@ -356,6 +360,7 @@ impl Compiler<'_> {
             drain_timeout: drain_timeout.given().map_or(Duration::from_secs(25), |span| span.0),
             constants,
             route_places,
+            identity_at: identity_at?,
             log_at: log_at?,
         })
     }
@@ -473,49 +478,24 @@ impl Compiler<'_> {
     fn way(&mut self, way: Spanned<document::Identity>, token_bytes: usize, believed: &mut Believed) {
         let Spanned { value: way, at } = way;
         let document::Identity { certificate, token, forwarded_certificate, header } = way;
-        self.later("identity.forwarded_certificate", &forwarded_certificate);
-        let is_there = [certificate.is_some(), token.is_some(), forwarded_certificate.is_some(), header.is_some()];
-        match is_there.into_iter().filter(|is_there| *is_there).count() {
+        let named = [certificate.is_some(), token.is_some(), forwarded_certificate.is_some(), header.is_some()];
+        match named.iter().filter(|is_named| **is_named).count() {
             0 => {
-                let help =
-                    "write `certificate: {}`, `header: {name: …, trusted_peers: […]}` or `token: {issuer: …, …}`";
+                let help = "write `certificate: {}`, `token: {issuer: …, …}`, `forwarded_certificate: {trusted_peers: […]}` or `header: {name: …, trusted_peers: […]}`";
                 self.error(Code::OneOf, at, "this way of identity names none", help);
             }
             1 => {}
             _ => {
-                self.error(Code::OneOf, at, "this way of identity names several", "write one in each entry of the list")
+                let help = "give each its own entry, with its own `-`";
+                self.error(Code::OneOf, at, "this way of identity names more than one", help);
             }
-        }
-        if let Some(certificate) = certificate {
-            believed.ways.push(self.certificate_way(certificate.value));
         }
         if let Some(token) = token {
             self.token(token.value, token.at, token_bytes, believed);
         }
-        believed.ways.extend(header.and_then(|header| self.header(header)));
-    }
-
-    fn header(&mut self, header: document::Header) -> Option<Way> {
-        let document::Header { name, trusted_peers } = header;
-        self.not_empty(&trusted_peers);
-        let header = HeaderName::from_bytes(name.value.as_bytes()).ok();
-        if header.is_none() {
-            let message = format!("`{}` is not the name of a header", name.value);
-            self.error(Code::Invalid, name.at, message, "write a name such as `DPA-Caller`");
-        }
-        let mut nets = Vec::new();
-        for peer in &trusted_peers.items {
-            let single = || peer.value.parse::<std::net::IpAddr>().map(IpNet::from);
-            match peer.value.parse::<IpNet>().or_else(|_| single()) {
-                Ok(net) => nets.push(net),
-                Err(_) => {
-                    let message = format!("`{}` is not a network", peer.value);
-                    let help = "write a CIDR such as `127.0.0.1/32`";
-                    self.error(Code::Invalid, peer.at, message, help);
-                }
-            }
-        }
-        Some(Way::Header { name: header?, trusted_peers: nets })
+        believed.ways.extend(certificate.map(|way| self.certificate_way(way.value)));
+        believed.ways.extend(forwarded_certificate.map(|way| self.forwarded_certificate(&way)));
+        believed.ways.extend(header.and_then(|way| self.header(&way)));
     }
 
     fn routes(

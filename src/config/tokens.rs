@@ -34,7 +34,9 @@ impl Believed {
     fn issuers(&self) -> &[Issuer] {
         let tokens = self.ways.iter().find_map(|way| match way {
             Way::Tokens(tokens) => Some(tokens),
-            Way::Certificate { .. } | Way::Header { .. } | Way::Stated { .. } => None,
+            Way::Certificate { .. } | Way::ForwardedCertificate { .. } | Way::Header { .. } | Way::Stated { .. } => {
+                None
+            }
         });
         tokens.map_or(&[], |tokens| tokens.issuers.as_slice())
     }
@@ -65,7 +67,9 @@ impl Compiler<'_> {
         let issuer = Issuer { name: issuer.value, audience: audience.value, algorithms, claims, keys };
         let known = believed.ways.iter_mut().find_map(|way| match way {
             Way::Tokens(tokens) => Some(tokens),
-            Way::Certificate { .. } | Way::Header { .. } | Way::Stated { .. } => None,
+            Way::Certificate { .. } | Way::ForwardedCertificate { .. } | Way::Header { .. } | Way::Stated { .. } => {
+                None
+            }
         });
         match known {
             Some(tokens) => tokens.issuers.push(issuer),

@@ -38,7 +38,7 @@ pub fn establish<'a>(
     policy: &Policy,
 ) -> Result<Facts<'a>, Unreadable> {
     let context = Context::read(seen.headers)?;
-    let caller = caller(proven.identity, &proven.others, policy);
+    let caller = caller(proven.identity, policy);
     let claims = if caller.known().is_some() { proven.claims } else { Claims::default() };
     let found = routes.find(seen.method, &seen.host, &seen.target);
     let subject = found.as_ref().and_then(|found| found.route.subject.as_ref());
@@ -86,15 +86,11 @@ pub fn establish<'a>(
     Ok(facts)
 }
 
-/// Who that is in the agreement. Several proofs may name one party in several ways, as a certificate and a token
-/// do; proofs of two parties, or of somebody nobody knows, prove nothing.
-fn caller(identity: Fact<Identity>, others: &[Identity], policy: &Policy) -> Fact<Caller> {
+/// Who that is in the agreement.
+fn caller(identity: Fact<Identity>, policy: &Policy) -> Fact<Caller> {
     match identity {
         Fact::Known(identity, source) => {
             let party = policy.party(&identity);
-            if others.iter().any(|other| party.is_none() || policy.party(other) != party) {
-                return Fact::Unknown(Why::Contradicted);
-            }
             Fact::Known(Caller { identity, party }, source)
         }
         Fact::None => Fact::None,

@@ -129,7 +129,7 @@ pub(super) fn identify(seen: &Observed<'_>, tokens: &Tokens) -> Proven {
         Bearer::Token(text) => tokens.verified(text, seen.time),
     };
     match verified {
-        Ok((identity, claims)) => Proven { identity: Fact::Known(identity, Source::Token), others: Vec::new(), claims },
+        Ok((identity, claims)) => Proven { identity: Fact::Known(identity, Source::Token), claims },
         Err(why) => Proven::alone(Fact::Unknown(why)),
     }
 }

@@ -476,6 +476,12 @@ impl Policy {
         self.identities.get(identity).copied().or_else(pattern)
     }
 
+    /// Every identity, and whose it is, in no order.
+    pub fn all_identities(&self) -> impl Iterator<Item = (&Identity, Party)> {
+        let exact = self.identities.iter().map(|(identity, party)| (identity, *party));
+        exact.chain(self.identity_patterns.all().map(|(identity, party)| (identity, *party)))
+    }
+
     /// The ids of all customers.
     pub fn customer_names(&self) -> impl Iterator<Item = &Id> {
         self.customers.iter().map(|customer| &customer.id)

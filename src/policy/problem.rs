@@ -386,7 +386,8 @@ Example:
                 r#"something can never take effect (warning).
 
 A purpose that no customer and no instruction permits or that no party is there for, a party whose purposes no
-customer permits, or a route with a purpose that no customer permits. Mostly a name was forgotten somewhere.
+customer permits, a route with a purpose that no customer permits, or an identity that no way of the settings can
+prove. Mostly a name was forgotten somewhere.
 
 Example:
   purposes: {ad_audit: {…}}      # and nobody's `permitted_purposes` name it"#

@@ -5,6 +5,7 @@ use std::io::BufRead;
 use std::io::BufReader;
 use std::io::Read as _;
 use std::io::Write as _;
+use std::net::SocketAddr;
 use std::net::TcpStream;
 
 use serde_json::Value;
@@ -184,7 +185,18 @@ pub(crate) struct Connection {
 impl Connection {
     /// To this address.
     pub(crate) fn to(address: &str) -> Self {
-        let stream = TcpStream::connect(address).unwrap();
+        Self::on(TcpStream::connect(address).unwrap())
+    }
+
+    /// To this address, from an address of this machine.
+    pub(crate) fn from(source: [u8; 4], address: &str) -> Self {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::from((source, 0)).into()).unwrap();
+        socket.connect(&address.parse::<SocketAddr>().unwrap().into()).unwrap();
+        Self::on(socket.into())
+    }
+
+    fn on(stream: TcpStream) -> Self {
         stream.set_nodelay(true).unwrap();
         stream.set_read_timeout(Some(CEILING)).unwrap();
         let reader = BufReader::new(stream.try_clone().unwrap());

@@ -58,6 +58,8 @@ pub(crate) struct Setup {
     pub(crate) enforcement: &'static str,
     /// `trusted_peers` of the header that names the caller.
     pub(crate) peers: &'static str,
+    /// More entries of `identity`, each with a comma before it.
+    pub(crate) ways: &'static str,
     /// The upstream's address.
     pub(crate) upstream: String,
     /// More keys of the upstream, each with a comma before it.
@@ -100,6 +102,7 @@ impl Setup {
         Self {
             enforcement: "enforce",
             peers: "127.0.0.1/32",
+            ways: "",
             upstream: upstream.to_owned(),
             upstream_keys: "",
             decision_log: "{file: {path: decisions.ndjson}}".to_owned(),
@@ -110,7 +113,7 @@ impl Setup {
 
     /// The sidecar.yaml.
     pub(crate) fn text(&self) -> String {
-        let Self { enforcement, peers, upstream, upstream_keys, decision_log, more, wrapper: _ } = self;
+        let Self { enforcement, peers, ways, upstream, upstream_keys, decision_log, more, wrapper: _ } = self;
         let policy = Value::from(repository("config/policy.yaml").to_str().unwrap());
         format!(
             "service: {{name: subscriber-api, storage_location: US-OR, instance: pod-0}}
@@ -119,7 +122,7 @@ policy: {{file: {policy}}}
 enforcement: {enforcement}
 listeners: [{{name: main, address: '127.0.0.1:0', upstream: app}}]
 upstreams: [{{name: app, address: '{upstream}'{upstream_keys}}}]
-identity: [{{header: {{name: DPA-Caller, trusted_peers: [{peers}]}}}}]
+identity: [{{header: {{name: DPA-Caller, trusted_peers: [{peers}]}}}}{ways}]
 routes:{ROUTES}probes: [/healthz]
 decision_log: {decision_log}
 {more}

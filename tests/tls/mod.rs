@@ -1,5 +1,6 @@
 //! TLS: who is let in, who that is, what is shown to whom, and what changes while requests go on.
 
+mod forwarded;
 mod material;
 mod names;
 mod renewal;
