@@ -1,4 +1,4 @@
-//! Step 1: takes connections and serves HTTP/1.1 on them.
+//! Step 1: takes connections, has TLS prove who made them, and serves HTTP/1.1 on them.
 
 use std::cell::Cell;
 use std::io;
@@ -35,6 +35,7 @@ use crate::doors::proxy::Proxy;
 use crate::observed::Peer;
 use crate::record::entry::Unread;
 use crate::telemetry::Metrics;
+use crate::tls;
 
 /// What a connection may take.
 #[derive(Clone, Copy, Debug)]
@@ -45,6 +46,8 @@ pub struct Limits {
     pub headers: usize,
     /// How long a head may take; an idle connection is closed after the same time.
     pub header_timeout: Duration,
+    /// How long a TLS handshake may take.
+    pub handshake_timeout: Duration,
     /// Connections of the whole process.
     pub connections: usize,
 }
@@ -55,6 +58,7 @@ pub struct UnreadCounters {
     malformed: AtomicU64,
     too_large: AtomicU64,
     timed_out: AtomicU64,
+    handshake: AtomicU64,
     metrics: Metrics,
 }
 
@@ -71,6 +75,7 @@ impl UnreadCounters {
             malformed: self.malformed.swap(0, Ordering::Relaxed),
             too_large: self.too_large.swap(0, Ordering::Relaxed),
             timed_out: self.timed_out.swap(0, Ordering::Relaxed),
+            handshake: self.handshake.swap(0, Ordering::Relaxed),
         };
         (unread != Unread::default()).then_some(unread)
     }
@@ -88,6 +93,11 @@ impl UnreadCounters {
         sum.fetch_add(1, Ordering::Relaxed);
         counter.inc();
     }
+
+    fn count_handshake(&self) {
+        self.handshake.fetch_add(1, Ordering::Relaxed);
+        self.metrics.handshake.inc();
+    }
 }
 
 /// How long a drain waits for further connections once none is open.
@@ -104,6 +114,7 @@ pub async fn drain_begins(draining: &mut watch::Receiver<bool>) {
 /// sidecar is going away is answered, once for each connection.
 pub async fn serve(
     listener: TcpListener,
+    tls: Option<Arc<tls::Server>>,
     door: Rc<Proxy>,
     limits: Limits,
     slots: Arc<Semaphore>,
@@ -134,8 +145,9 @@ pub async fn serve(
         let door = Rc::clone(&door);
         let unread = Arc::clone(&unread);
         let draining = draining.clone();
+        let tls = tls.clone();
         connections.spawn_local(async move {
-            connection(stream, address, door, limits, &unread, draining).await;
+            connected(stream, address, tls.as_deref(), door, limits, &unread, draining).await;
             drop(slot);
         });
     }
@@ -151,19 +163,68 @@ async fn accept(
     Ok((stream, address, slot))
 }
 
-async fn connection(
+async fn connected(
     stream: TcpStream,
     address: SocketAddr,
+    tls: Option<&tls::Server>,
+    door: Rc<Proxy>,
+    limits: Limits,
+    unread: &UnreadCounters,
+    draining: watch::Receiver<bool>,
+) {
+    let address = Some(address.ip().to_canonical());
+    let Some(tls) = tls else {
+        let transport = Transport { tls: None, client_certificate: false, is_unix: false };
+        let peer = Peer { address, transport, certificate: Fact::Unknown(Why::Missing) };
+        return connection(stream, peer, door, limits, unread, draining).await;
+    };
+    let Some(stream) = handshake(stream, tls, limits, unread, draining.clone()).await else { return };
+    let (transport, certificate) = tls::proven(&stream);
+    let peer = Peer { address, transport, certificate };
+    connection(stream, peer, door, limits, unread, draining).await;
+}
+
+/// Shakes hands. What fails is counted, unless not a byte came: then it was a look whether the port is open. A
+/// connection that has not begun when the drain does is closed, as one is that is idle.
+async fn handshake(
+    stream: TcpStream,
+    tls: &tls::Server,
+    limits: Limits,
+    unread: &UnreadCounters,
+    mut draining: watch::Receiver<bool>,
+) -> Option<tls::FromCaller> {
+    let mut has_begun = false;
+    let is_draining = *draining.borrow();
+    let begun = async {
+        let mut first = [0];
+        has_begun = tokio::select! {
+            biased;
+            peeked = stream.peek(&mut first) => peeked? > 0,
+            () = drain_begins(&mut draining), if !is_draining => false,
+        };
+        if has_begun { tls.accept(stream).await } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+    };
+    let shaken = tokio::time::timeout(limits.handshake_timeout, begun).await;
+    let error = match shaken.unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into())) {
+        Ok(stream) => return Some(stream),
+        Err(error) => error,
+    };
+    if has_begun {
+        unread.count_handshake();
+        tracing::debug!(%error, listener = tls.name(), "a TLS handshake failed");
+    }
+    None
+}
+
+async fn connection<S: AsyncRead + AsyncWrite + Unpin + 'static>(
+    stream: S,
+    peer: Peer,
     door: Rc<Proxy>,
     limits: Limits,
     unread: &UnreadCounters,
     mut draining: watch::Receiver<bool>,
 ) {
-    let peer = Rc::new(Peer {
-        address: Some(address.ip().to_canonical()),
-        certificate: Fact::Unknown(Why::Missing),
-        transport: Transport { tls: None, client_certificate: false, is_unix: false },
-    });
+    let peer = Rc::new(peer);
     let service = service_fn(move |request: Request<Incoming>| {
         let door = Rc::clone(&door);
         let peer = Rc::clone(&peer);
@@ -196,12 +257,12 @@ async fn connection(
 
 /// A connection that knows whether something came in since the last answer went out: what tells a head that
 /// did not come in time from a connection that was idle.
-struct Meter {
-    stream: TcpStream,
+struct Meter<S> {
+    stream: S,
     has_unanswered: Rc<Cell<bool>>,
 }
 
-impl AsyncRead for Meter {
+impl<S: AsyncRead + Unpin> AsyncRead for Meter<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         let result = Pin::new(&mut self.stream).poll_read(cx, buffer);
@@ -212,7 +273,7 @@ impl AsyncRead for Meter {
     }
 }
 
-impl AsyncWrite for Meter {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Meter<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         self.has_unanswered.set(false);
         Pin::new(&mut self.stream).poll_write(cx, bytes)

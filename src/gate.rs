@@ -26,6 +26,7 @@ use crate::establish::establish;
 use crate::establish::route::Routes;
 use crate::identify::Trust;
 use crate::identify::identify;
+use crate::keys::KeySource;
 use crate::observed::Observed;
 use crate::observed::Unreadable;
 use crate::policy::Enforcement;
@@ -60,7 +61,7 @@ pub fn weigh<'a>(
     trust: &Trust,
     routes: &'a Routes,
 ) -> Result<(Facts<'a>, Decision<'a>), Unreadable> {
-    let proven = identify(seen, trust);
+    let proven = identify(seen, trust, policy);
     let facts = establish(seen, proven, routes, policy)?;
     let decision = decide(policy, &facts, seen.time);
     Ok((facts, decision))
@@ -88,6 +89,8 @@ pub struct Rules {
     pub policy: Arc<Policy>,
     /// Who is believed.
     pub trust: Trust,
+    /// Where the keys of the issuers come from, in the order of the issuers.
+    pub keys: Vec<Arc<KeySource>>,
     /// What paths mean.
     pub routes: Routes,
     /// Whether this sidecar as a whole observes.
@@ -172,6 +175,8 @@ pub struct Refusal {
     pub why: Refused,
     /// The policy that was decided with.
     pub policy: Arc<Policy>,
+    /// Ways to prove who one is, for `WWW-Authenticate`.
+    pub challenge: &'static str,
 }
 
 /// Why a request was refused.
@@ -367,6 +372,7 @@ impl Gate {
     pub async fn check(&self, seen: &Observed<'_>, ids: &Ids, started: Instant) -> Verdict {
         let rules = &*self.rules;
         let policy = &*rules.policy;
+        self.renew_keys(seen.headers).await;
         let (facts, decision) = match weigh(seen, policy, &rules.trust, &rules.routes) {
             Ok(weighed) => weighed,
             Err(unreadable) => {
@@ -409,6 +415,15 @@ impl Gate {
         }
     }
 
+    /// An issuer may have a new key since its keys were fetched: a token that needs one waits for it, for a
+    /// bounded time, before anything is weighed.
+    async fn renew_keys(&self, headers: &HeaderMap) {
+        let lacking = self.rules.trust.tokens().and_then(|tokens| tokens.lacks_key(headers));
+        if let Some(source) = lacking.and_then(|place| self.rules.keys.get(place)) {
+            source.renewed().await;
+        }
+    }
+
     /// Writes down and refuses a request that could be read in two ways, or in none.
     pub async fn unreadable(&self, why: Unreadable, method: &Method, ids: &Ids, time: Timestamp) -> Refusal {
         let about = about(ids, method, time);
@@ -429,7 +444,8 @@ impl Gate {
     }
 
     fn refusal(&self, decision: Uuid, why: Refused) -> Refusal {
-        Refusal { decision, why, policy: Arc::clone(&self.rules.policy) }
+        let rules = &self.rules;
+        Refusal { decision, why, policy: Arc::clone(&rules.policy), challenge: rules.trust.challenge() }
     }
 
     fn outcome(&self, decision_id: Uuid, time: Timestamp, started: Instant) -> OutcomeGuard {

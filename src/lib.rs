@@ -3,7 +3,7 @@
 //! The way of a request, one module a step, each making one value that only it can make:
 //!
 //! 1. [`accept`] takes a connection,
-//! 2. `tls` proves the peer (not built yet),
+//! 2. [`tls`] proves the peer,
 //! 3. [`identify`] says who calls,
 //! 4. [`establish`] says what the request is about,
 //! 5. [`decide`] holds that against the agreement ([`policy`]),
@@ -28,8 +28,10 @@ pub mod accept;
 pub mod doors;
 pub mod forward;
 pub mod gate;
+pub mod keys;
 pub mod record;
 pub mod respond;
+pub mod tls;
 
 // Putting it together.
 pub mod admin;

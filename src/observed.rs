@@ -123,7 +123,7 @@ pub enum Unreadable {
     #[error("DPA-Context names more than 16 customers")]
     ContextCustomers,
     /// Two sources of one fact.
-    #[error("DPA-Context and the route speak of the same fact and differ")]
+    #[error("two of DPA-Context, the route and the claims of the caller speak of the same fact and differ")]
     Contradiction,
 }
 

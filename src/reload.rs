@@ -2,17 +2,23 @@
 
 use std::path::Path;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::sync::watch;
 
+use crate::doors::proxy::Clock;
+use crate::keys::KeySource;
+use crate::keys::Origin;
 use crate::policy;
 use crate::policy::Policy;
 use crate::policy::problem::Code;
 use crate::policy::problem::Problem;
 use crate::policy::problem::Problems;
 use crate::policy::problem::Source;
+use crate::telemetry::chain;
+use crate::tls;
 use crate::yaml::Node;
 
 /// A file that cannot be read at all.
@@ -138,32 +144,142 @@ pub struct Watched {
 /// Takes the content of files.
 pub type Renew = Box<dyn FnMut(&[Vec<u8>]) -> Result<(), String> + Send>;
 
+/// What the last look at files saw.
+#[derive(Default)]
+enum Seen {
+    /// There was none.
+    #[default]
+    Nothing,
+    /// Content that was taken.
+    Taken(Vec<Vec<u8>>),
+    /// Content that was refused, or none where files cannot be read. It is told when it is seen again: files that
+    /// are written one after the other do not fit each other for a moment.
+    Refused(Option<Vec<Vec<u8>>>, bool),
+}
+
 /// Looks at the files once a second and renews what changed, until the drain begins.
 ///
 /// By content: neither the time stamps nor the names of files count. A file that cannot be read, and content
-/// that is refused, change nothing, and are told once.
+/// that is refused, change nothing, and are told once. The first look takes all that is there: it may have changed
+/// since it was read at the start.
 pub async fn watch(mut all: Vec<Watched>, mut draining: watch::Receiver<bool>) {
-    let mut seen: Vec<Option<Vec<Vec<u8>>>> = all.iter().map(|watched| contents(&watched.paths).ok()).collect();
+    let mut seen: Vec<Seen> = all.iter().map(|_| Seen::default()).collect();
     loop {
+        for (watched, seen) in all.iter_mut().zip(&mut seen) {
+            look(watched, seen);
+        }
         tokio::select! {
             () = tokio::time::sleep(LOOK_AGAIN) => {}
             // Without its sender the sidecar is gone.
             changed = draining.changed() => if changed.is_err() || *draining.borrow() { return },
         }
-        for (watched, seen) in all.iter_mut().zip(&mut seen) {
-            let Ok(now) = contents(&watched.paths) else { continue };
-            if seen.as_ref() == Some(&now) {
-                continue;
-            }
-            match (watched.renew)(&now) {
-                Ok(()) => tracing::info!(what = watched.name, "renewed from changed files"),
-                Err(error) => {
-                    tracing::error!(what = watched.name, error, "changed files are refused; the former stay in force");
-                }
-            }
-            *seen = Some(now);
-        }
     }
+}
+
+fn look(watched: &mut Watched, seen: &mut Seen) {
+    let now = contents(&watched.paths);
+    let is_known = match seen {
+        Seen::Nothing | Seen::Refused(_, false) => false,
+        Seen::Taken(before) => now.as_ref().is_ok_and(|now| now == before),
+        Seen::Refused(before, true) => now.as_ref().ok() == before.as_ref(),
+    };
+    if is_known {
+        return;
+    }
+    let refused = match now {
+        Err(error) => (None, error.to_string()),
+        Ok(now) => match (watched.renew)(&now) {
+            Err(error) => (Some(now), error),
+            Ok(()) => {
+                if !matches!(seen, Seen::Nothing) {
+                    tracing::info!(what = watched.name, "renewed from changed files");
+                }
+                *seen = Seen::Taken(now);
+                return;
+            }
+        },
+    };
+    let (content, error) = refused;
+    let is_told = match seen {
+        Seen::Refused(before, false) if *before == content => {
+            tracing::error!(what = watched.name, error, "changed files are refused; the former stay in force");
+            true
+        }
+        Seen::Nothing | Seen::Taken(_) | Seen::Refused(..) => false,
+    };
+    *seen = Seen::Refused(content, is_told);
+}
+
+/// How often ends of certificates are looked for.
+const LOOK_OUT: Duration = Duration::from_secs(60);
+
+/// Starts the thread `dpa-reload`, which renews what is made of files and warns of what in them ends. It goes away
+/// when the drain begins.
+///
+/// # Errors
+///
+/// If the thread or its runtime cannot be made.
+pub fn start(
+    all: tls::All,
+    keys: Vec<Arc<KeySource>>,
+    clock: Clock,
+    draining: watch::Receiver<bool>,
+) -> std::io::Result<()> {
+    let servers = all.servers.iter().flat_map(of_server);
+    let clients = all.clients.iter().flat_map(of_client);
+    let watched: Vec<Watched> = servers.chain(clients).chain(keys.iter().filter_map(of_keys)).collect();
+    if watched.is_empty() && keys.is_empty() {
+        return Ok(());
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let look_out = async move {
+        let mut look_out = tls::LookOut::default();
+        loop {
+            look_out.look(&all.endings(), clock.now());
+            tokio::time::sleep(LOOK_OUT).await;
+        }
+    };
+    let look = move || {
+        runtime.block_on(async {
+            for source in keys {
+                tokio::spawn(source.keep_fetched(draining.clone()));
+            }
+            tokio::select! {
+                () = watch(watched, draining) => {}
+                () = look_out => {}
+            }
+        });
+    };
+    std::thread::Builder::new().name("dpa-reload".to_owned()).spawn(look).map(drop)
+}
+
+fn of_keys(source: &Arc<KeySource>) -> Option<Watched> {
+    let path = match &source.origin {
+        Origin::File(path) => path.clone(),
+        Origin::Url { .. } => return None,
+    };
+    let (source, name) = (Arc::clone(source), format!("keys of {}", source.issuer));
+    let renew = move |contents: &[Vec<u8>]| match contents {
+        [bytes] => source.take(bytes).map_err(|error| chain(&error).to_string()),
+        _ => Ok(()),
+    };
+    Some(Watched { name, paths: vec![path], renew: Box::new(renew) })
+}
+
+fn of_server(server: &Arc<tls::Server>) -> impl Iterator<Item = Watched> {
+    server.parts().into_iter().map(|part| {
+        let (server, name, paths) = (Arc::clone(server), part.name.clone(), part.paths.clone());
+        let renew = move |contents: &[Vec<u8>]| server.renew(&part, contents).map_err(|error| error.to_string());
+        Watched { name, paths, renew: Box::new(renew) }
+    })
+}
+
+fn of_client(client: &Arc<tls::Client>) -> impl Iterator<Item = Watched> {
+    client.parts().into_iter().map(|part| {
+        let (client, name, paths) = (Arc::clone(client), part.name.clone(), part.paths.clone());
+        let renew = move |contents: &[Vec<u8>]| client.renew(&part, contents).map_err(|error| error.to_string());
+        Watched { name, paths, renew: Box::new(renew) }
+    })
 }
 
 fn contents(paths: &[PathBuf]) -> std::io::Result<Vec<Vec<u8>>> {

@@ -57,14 +57,8 @@ fn answer(document: &Document<'_>, decision: Uuid) -> Response<AnswerBody> {
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(DPA_DECISION_ID, id_value(decision));
-    match document.status {
-        401 => {
-            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("DPA-Caller"));
-        }
-        503 => {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
-        }
-        _ => {}
+    if document.status == 503 {
+        headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
     }
     response
 }
@@ -110,7 +104,11 @@ pub fn refused(refusal: &Refusal) -> Response<AnswerBody> {
         clause,
         policy_digest: Some(&refusal.policy.digest),
     };
-    answer(&document, refusal.decision)
+    let mut response = answer(&document, refusal.decision);
+    if status == 401 {
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(refusal.challenge));
+    }
+    response
 }
 
 /// Answers a request that was sent on, or was about to be, and got no answer.
@@ -122,7 +120,10 @@ pub fn no_answer(error: &ForwardError, decision: Uuid) -> Response<AnswerBody> {
             "The request broke off, or its body is not framed as it says.",
             "The sidecar permitted the request and could not read it to its end.",
         ),
-        ForwardError::Connect { .. } | ForwardError::Broken { .. } | ForwardError::Switched { .. } => (
+        ForwardError::Connect { .. }
+        | ForwardError::Tls { .. }
+        | ForwardError::Broken { .. }
+        | ForwardError::Switched { .. } => (
             UPSTREAM_UNAVAILABLE,
             "The data service cannot be reached or broke off.",
             "The sidecar permitted the request; the data service behind it did not answer.",

@@ -38,7 +38,9 @@ use crate::record::log::Counters;
 use crate::record::log::Log;
 use crate::record::log::OpenError;
 use crate::record::recorder::Recorder;
+use crate::reload;
 use crate::telemetry::Metrics;
+use crate::tls;
 
 /// Why a sidecar cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +56,9 @@ pub enum StartError {
     /// The decision log.
     #[error(transparent)]
     Log(#[from] OpenError),
+    /// A certificate, key or revocation list.
+    #[error(transparent)]
+    Tls(#[from] tls::Unusable),
     /// A thread or its runtime.
     #[error("cannot start a worker thread")]
     Thread(#[source] io::Error),
@@ -74,8 +79,8 @@ pub struct Sidecar {
 #[derive(Clone)]
 struct Share {
     rules: Arc<Rules>,
-    listeners: Arc<Vec<(TcpListener, usize)>>,
-    upstreams: Arc<Vec<UpstreamSettings>>,
+    listeners: Arc<Vec<Bound>>,
+    upstreams: Arc<Vec<(UpstreamSettings, Option<Arc<tls::Client>>)>>,
     storage: Location,
     limits: Limits,
     slots: Arc<Semaphore>,
@@ -84,6 +89,14 @@ struct Share {
     clock: Clock,
     drain_timeout: Duration,
     draining: watch::Receiver<bool>,
+}
+
+/// A listener that is bound.
+struct Bound {
+    socket: TcpListener,
+    tls: Option<Arc<tls::Server>>,
+    /// Place of its upstream.
+    upstream: usize,
 }
 
 /// Starts a sidecar. When it returns, the sockets are bound, the log is open and the workers run.
@@ -99,8 +112,20 @@ pub fn start(settings: Settings, policy: Policy, clock: Clock) -> Result<Sidecar
         let socket = listen(listener.address)?;
         let address = socket.local_addr().unwrap_or(listener.address);
         addresses.push((listener.name.clone(), address));
-        listeners.push((socket, listener.upstream));
+        let load = |tls| tls::Server::load(&listener.name, tls).map(Arc::new);
+        let tls = listener.tls.clone().map(load).transpose()?;
+        listeners.push(Bound { socket, tls, upstream: listener.upstream });
     }
+    let mut upstreams = Vec::new();
+    for upstream in settings.upstreams {
+        let load = |tls| tls::Client::load(&upstream.name, tls).map(Arc::new);
+        let tls = upstream.tls.clone().map(load).transpose()?;
+        upstreams.push((upstream, tls));
+    }
+    let all_tls = tls::All {
+        servers: listeners.iter().filter_map(|bound| bound.tls.clone()).collect(),
+        clients: upstreams.iter().filter_map(|(_, tls)| tls.clone()).collect(),
+    };
     let health_socket = settings.health.map(listen).transpose()?;
     let writer = Writer {
         service: settings.service,
@@ -117,14 +142,14 @@ pub fn start(settings: Settings, policy: Policy, clock: Clock) -> Result<Sidecar
     let (draining, drained) = watch::channel(false);
     let health = health_socket.map(|socket| {
         let policy = format!("{} revision {} digest {}", policy.name, policy.revision, policy.digest);
-        (
-            socket,
-            Health { draining: drained.clone(), log: Arc::clone(log.counters()), metrics: metrics.clone(), policy },
-        )
+        let keys = settings.key_sources.clone();
+        let (log, metrics, tls) = (Arc::clone(log.counters()), metrics.clone(), all_tls.clone());
+        (socket, Health { draining: drained.clone(), log, metrics, policy, tls, clock, keys })
     });
     let rules = Rules {
         policy: Arc::new(policy),
         trust: settings.trust,
+        keys: settings.key_sources.clone(),
         routes: settings.routes,
         enforcement: settings.enforcement,
         on_failure: settings.log.on_failure,
@@ -132,7 +157,7 @@ pub fn start(settings: Settings, policy: Policy, clock: Clock) -> Result<Sidecar
     let share = Share {
         rules: Arc::new(rules),
         listeners: Arc::new(listeners),
-        upstreams: Arc::new(settings.upstreams),
+        upstreams: Arc::new(upstreams),
         storage: settings.storage_location,
         limits: settings.limits,
         slots: Arc::new(Semaphore::new(settings.limits.connections.min(Semaphore::MAX_PERMITS))),
@@ -142,6 +167,7 @@ pub fn start(settings: Settings, policy: Policy, clock: Clock) -> Result<Sidecar
         drain_timeout: settings.drain_timeout,
         draining: drained,
     };
+    reload::start(all_tls, settings.key_sources, clock, share.draining.clone()).map_err(StartError::Thread)?;
     let mut workers = Vec::new();
     for number in 0..settings.workers {
         let recorder = log.recorder();
@@ -177,10 +203,11 @@ fn work(runtime: &tokio::runtime::Runtime, share: Share, recorder: &Recorder, is
         if is_first {
             tokio::task::spawn_local(sum_up_unread(Arc::clone(&share.unread), recorder.clone(), share.clock));
         }
-        let upstreams: Vec<Rc<Upstream>> = share.upstreams.iter().cloned().map(Upstream::new).map(Rc::new).collect();
+        let upstream = |(settings, tls): (UpstreamSettings, _)| Rc::new(Upstream::new(settings, tls));
+        let upstreams: Vec<Rc<Upstream>> = share.upstreams.iter().cloned().map(upstream).collect();
         tokio::task::spawn_local(reap(upstreams.clone()));
         let mut doors = tokio::task::JoinSet::new();
-        for (socket, upstream) in share.listeners.iter() {
+        for Bound { socket, tls, upstream } in share.listeners.iter() {
             let Some(upstream) = upstreams.get(*upstream) else { continue };
             let listener = match socket.try_clone().and_then(tokio::net::TcpListener::from_std) {
                 Ok(listener) => listener,
@@ -194,10 +221,12 @@ fn work(runtime: &tokio::runtime::Runtime, share: Share, recorder: &Recorder, is
                 upstream: Rc::clone(upstream),
                 storage: upstream.storage_location().unwrap_or(share.storage),
                 identity_headers: identity_headers(&share.rules),
+                keeps_tokens: share.rules.trust.tokens().is_some_and(|tokens| !tokens.are_forwarded),
                 clock: share.clock,
             });
             let (slots, unread) = (Arc::clone(&share.slots), Arc::clone(&share.unread));
-            doors.spawn_local(accept::serve(listener, door, share.limits, slots, unread, share.draining.clone()));
+            let (tls, draining) = (tls.clone(), share.draining.clone());
+            doors.spawn_local(accept::serve(listener, tls, door, share.limits, slots, unread, draining));
         }
         let mut draining = share.draining.clone();
         let deadline = async {
@@ -222,7 +251,7 @@ fn work(runtime: &tokio::runtime::Runtime, share: Share, recorder: &Recorder, is
 fn identity_headers(rules: &Rules) -> Vec<HeaderName> {
     let name = |way: &Way| match way {
         Way::Header { name, .. } => Some(name.clone()),
-        Way::Certificate | Way::Stated { .. } => None,
+        Way::Certificate { .. } | Way::Tokens(_) | Way::ForwardedCertificate { .. } | Way::Stated { .. } => None,
     };
     rules.trust.ways.iter().filter_map(name).collect()
 }

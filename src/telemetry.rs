@@ -61,6 +61,8 @@ pub struct Metrics {
     pub too_large: Counter,
     /// Heads that did not come in time.
     pub timed_out: Counter,
+    /// TLS handshakes that failed.
+    pub handshake: Counter,
     decisions: Family<[(&'static str, &'static str); 1], Counter>,
     unread: Family<[(&'static str, &'static str); 1], Counter>,
 }
@@ -79,6 +81,7 @@ impl Default for Metrics {
             malformed: why("malformed"),
             too_large: why("too_large"),
             timed_out: why("timed_out"),
+            handshake: why("handshake"),
             decisions,
             unread,
         }

@@ -12,12 +12,15 @@ use crate::support::repository;
 use crate::support::run;
 
 /// File, its problem, and how many errors there are; a file with none has a warning only.
-const INVALID: [(&str, &str, usize); 44] = [
+const INVALID: [(&str, &str, usize); 50] = [
     ("agreement-ends-soon", "DPA030", 0),
     ("alias", "DPA002", 1),
     ("ambiguous-identity", "DPA016", 1),
     ("anchor", "DPA002", 1),
     ("bare-state", "DPA008", 1),
+    ("certificate-nowhere", "DPA046", 1),
+    ("certificate-that-is-none", "DPA050", 2),
+    ("certificates-nobody-asks-for", "DPA031", 0),
     ("consent-to-two-things", "DPA021", 1),
     ("duplicate-key", "DPA003", 1),
     ("empty-list", "DPA017", 1),
@@ -35,8 +38,9 @@ const INVALID: [(&str, &str, usize); 44] = [
     ("no-policy-file", "DPA046", 1),
     ("no-sink", "DPA044", 1),
     ("no-such-customer-file", "DPA020", 1),
+    ("nobody-vouches", "DPA005", 4),
     ("not-yaml", "DPA001", 1),
-    ("not-yet-tls", "DPA043", 1),
+    ("not-yet-signed", "DPA043", 1),
     ("observe-against-the-policy", "DPA045", 1),
     ("prohibited-sale", "DPA013", 1),
     ("purpose-called-sale", "DPA015", 1),
@@ -48,6 +52,8 @@ const INVALID: [(&str, &str, usize); 44] = [
     ("several-at-once", "DPA008", 3),
     ("subprocessor-twice", "DPA011", 1),
     ("ten-mistakes", "DPA007", 10),
+    ("token-anybody-could-make", "DPA008", 4),
+    ("token-without-the-claim", "DPA031", 0),
     ("too-deep", "DPA009", 1),
     ("unknown-constant", "DPA012", 1),
     ("unknown-field", "DPA004", 1),
@@ -96,7 +102,7 @@ fn each_problem_code_has_a_file_that_shows_it() {
     let text = err(&output);
     let (_, known) = text.trim().split_once("known: ").unwrap();
     let known: BTreeSet<&str> = known.split(", ").collect();
-    assert!(known.len() >= 34 && known.contains("DPA001") && known.contains("DPA060"), "{text}");
+    assert!(known.len() >= 35 && known.contains("DPA001") && known.contains("DPA060"), "{text}");
     let mut shown = String::new();
     for (name, ..) in INVALID {
         shown += &std::fs::read_to_string(repository(&format!("tests/golden/{name}.txt"))).unwrap();

@@ -6,20 +6,33 @@ use crate::support::repository;
 
 #[path = "../fuzz/bodies/context.rs"]
 mod context;
+#[path = "../fuzz/bodies/names.rs"]
+mod names;
 #[path = "../fuzz/bodies/policy.rs"]
 mod policy;
 #[path = "../fuzz/bodies/request.rs"]
 mod request;
 #[path = "../fuzz/bodies/settings.rs"]
 mod settings;
+#[path = "../fuzz/bodies/token.rs"]
+mod token;
+#[path = "../fuzz/bodies/xfcc.rs"]
+mod xfcc;
 
 /// The body of a target.
 type Run = fn(&[u8]);
 
 #[test]
 fn what_was_found_stays_mended() {
-    let table: [(&str, Run); 4] =
-        [("context", context::run), ("policy", policy::run), ("request", request::run), ("settings", settings::run)];
+    let table: [(&str, Run); 7] = [
+        ("context", context::run),
+        ("names", names::run),
+        ("policy", policy::run),
+        ("request", request::run),
+        ("settings", settings::run),
+        ("token", token::run),
+        ("xfcc", xfcc::run),
+    ];
     let mut failed = Vec::new();
     for (target, run) in table {
         let entries = std::fs::read_dir(repository("fuzz/corpus").join(target)).unwrap();

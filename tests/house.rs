@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use crate::support::repository;
 
 /// The ranks; the first word is what a module does.
-const RANKS: [(&str, u8); 21] = [
+const RANKS: [(&str, u8); 23] = [
     ("yaml", 0),
     ("schema", 0),
     ("telemetry", 0),
@@ -16,7 +16,9 @@ const RANKS: [(&str, u8); 21] = [
     ("identify", 4),
     ("establish", 5),
     ("record", 6),
+    ("keys", 6),
     ("gate", 7),
+    ("tls", 7),
     ("forward", 8),
     ("respond", 9),
     ("doors", 10),

@@ -144,7 +144,7 @@ fn invalid_files_are_rejected_as_far_as_their_form_is_wrong() {
         ("unknown-field", false),
         ("unknown-word", false),
         ("wide-characters", false),
-        ("not-yet-tls", false),
+        ("not-yet-signed", false),
         // These are wrong by what they mean.
         ("ambiguous-identity", true),
         ("model-training", true),
@@ -309,9 +309,10 @@ customer_files: [customers/*.yaml]
 #[test]
 fn the_schemas_and_check_are_of_one_mind() {
     type Check = fn(String) -> Problems;
-    let table: [(&str, &str, Schema, Check); 2] = [
+    let table: [(&str, &str, Schema, Check); 3] = [
         ("policy", ALL_KEYS, policy::schema(), check_policy),
         ("sidecar", include_str!("../config/sidecar.yaml"), config::schema(), check_settings),
+        ("TLS", include_str!("tls/every-key.yaml"), config::schema(), check_settings),
     ];
     let form = [Code::UnknownField, Code::UnknownWord, Code::WrongShape, Code::EmptyList];
     let mut wrong = Vec::new();

@@ -51,7 +51,7 @@ static SETTINGS: LazyLock<Settings> = LazyLock::new(|| {
 static IDENTITY_HEADERS: LazyLock<Vec<HeaderName>> = LazyLock::new(|| {
     let name = |way: &Way| match way {
         Way::Header { name, .. } => Some(name.clone()),
-        Way::Certificate | Way::Stated { .. } => None,
+        Way::Certificate { .. } | Way::Tokens(_) | Way::ForwardedCertificate { .. } | Way::Stated { .. } => None,
     };
     SETTINGS.trust.ways.iter().filter_map(name).collect()
 });

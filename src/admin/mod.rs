@@ -14,11 +14,15 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use hyper_util::rt::TokioTimer;
+use jiff::Timestamp;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
+use crate::doors::proxy::Clock;
+use crate::keys::KeySource;
 use crate::record::log::Counters;
 use crate::telemetry::Metrics;
+use crate::tls;
 
 /// What the health listener knows.
 #[derive(Clone, Debug)]
@@ -31,6 +35,12 @@ pub struct Health {
     pub metrics: Metrics,
     /// Name, revision and digest of the policy.
     pub policy: String,
+    /// The keys of the issuers of tokens.
+    pub keys: Vec<Arc<KeySource>>,
+    /// The certificates.
+    pub tls: tls::All,
+    /// What time it is.
+    pub clock: Clock,
 }
 
 /// Serves until it is dropped. Needs a `LocalSet`.
@@ -85,7 +95,28 @@ impl Health {
         let line =
             |(name, good, what): &(&str, bool, &str)| format!("[{}] {name}: {what}\n", if *good { "+" } else { "-" });
         let mut text: String = if verbose { checks.iter().map(line).collect() } else { String::new() };
+        if verbose {
+            text.extend(self.tls.endings().iter().map(|ending| end_line(ending, self.clock.now())));
+        }
+        // An issuer that is down takes nobody else's requests out of the service, so it does not count.
+        for source in self.keys.iter().filter(|_| verbose) {
+            let (has_keys, told) = source.told();
+            text.push_str(&line(&("keys", has_keys, &told)));
+        }
         text.push_str(if is_ready { "ok\n" } else { "not ready\n" });
         (status, text)
     }
+}
+
+/// When something ends; `!` if that is near. It tells, and does not count for readiness.
+fn end_line(ending: &tls::Ending, now: Timestamp) -> String {
+    let sign = if ending.nearness(now).is_some() { "!" } else { "+" };
+    let left = ending.until.duration_since(now);
+    let hours = left.as_hours();
+    let when = match hours {
+        _ if !left.is_positive() => "has ended".to_owned(),
+        0..48 => format!("{hours} hours left"),
+        _ => format!("{} days left", hours / 24),
+    };
+    format!("[{sign}] {}: ends {}, {when}\n", ending.what, ending.until)
 }

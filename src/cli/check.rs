@@ -144,6 +144,8 @@ fn check_file(path: &Path, look_out: Option<Timestamp>) -> Result<Vec<Checked>, 
     let (settings, mut problems) = config::compile(&source, &config::environment);
     let mut checked = Vec::new();
     if let Some(settings) = &settings {
+        problems.0.extend(settings.read_keys().0);
+        problems.0.extend(settings.check_files(look_out.unwrap_or_default()).0);
         match reload::load(&settings.policy_file, None, look_out) {
             Ok(loaded) => {
                 if let Some(policy) = &loaded.policy {

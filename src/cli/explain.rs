@@ -542,7 +542,8 @@ fn record_facts(record: &Record, customers: &[String]) -> Vec<FactShown> {
     ];
     let mut shown = Vec::new();
     for (fact, value, source) in facts {
-        let why = record.unknown.get(fact).and_then(|unknown| unknown.get("why")).and_then(|why| why.as_str());
+        let recorded = if fact == "access_location" { "location" } else { fact };
+        let why = record.unknown.get(recorded).and_then(|unknown| unknown.get("why")).and_then(|why| why.as_str());
         shown.extend(match (value, why) {
             (Some(value), _) => Some(FactShown::new(fact, value, source)),
             (None, Some(why)) => Some(FactShown::unknown(fact, why)),

@@ -98,6 +98,7 @@ pub(super) fn prepare(source: &Source, err: &mut dyn Write) -> Result<Option<(Se
         print_problems(err, &problems, sources, colour(&std::io::stderr()))?;
         return Ok(None);
     };
+    problems.0.extend(settings.read_keys().0);
     let loaded = match reload::load(&settings.policy_file, None, Some(Timestamp::now())) {
         Ok(loaded) => loaded,
         Err(error) => {
@@ -106,6 +107,7 @@ pub(super) fn prepare(source: &Source, err: &mut dyn Write) -> Result<Option<(Se
             return Ok(None);
         }
     };
+    problems.0.extend(settings.check_files(Timestamp::now()).0);
     if let Some(policy) = &loaded.policy {
         problems.0.extend(settings.check_against(policy).0);
     }

@@ -17,6 +17,10 @@ use serde::de;
 use serde::de::IgnoredAny;
 use serde_json::json;
 
+use super::tls::CertificateWay;
+use super::tls::ListenerTls;
+use super::tls::UpstreamTls;
+use crate::identify::key_set::Algorithm;
 use crate::policy::Durability;
 use crate::policy::Enforcement;
 use crate::policy::terms::DataCategory;
@@ -127,8 +131,8 @@ pub(super) struct Listener {
     pub(super) upstream: Spanned<Id>,
     /// Who asks whom. Default: ingress.
     pub(super) direction: Option<Spanned<Way>>,
-    #[schemars(skip)]
-    pub(super) tls: Later,
+    /// TLS. Default: none, requests come in clear.
+    pub(super) tls: Option<ListenerTls>,
 }
 
 #[derive(Clone, Copy, Deserialize, JsonSchema, PartialEq, Eq)]
@@ -150,8 +154,8 @@ pub(super) struct Upstream {
     pub(super) address: Spanned<String>,
     /// What the service speaks. Default: http1.
     pub(super) protocol: Option<Spanned<Protocol>>,
-    #[schemars(skip)]
-    pub(super) tls: Later,
+    /// TLS. Default: none, requests go on in clear.
+    pub(super) tls: Option<UpstreamTls>,
     /// Where this upstream keeps its data. Default: `service.storage_location`.
     pub(super) storage_location: Option<Location>,
     #[schemars(skip)]
@@ -166,18 +170,69 @@ pub(super) struct Upstream {
     pub(super) max_connections: Later,
 }
 
+/// One way in which a caller proves who it is: exactly one of these keys.
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(extend("minProperties" = 1, "maxProperties" = 1))]
 pub(super) struct Identity {
-    #[schemars(skip)]
-    pub(super) certificate: Later,
-    #[schemars(skip)]
-    pub(super) token: Later,
-    #[schemars(skip)]
-    pub(super) forwarded_certificate: Later,
+    /// The client certificate of the connection.
+    pub(super) certificate: Option<Spanned<CertificateWay>>,
+    /// A signed token (JWT) in `Authorization: Bearer`.
+    pub(super) token: Option<Spanned<Token>>,
+    /// The header `X-Forwarded-Client-Cert`, as Envoy writes it. It never reaches the service.
+    pub(super) forwarded_certificate: Option<ForwardedCertificate>,
     /// A header whose word is taken from trusted peers.
-    #[schemars(required)]
     pub(super) header: Option<Header>,
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ForwardedCertificate {
+    /// Proxies whose word is taken for it: networks such as `127.0.0.1/32`, or identities that their own certificates
+    /// prove, such as `spiffe://mesh.example/ns/edge/sa/gateway`.
+    #[schemars(length(min = 1))]
+    pub(super) trusted_peers: List<Spanned<String>>,
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Token {
+    /// What stands in `iss` of its tokens, to the letter. Each issuer has one entry.
+    pub(super) issuer: Spanned<String>,
+    /// What `aud` of its tokens has to name.
+    #[schemars(length(min = 1))]
+    pub(super) audience: Spanned<String>,
+    /// How it signs.
+    #[schemars(length(min = 1))]
+    pub(super) algorithms: List<Algorithm>,
+    /// Its public keys, a JWK Set; the path counts from the folder of this file. This or `jwks_url`.
+    pub(super) jwks_file: Option<Spanned<String>>,
+    /// Where it shows its public keys: `https`, or `http` from this machine. This or `jwks_file`.
+    pub(super) jwks_url: Option<Spanned<String>>,
+    /// Certificates (PEM) of the authorities that the server of `jwks_url` is believed by. Default: the system's.
+    pub(super) jwks_ca: Option<Spanned<String>>,
+    /// Claims that say something about a request. Default: none.
+    pub(super) claims: Option<ClaimNames>,
+    /// Whether tokens are passed on to the service. Default: false.
+    pub(super) forward: Option<Spanned<bool>>,
+}
+
+/// Names of claims; none is asked by default.
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ClaimNames {
+    /// What for: text. Used by routes that take the purpose from `claim`.
+    #[schemars(length(min = 1))]
+    pub(super) purpose: Option<Spanned<String>>,
+    /// For whom: text, or a list. Used by routes that take the customer from `claim`.
+    #[schemars(length(min = 1))]
+    pub(super) customer: Option<Spanned<String>>,
+    /// On which instruction: text.
+    #[schemars(length(min = 1))]
+    pub(super) instruction: Option<Spanned<String>>,
+    /// Where the caller is: an ISO 3166 code. For callers of the policy without a `location`.
+    #[schemars(length(min = 1))]
+    pub(super) location: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize, JsonSchema)]
@@ -185,7 +240,8 @@ pub(super) struct Identity {
 pub(super) struct Header {
     /// The name of the header, such as `DPA-Caller`. It never reaches the service.
     pub(super) name: Spanned<String>,
-    /// Networks whose word is taken for it, such as `127.0.0.1/32`.
+    /// Peers whose word is taken for it: networks such as `127.0.0.1/32`, or identities that their own certificates
+    /// prove, such as `spiffe://mesh.example/ns/edge/sa/gateway`.
     #[schemars(length(min = 1))]
     pub(super) trusted_peers: List<Spanned<String>>,
 }
@@ -236,8 +292,7 @@ pub(super) enum From {
     Query,
     /// The header `DPA-Context`.
     Context,
-    /// A claim of a token. Not in this version.
-    #[schemars(skip)]
+    /// The claim of the caller's token that `identity` names for it.
     Claim,
 }
 
@@ -325,6 +380,10 @@ pub(super) struct Limits {
     pub(super) headers: Option<Spanned<usize>>,
     /// How long a head may take to come. Default: 10s.
     pub(super) header_timeout: Option<Span>,
+    /// Bytes of a token. Default: 8KiB.
+    pub(super) token_bytes: Option<Spanned<Size>>,
+    /// How long a TLS handshake may take. Default: 10s.
+    pub(super) handshake_timeout: Option<Span>,
     /// Connections of the whole process; more wait. Default: 10000.
     #[schemars(range(min = 1))]
     pub(super) connections: Option<Spanned<usize>>,
@@ -392,7 +451,7 @@ impl FromStr for Size {
     }
 }
 
-decoded_from_text!(Span: "a length of time such as `30s`", Size: "a size such as `64KiB`");
+decoded_from_text!(Algorithm: "an algorithm such as `ES256`", Span: "a length of time such as `30s`", Size: "a size such as `64KiB`");
 
 impl JsonSchema for Take {
     fn schema_name() -> Cow<'static, str> {
@@ -400,8 +459,20 @@ impl JsonSchema for Take {
     }
     fn json_schema(generator: &mut SchemaGenerator) -> Schema {
         json_schema!({
-            "description": "A constant, or a fact of the request: `{from: path | query | context, name: …}`.",
+            "description": "A constant, or a fact of the request: `{from: path | query | context | claim, name: …}`.",
             "anyOf": [{"type": "string"}, generator.subschema_for::<Fields>()],
+        })
+    }
+}
+
+impl JsonSchema for Algorithm {
+    fn schema_name() -> Cow<'static, str> {
+        "Algorithm".into()
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "description": "How a token is signed: with a private key only.",
+            "enum": Self::ALL.map(Self::as_str),
         })
     }
 }

@@ -3,6 +3,9 @@
 //! The only place that reads the environment.
 
 mod document;
+mod identity;
+mod tls;
+mod tokens;
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -10,15 +13,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::HeaderName;
 use http::Method;
-use ipnet::IpNet;
 
 use self::document::From;
 use self::document::Later;
 use self::document::Protocol;
 use self::document::Take as TakeDocument;
 pub use self::document::schema;
+use self::tokens::Believed;
+use self::tokens::Claimed;
 use crate::accept::Limits;
 use crate::establish::route;
 use crate::establish::route::Route;
@@ -29,6 +32,7 @@ use crate::establish::route::Take;
 use crate::forward::UpstreamSettings;
 use crate::identify::Trust;
 use crate::identify::Way;
+use crate::keys::KeySource;
 use crate::policy::Durability;
 use crate::policy::Enforcement;
 use crate::policy::Policy;
@@ -37,11 +41,14 @@ use crate::policy::problem::Problem;
 use crate::policy::problem::Problems;
 use crate::policy::problem::Source;
 use crate::policy::problem::nearest;
+use crate::policy::terms::Identity;
 use crate::policy::terms::Location;
 use crate::record::checkpoint::Signer;
 use crate::record::log::Copy;
 use crate::record::log::FileSettings;
 use crate::record::log::LogSettings;
+use crate::telemetry::chain;
+use crate::tls::ServerSettings;
 use crate::yaml;
 use crate::yaml::At;
 use crate::yaml::List;
@@ -58,6 +65,10 @@ pub struct Listener {
     pub address: SocketAddr,
     /// Place of its upstream in [`Settings::upstreams`].
     pub upstream: usize,
+    /// What it shows and asks for; none: it listens in clear.
+    pub tls: Option<ServerSettings>,
+    /// Where in the settings it is named.
+    pub at: At,
 }
 
 /// The settings of one sidecar.
@@ -83,6 +94,8 @@ pub struct Settings {
     pub upstreams: Vec<UpstreamSettings>,
     /// `identity`.
     pub trust: Trust,
+    /// Where the keys of the issuers come from, in the order of the issuers.
+    pub key_sources: Vec<Arc<KeySource>>,
     /// `routes` and `probes`.
     pub routes: Routes,
     /// `decision_log`.
@@ -97,6 +110,7 @@ pub struct Settings {
     constants: Vec<(Constant, Spanned<String>)>,
     /// Where each route stands.
     route_places: Vec<At>,
+    identity_at: At,
     log_at: At,
 }
 
@@ -117,9 +131,14 @@ pub fn environment(name: &str) -> Option<String> {
 /// The settings are there unless a problem is an error.
 #[must_use]
 pub fn compile(source: &Source, environment: &dyn Fn(&str) -> Option<String>) -> (Option<Settings>, Problems) {
-    let mut compiler =
-        Compiler { problems: Problems::default(), folder: folder_of(&source.path), defined_upstreams: Vec::new() };
-    let settings = compiler.compile(&source.text, environment);
+    let mut compiler = Compiler {
+        problems: Problems::default(),
+        folder: folder_of(&source.path),
+        defined_upstreams: Vec::new(),
+        claimed: Vec::new(),
+        environment,
+    };
+    let settings = compiler.compile(&source.text);
     let problems = compiler.problems;
     if problems.has_errors() { (None, problems) } else { (settings, problems) }
 }
@@ -155,6 +174,21 @@ impl Settings {
             }
         }
         self.look_out(policy, &mut problems);
+        self.look_out_for_callers(policy, &mut problems);
+        problems
+    }
+
+    /// Reads the keys of issuers that are in files, and what else of tokens is.
+    #[must_use]
+    pub fn read_keys(&self) -> Problems {
+        let mut problems = Problems::default();
+        for source in &self.key_sources {
+            if let Err(error) = source.read_files() {
+                let message = format!("there are no keys of `{}`: {}", source.issuer, chain(&error));
+                let help = "correct the path from the folder of this file, or ask the issuer for its JWK Set";
+                problems.push(Problem::error(Code::Unreadable, source.at, message, help));
+            }
+        }
         problems
     }
 
@@ -170,14 +204,19 @@ impl Settings {
                 problems.push(Problem::warning(Code::NeverWorks, *at, message, help));
             }
         }
-        if policy.security.min_tls_version.is_some() || policy.security.client_certificate_required {
-            let message = "the policy promises TLS or client certificates, and this version listens in clear";
-            let help = "every request is denied as `transport_too_weak`; only a later version can keep this promise";
-            problems.push(Problem::warning(Code::NeverWorks, self.policy_file_at, message, help));
-        }
-        for caller in policy.callers_without_location() {
+        self.check_transport(policy, problems);
+        let issuers = self.trust.tokens().map_or(&[][..], |tokens| &tokens.issuers);
+        let says_where = |identity: &Identity| {
+            let named = identity.as_str().strip_prefix("jwt:").and_then(|rest| rest.split_once('|'));
+            let issuer = named.and_then(|(name, _)| issuers.iter().find(|issuer| issuer.name == name));
+            issuer.is_some_and(|issuer| issuer.claims.location.is_some())
+        };
+        for (caller, identities) in policy.callers_without_location() {
+            if identities.into_iter().any(says_where) {
+                continue;
+            }
             let message = format!("the caller `{caller}` has no `location`, and no claim can say where it is");
-            let help = "its requests are denied as `location_unknown`: write its location in the policy";
+            let help = "its requests are denied as `location_unknown`: write its location in the policy, or let its token say it: `claims: {location: …}`";
             problems.push(Problem::warning(Code::NeverWorks, self.policy_file_at, message, help));
         }
         for (route, at) in self.routes.all().iter().zip(&self.route_places) {
@@ -203,19 +242,22 @@ fn folder_of(path: &str) -> PathBuf {
     Path::new(path).parent().map(Path::to_path_buf).unwrap_or_default()
 }
 
-struct Compiler {
+struct Compiler<'e> {
     problems: Problems,
     folder: PathBuf,
     /// The names of all upstreams, also of those with a fault: a listener that names one makes no mistake.
     defined_upstreams: Vec<String>,
+    /// What routes take from claims, and where they say so.
+    claimed: Vec<(Claimed, At)>,
+    environment: &'e dyn Fn(&str) -> Option<String>,
 }
 
-impl Compiler {
+impl Compiler<'_> {
     fn error(&mut self, code: Code, at: At, message: impl Into<String>, help: impl Into<String>) {
         self.problems.push(Problem::error(code, at, message, help));
     }
 
-    fn compile(&mut self, text: &str, environment: &dyn Fn(&str) -> Option<String>) -> Option<Settings> {
+    fn compile(&mut self, text: &str) -> Option<Settings> {
         let mut root = match yaml::read(text, 0) {
             Ok(root) => root,
             Err(faults) => {
@@ -223,6 +265,7 @@ impl Compiler {
                 return None;
             }
         };
+        let environment = self.environment;
         let change = |text: &str| substitute(text, environment);
         if let Err(faults) = root.rewrite(&change) {
             for fault in faults {
@@ -281,15 +324,24 @@ impl Compiler {
         let listeners = listeners.map(|list| self.filled(list)).unwrap_or_default();
         self.distinct(&listeners.iter().map(|it| named(&it.name)).collect::<Vec<_>>());
         let listeners: Vec<_> = listeners.into_iter().filter_map(|it| self.listener(it, &upstream_names)).collect();
+        let identity_at = identity.as_ref().map(|list| list.at);
         let identity = identity.map(|list| self.filled(list)).unwrap_or_default();
+        self.certificates_asked_for(&identity, &listeners);
+        self.peers_asked_for(&identity, &listeners);
         let mut constants = Vec::new();
         let routes = routes.map(|list| self.filled(list)).unwrap_or_default();
         let (routes, route_places) = self.routes(routes, probes.given(), &mut constants);
         let workers = workers.map_or_else(default_workers, |workers| usize::from(workers.value));
         // Each worker holds one connection's place on each listener while it waits for the next.
-        let limits = self.limits(limits.given().unwrap_or_default(), workers * listeners.len());
+        let (limits, token_bytes) = self.limits(limits.given().unwrap_or_default(), workers * listeners.len());
         let upstreams = upstreams.into_iter().map(|upstream| self.upstream(upstream)).collect();
-        let trust = Trust { ways: identity.into_iter().filter_map(|way| self.way(way)).collect() };
+        let mut believed = Believed::default();
+        for way in identity {
+            self.way(way, token_bytes, &mut believed);
+        }
+        self.claims_are_mapped(&believed);
+        let Believed { ways, key_sources, .. } = believed;
+        let trust = Trust::new(ways);
         let health = health.given().and_then(|health| self.address(&health.address));
         let log_at = decision_log.as_ref().map(|log| log.at);
         let log = decision_log.map(|log| self.log(log));
@@ -305,6 +357,7 @@ impl Compiler {
             listeners,
             upstreams,
             trust,
+            key_sources,
             routes,
             log: log?,
             health,
@@ -312,6 +365,7 @@ impl Compiler {
             drain_timeout: drain_timeout.given().map_or(Duration::from_secs(25), |span| span.0),
             constants,
             route_places,
+            identity_at: identity_at?,
             log_at: log_at?,
         })
     }
@@ -366,7 +420,7 @@ impl Compiler {
 
     fn listener(&mut self, listener: document::Listener, upstreams: &[Spanned<String>]) -> Option<Listener> {
         let document::Listener { name, address, upstream, direction, tls } = listener;
-        self.later("listeners.tls", &tls);
+        let tls = tls.map(|tls| self.listener_tls(tls));
         if let Some(Spanned { value: document::Way::Egress, at }) = direction {
             self.error(
                 Code::NotYet,
@@ -387,7 +441,7 @@ impl Compiler {
             self.error(Code::UnknownReference, upstream.at, message, help);
         }
         let address = self.address(&address)?;
-        Some(Listener { name: name.value.to_string(), address, upstream: place? })
+        Some(Listener { name: name.value.to_string(), address, upstream: place?, tls, at: name.at })
     }
 
     fn upstream(&mut self, upstream: document::Upstream) -> UpstreamSettings {
@@ -403,7 +457,6 @@ impl Compiler {
             idle_timeout,
             max_connections,
         } = upstream;
-        self.later("upstreams.tls", &tls);
         self.later("upstreams.recipient", &recipient);
         self.later("upstreams.max_connections", &max_connections);
         if let Some(Spanned { value: Protocol::Http2, at }) = protocol {
@@ -414,6 +467,7 @@ impl Compiler {
             let message = format!("`{}` is not the address of an upstream", address.value);
             self.error(Code::Invalid, address.at, message, "write a host and a port such as `127.0.0.1:3000`");
         }
+        let tls = tls.and_then(|tls| self.upstream_tls(tls, &address));
         let or = |span: Option<document::Span>, default| span.map_or(Duration::from_secs(default), |span| span.0);
         UpstreamSettings {
             name: name.value.to_string(),
@@ -422,43 +476,31 @@ impl Compiler {
             connect_timeout: or(connect_timeout, 1),
             response_timeout: or(response_timeout, 30),
             idle_timeout: or(idle_timeout, 15),
+            tls,
         }
     }
 
-    fn way(&mut self, Spanned { value: way, at }: Spanned<document::Identity>) -> Option<Way> {
+    fn way(&mut self, way: Spanned<document::Identity>, token_bytes: usize, believed: &mut Believed) {
+        let Spanned { value: way, at } = way;
         let document::Identity { certificate, token, forwarded_certificate, header } = way;
-        self.later("identity.certificate", &certificate);
-        self.later("identity.token", &token);
-        self.later("identity.forwarded_certificate", &forwarded_certificate);
-        let is_later = certificate.is_some() || token.is_some() || forwarded_certificate.is_some();
-        if header.is_none() && !is_later {
-            self.error(
-                Code::OneOf,
-                at,
-                "this way of identity names none",
-                "write `header: {name: …, trusted_peers: […]}`",
-            );
-        }
-        let document::Header { name, trusted_peers } = header?;
-        self.not_empty(&trusted_peers);
-        let header = HeaderName::from_bytes(name.value.as_bytes()).ok();
-        if header.is_none() {
-            let message = format!("`{}` is not the name of a header", name.value);
-            self.error(Code::Invalid, name.at, message, "write a name such as `DPA-Caller`");
-        }
-        let mut nets = Vec::new();
-        for peer in &trusted_peers.items {
-            let single = || peer.value.parse::<std::net::IpAddr>().map(IpNet::from);
-            match peer.value.parse::<IpNet>().or_else(|_| single()) {
-                Ok(net) => nets.push(net),
-                Err(_) => {
-                    let message = format!("`{}` is not a network", peer.value);
-                    let help = "write a CIDR such as `127.0.0.1/32`; identities of peers come with certificates";
-                    self.error(Code::Invalid, peer.at, message, help);
-                }
+        let named = [certificate.is_some(), token.is_some(), forwarded_certificate.is_some(), header.is_some()];
+        match named.iter().filter(|is_named| **is_named).count() {
+            0 => {
+                let help = "write `certificate: {}`, `token: {issuer: …, …}`, `forwarded_certificate: {trusted_peers: […]}` or `header: {name: …, trusted_peers: […]}`";
+                self.error(Code::OneOf, at, "this way of identity names none", help);
+            }
+            1 => {}
+            _ => {
+                let help = "give each its own entry, with its own `-`";
+                self.error(Code::OneOf, at, "this way of identity names more than one", help);
             }
         }
-        Some(Way::Header { name: header?, trusted_peers: nets })
+        if let Some(token) = token {
+            self.token(token.value, token.at, token_bytes, believed);
+        }
+        believed.ways.extend(certificate.map(|way| self.certificate_way(way.value)));
+        believed.ways.extend(forwarded_certificate.map(|way| self.forwarded_certificate(&way)));
+        believed.ways.extend(header.and_then(|way| self.header(&way)));
     }
 
     fn routes(
@@ -612,9 +654,21 @@ impl Compiler {
                 }
                 Take::Context
             }
-            TakeDocument::From(From::Claim, _) => {
-                let message = "this version does not have claims yet: they come with tokens";
-                self.error(Code::NotYet, at, message, "take it from the path, the query or the context");
+            TakeDocument::From(From::Claim, name) => {
+                match key {
+                    "customer" => self.claimed.push((Claimed::Customer, at)),
+                    "purpose" => self.claimed.push((Claimed::Purpose, at)),
+                    _ => {
+                        let help = "take it from where the service reads it: path or query";
+                        self.error(Code::FactSource, at, "a subscriber is never taken from a claim", help);
+                    }
+                }
+                if name.is_some() {
+                    let message = "the name of the claim does not stand here";
+                    let help =
+                        "write `{from: claim}`; `identity` names the claim for each issuer: `token: {…, claims: {…}}`";
+                    self.error(Code::FactSource, at, message, help);
+                }
                 Take::Claim
             }
         }
@@ -699,11 +753,14 @@ impl Compiler {
         value
     }
 
-    fn limits(&mut self, limits: document::Limits, least_connections: usize) -> Limits {
+    /// The limits of connections, and of a token.
+    fn limits(&mut self, limits: document::Limits, least_connections: usize) -> (Limits, usize) {
         let document::Limits {
             header_bytes,
             headers,
             header_timeout,
+            token_bytes,
+            handshake_timeout,
             connections,
             idle_timeout,
             concurrent_requests,
@@ -712,16 +769,17 @@ impl Compiler {
         self.later("limits.idle_timeout", &idle_timeout);
         self.later("limits.concurrent_requests", &concurrent_requests);
         self.later("limits.streams", &streams);
-        Limits {
-            header_bytes: self.at_least(
-                1024,
-                header_bytes.map(|size| Spanned { value: size.value.0, at: size.at }),
-                64 * 1024,
-            ),
+        let bytes =
+            |size: Option<Spanned<document::Size>>| size.map(|size| Spanned { value: size.value.0, at: size.at });
+        let limits = Limits {
+            header_bytes: self.at_least(1024, bytes(header_bytes), 64 * 1024),
             headers: self.at_least(10, headers, 100),
             header_timeout: header_timeout.map_or(Duration::from_secs(10), |span| span.0),
+            handshake_timeout: handshake_timeout.map_or(Duration::from_secs(10), |span| span.0),
             connections: self.at_least(least_connections.max(1), connections, 10_000),
-        }
+        };
+        // No signed token is smaller than a header, a handful of claims and 64 bytes of signature.
+        (limits, self.at_least(256, bytes(token_bytes), 8 * 1024))
     }
 }
 

@@ -122,7 +122,7 @@ pub enum Flaw {
     NotALeaf,
     /// A SPIFFE ID of a trust domain that the settings do not list.
     ForeignTrustDomain,
-    /// Longer than a token may be.
+    /// Longer than a token may be, or `X-Forwarded-Client-Cert`.
     TooLarge,
     /// An issuer that the settings do not list.
     UnknownIssuer,

@@ -80,6 +80,8 @@ pub struct Proxy {
     pub storage: Location,
     /// Headers that name identities; they never pass.
     pub identity_headers: Vec<HeaderName>,
+    /// Whether `Authorization: Bearer` is for the sidecar alone, and stops here.
+    pub keeps_tokens: bool,
     /// What time it is.
     pub clock: Clock,
 }
@@ -137,6 +139,9 @@ impl Proxy {
     fn rebuild(&self, head: &mut Parts, target: &Target, peer: &Peer, ids: &Ids, clearance: &Clearance) {
         let is_chunked = head.headers.contains_key(header::TRANSFER_ENCODING);
         headers::clean_request(&mut head.headers, &self.identity_headers);
+        if self.keeps_tokens {
+            headers::remove_tokens(&mut head.headers);
+        }
         let headers = &mut head.headers;
         if is_chunked {
             // hyper frames a GET without a length as one without a body, unless it is told.
@@ -155,7 +160,8 @@ impl Proxy {
         if let Some(address) = peer.address {
             headers::set(headers, X_FORWARDED_FOR, HeaderValue::try_from(address.to_string()).ok());
         }
-        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
+        let scheme = if peer.transport.tls.is_some() { "https" } else { "http" };
+        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(scheme));
         // RFC 9110 section 7.6.3.
         headers.insert(header::VIA, HeaderValue::from_static("1.1 dpa-sidecar"));
         head.uri = target.uri().clone();

@@ -10,11 +10,14 @@ use crate::decide::facts::Facts;
 use crate::decide::facts::Scope;
 use crate::decide::facts::Source;
 use crate::decide::facts::Why;
+use crate::identify::Claims;
 use crate::identify::Proven;
 use crate::observed::Observed;
 use crate::observed::Unreadable;
 use crate::observed::decode;
 use crate::policy::Policy;
+use crate::policy::PurposeId;
+use crate::policy::terms::Identity;
 
 use self::context::Context;
 use self::route::Match;
@@ -35,12 +38,14 @@ pub fn establish<'a>(
     policy: &Policy,
 ) -> Result<Facts<'a>, Unreadable> {
     let context = Context::read(seen.headers)?;
+    let caller = caller(proven.identity, policy);
+    let claims = if caller.known().is_some() { proven.claims } else { Claims::default() };
     let found = routes.find(seen.method, &seen.host, &seen.target);
     let subject = found.as_ref().and_then(|found| found.route.subject.as_ref());
     let mut facts = Facts {
         direction: seen.direction,
         transport: seen.peer.transport,
-        caller: caller(proven.identity, policy),
+        caller,
         scope: match (&found, subject) {
             (None, _) => Scope::Unmapped,
             (Some(_), None) => Scope::Outside,
@@ -54,7 +59,7 @@ pub fn establish<'a>(
         subscriber: Fact::None,
         instruction: Fact::None,
         request_ref: Fact::None,
-        location: proven.claims.location,
+        location: claims.location.clone(),
         storage: seen.storage,
     };
     let (Some(found), Some(subject)) = (&found, subject) else { return Ok(facts) };
@@ -64,8 +69,8 @@ pub fn establish<'a>(
         (None, Some(operation)) => Fact::Known(operation, Source::Method),
         (None, None) => Fact::Unknown(Why::Missing),
     };
-    facts.customers = customers(seen, found, subject, &context, policy)?;
-    facts.purpose = purpose(seen, found, subject, &context, policy)?;
+    facts.customers = customers(seen, found, subject, &context, &claims, policy)?;
+    facts.purpose = purpose(seen, found, subject, &context, &claims, policy)?;
     facts.subscriber = match &subject.subscriber {
         None => Fact::None,
         Some(take) => match taken(seen, found, take)? {
@@ -73,7 +78,7 @@ pub fn establish<'a>(
             None => Fact::Unknown(Why::Missing),
         },
     };
-    facts.instruction = instruction(&context, &facts.customers, policy);
+    facts.instruction = instruction(&context, &claims, &facts.customers, policy)?;
     facts.request_ref = match context.request_ref.filter(|text| is_request_ref(text)) {
         Some(text) => Fact::Known(text, Source::Context),
         None => Fact::None,
@@ -81,7 +86,8 @@ pub fn establish<'a>(
     Ok(facts)
 }
 
-fn caller(identity: Fact<crate::policy::terms::Identity>, policy: &Policy) -> Fact<Caller> {
+/// Who that is in the agreement.
+fn caller(identity: Fact<Identity>, policy: &Policy) -> Fact<Caller> {
     match identity {
         Fact::Known(identity, source) => {
             let party = policy.party(&identity);
@@ -113,15 +119,23 @@ fn customers(
     found: &Match<'_>,
     subject: &Subject,
     context: &Context,
+    claims: &Claims,
     policy: &Policy,
 ) -> Result<Fact<Customers>, Unreadable> {
     let taken = taken(seen, found, &subject.customer)?.map(|(name, source)| (vec![name], source));
-    let (names, source) = match (&taken, &context.customers) {
-        (Some((ours, _)), Some(theirs)) if ours != theirs => return Err(Unreadable::Contradiction),
-        (Some((ours, source)), _) => (ours.as_slice(), *source),
-        (None, Some(theirs)) if subject.customer == Take::Context => (theirs.as_slice(), Source::Context),
-        (None, _) => return Ok(Fact::Unknown(Why::Missing)),
+    let of_route = taken.as_ref().map(|(names, _)| names.as_slice());
+    let (of_context, of_claim) = (context.customers.as_deref(), claims.customer.as_deref());
+    let is_same = |ours: &[String], theirs: &[String]| {
+        ours.len() == theirs.len() && ours.iter().all(|name| theirs.contains(name))
     };
+    agree(&[of_route, of_context, of_claim], is_same)?;
+    let (names, source) = match (&taken, &subject.customer) {
+        (Some((names, source)), _) => (Some(names.as_slice()), *source),
+        (None, Take::Context) => (of_context, Source::Context),
+        (None, Take::Claim) => (of_claim, Source::Claim),
+        (None, Take::Constant(_) | Take::Path(_) | Take::Query(_)) => (None, Source::Route),
+    };
+    let Some(names) = names else { return Ok(Fact::Unknown(Why::Missing)) };
     let mut known = Vec::new();
     let mut unknown = 0;
     for name in names {
@@ -143,35 +157,56 @@ fn purpose(
     found: &Match<'_>,
     subject: &Subject,
     context: &Context,
+    claims: &Claims,
     policy: &Policy,
-) -> Result<Fact<crate::policy::PurposeId>, Unreadable> {
+) -> Result<Fact<PurposeId>, Unreadable> {
     let taken = taken(seen, found, &subject.purpose)?;
-    let (name, source) = match (taken, &context.purpose) {
-        (Some((ours, _)), Some(theirs)) if ours != *theirs => return Err(Unreadable::Contradiction),
-        (Some((ours, source)), _) => (ours, source),
-        (None, Some(theirs)) if subject.purpose == Take::Context => (theirs.clone(), Source::Context),
-        (None, _) => return Ok(Fact::Unknown(Why::Missing)),
+    let of_route = taken.as_ref().map(|(name, _)| name.as_str());
+    let (of_context, of_claim) = (context.purpose.as_deref(), claims.purpose.as_deref());
+    agree(&[of_route, of_context, of_claim], |ours, theirs| ours == theirs)?;
+    let (name, source) = match (&taken, &subject.purpose) {
+        (Some((name, source)), _) => (Some(name.as_str()), *source),
+        (None, Take::Context) => (of_context, Source::Context),
+        (None, Take::Claim) => (of_claim, Source::Claim),
+        (None, Take::Constant(_) | Take::Path(_) | Take::Query(_)) => (None, Source::Route),
     };
-    Ok(match policy.purpose_named(&name) {
+    let Some(name) = name else { return Ok(Fact::Unknown(Why::Missing)) };
+    Ok(match policy.purpose_named(name) {
         Some(id) => Fact::Known(id, source),
         None => Fact::Unknown(Why::NotInPolicy { length: name.len() }),
     })
 }
 
+/// Whoever speaks of a fact has to say the same of it.
+fn agree<T: ?Sized>(said: &[Option<&T>], is_same: impl Fn(&T, &T) -> bool) -> Result<(), Unreadable> {
+    let mut said = said.iter().copied().flatten();
+    let Some(first) = said.next() else { return Ok(()) };
+    if said.all(|other| is_same(first, other)) { Ok(()) } else { Err(Unreadable::Contradiction) }
+}
+
 /// The place of the named instruction in the customer's list. It is the customer's, or it is unknown.
-fn instruction(context: &Context, customers: &Fact<Customers>, policy: &Policy) -> Fact<usize> {
-    let Some(name) = &context.instruction else { return Fact::None };
+fn instruction(
+    context: &Context,
+    claims: &Claims,
+    customers: &Fact<Customers>,
+    policy: &Policy,
+) -> Result<Fact<usize>, Unreadable> {
+    let (of_context, of_claim) = (context.instruction.as_deref(), claims.instruction.as_deref());
+    agree(&[of_context, of_claim], |ours, theirs| ours == theirs)?;
+    let claimed = of_claim.map(|name| (name, Source::Claim));
+    let Some((name, source)) = claimed.or(of_context.map(|name| (name, Source::Context))) else {
+        return Ok(Fact::None);
+    };
     let customer = match customers.known() {
         Some(Customers::One(id)) => policy.customer(*id),
         Some(Customers::Several { .. }) | None => None,
     };
-    let place = customer.and_then(|customer| {
-        customer.instructions.iter().position(|instruction| instruction.id.as_str() == name.as_str())
-    });
-    match place {
-        Some(place) => Fact::Known(place, Source::Context),
+    let place = customer
+        .and_then(|customer| customer.instructions.iter().position(|instruction| instruction.id.as_str() == name));
+    Ok(match place {
+        Some(place) => Fact::Known(place, source),
         None => Fact::Unknown(Why::NotInPolicy { length: name.len() }),
-    }
+    })
 }
 
 /// The only shape of a reference that may be logged: `DSR-98`. Any other counts as absent.

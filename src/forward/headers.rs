@@ -5,6 +5,8 @@ use http::HeaderName;
 use http::HeaderValue;
 use http::header;
 
+use crate::identify::token::is_bearer;
+
 /// Headers that speak of one connection only (RFC 9110 section 7.6.1), whether or not `Connection`
 /// names them.
 const HOP_BY_HOP: [HeaderName; 9] = [
@@ -61,6 +63,14 @@ pub fn clean_request(headers: &mut HeaderMap, identity_headers: &[HeaderName]) {
             || NOT_BELIEVED.contains(&name)
             || identity_headers.iter().any(|identity| identity.as_str().replace('_', "-") == name)
     });
+}
+
+/// Takes out the tokens that the sidecar reads. A value of another scheme is not ours, and passes, unless a token
+/// stands beside it.
+pub fn remove_tokens(headers: &mut HeaderMap) {
+    if headers.get_all(header::AUTHORIZATION).iter().any(is_bearer) {
+        headers.remove(header::AUTHORIZATION);
+    }
 }
 
 /// Takes out of an answer what may not pass.

@@ -26,6 +26,8 @@ use http_body::SizeHint;
 use hyper::body::Incoming;
 use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
+use tokio::io::AsyncRead;
+use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
 
@@ -34,6 +36,7 @@ use crate::gate::OutcomeGuard;
 use crate::gate::Progress;
 use crate::policy::terms::Location;
 use crate::record::entry::Ending;
+use crate::tls;
 
 /// A data service, as the settings describe it.
 #[derive(Clone, Debug)]
@@ -44,13 +47,15 @@ pub struct UpstreamSettings {
     pub address: String,
     /// Where it keeps data, if not where the service does.
     pub storage_location: Option<Location>,
-    /// How long a connection may take to stand.
+    /// How long a connection may take to stand, TLS included.
     pub connect_timeout: Duration,
     /// How long it may take until the head of the answer is there, from the last piece of the request that was
     /// sent on.
     pub response_timeout: Duration,
     /// How long an unused connection is kept.
     pub idle_timeout: Duration,
+    /// How it is known; none: it is spoken to in clear.
+    pub tls: Option<tls::ClientSettings>,
 }
 
 /// Why there is no answer of the upstream.
@@ -59,6 +64,14 @@ pub enum ForwardError {
     /// No connection.
     #[error("cannot connect to the upstream `{name}`")]
     Connect {
+        /// The upstream.
+        name: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// A connection, and nobody at its end whom the settings vouch for.
+    #[error("no TLS with the upstream `{name}`")]
+    Tls {
         /// The upstream.
         name: String,
         /// Why.
@@ -95,7 +108,7 @@ impl ForwardError {
     pub fn status(&self) -> u16 {
         match self {
             Self::CallerBroke(_) => 400,
-            Self::Connect { .. } | Self::Broken { .. } | Self::Switched { .. } => 502,
+            Self::Connect { .. } | Self::Tls { .. } | Self::Broken { .. } | Self::Switched { .. } => 502,
             Self::TimedOut { .. } => 504,
         }
     }
@@ -105,6 +118,7 @@ impl ForwardError {
 #[derive(Debug)]
 pub struct Upstream {
     settings: UpstreamSettings,
+    tls: Option<Arc<tls::Client>>,
     idle: RefCell<Vec<Idle>>,
 }
 
@@ -134,8 +148,8 @@ const READY_TIME: Duration = Duration::from_millis(100);
 impl Upstream {
     /// No connections yet.
     #[must_use]
-    pub fn new(settings: UpstreamSettings) -> Self {
-        Self { settings, idle: RefCell::default() }
+    pub fn new(settings: UpstreamSettings, tls: Option<Arc<tls::Client>>) -> Self {
+        Self { settings, tls, idle: RefCell::default() }
     }
 
     /// Where it keeps data, if the settings say so.
@@ -224,13 +238,26 @@ impl Upstream {
                 return Ok((connection, false));
             }
         }
-        let failed = |source| ForwardError::Connect { name: self.name(), source };
-        let connected = tokio::time::timeout(self.settings.connect_timeout, TcpStream::connect(&self.settings.address));
-        let stream = connected
+        // TLS is part of it: both have to stand within one `connect_timeout`.
+        let deadline = tokio::time::Instant::now() + self.settings.connect_timeout;
+        let stream = tokio::time::timeout_at(deadline, TcpStream::connect(&self.settings.address))
             .await
             .unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into()))
             .and_then(|stream| stream.set_nodelay(true).map(|()| stream))
-            .map_err(failed)?;
+            .map_err(|source| ForwardError::Connect { name: self.name(), source })?;
+        let Some(tls) = &self.tls else { return self.speak(stream).await };
+        let stream = tokio::time::timeout_at(deadline, tls.connect(stream))
+            .await
+            .unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into()))
+            .map_err(|source| ForwardError::Tls { name: self.name(), source })?;
+        self.speak(stream).await
+    }
+
+    /// HTTP/1.1 on a fresh connection.
+    async fn speak<S>(&self, stream: S) -> Result<(Connection, bool), ForwardError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + 'static,
+    {
         let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|source| ForwardError::Broken { name: self.name(), source })?;

@@ -1,8 +1,8 @@
 //! An identity that a trusted peer asserts in a header.
 
 use http::HeaderName;
-use ipnet::IpNet;
 
+use super::TrustedPeers;
 use crate::decide::facts::Fact;
 use crate::decide::facts::Source;
 use crate::decide::facts::Why;
@@ -10,10 +10,10 @@ use crate::observed::Observed;
 use crate::policy::terms::Identity;
 
 /// Reads the header, if exactly one stands there and the peer may assert it.
-pub(super) fn identify(seen: &Observed<'_>, name: &HeaderName, trusted_peers: &[IpNet]) -> Fact<Identity> {
+pub(super) fn identify(seen: &Observed<'_>, name: &HeaderName, trusted_peers: &TrustedPeers) -> Fact<Identity> {
     let mut values = seen.headers.get_all(name).iter();
     let Some(value) = values.next() else { return Fact::Unknown(Why::Missing) };
-    if !seen.peer.address.is_some_and(|address| trusted_peers.iter().any(|net| net.contains(&address))) {
+    if !trusted_peers.include(seen.peer) {
         return Fact::Unknown(Why::Unproven);
     }
     if values.next().is_some() {

@@ -487,6 +487,12 @@ impl Policy {
         self.identities.get(identity).copied().or_else(pattern)
     }
 
+    /// Every identity, and whose it is, in no order.
+    pub fn all_identities(&self) -> impl Iterator<Item = (&Identity, Party)> {
+        let exact = self.identities.iter().map(|(identity, party)| (identity, *party));
+        exact.chain(self.identity_patterns.all().map(|(identity, party)| (identity, *party)))
+    }
+
     /// The ids of all customers.
     pub fn customer_names(&self) -> impl Iterator<Item = &Id> {
         self.customers.iter().map(|customer| &customer.id)
@@ -550,9 +556,13 @@ impl Policy {
         })
     }
 
-    /// The processor's own callers whose entry does not say where they are.
-    pub fn callers_without_location(&self) -> impl Iterator<Item = &Id> {
-        self.callers.iter().filter(|caller| caller.location.is_none()).map(|caller| &caller.id)
+    /// The processor's own callers whose entry does not say where they are, and their identities without `*`.
+    pub fn callers_without_location(&self) -> impl Iterator<Item = (&Id, Vec<&Identity>)> {
+        let without = (0..).zip(&self.callers).filter(|(_, caller)| caller.location.is_none());
+        without.map(|(id, caller)| {
+            let own = self.identities.iter().filter(move |(_, party)| **party == Party::Own(CallerId(id)));
+            (&caller.id, own.map(|(identity, _)| identity).collect())
+        })
     }
 
     /// Whether some instruction restricts a subscriber.

@@ -92,13 +92,15 @@ pub enum Code {
     BelowPolicy,
     /// DPA046: a file that a setting names cannot be read.
     Unreadable,
+    /// DPA050: a certificate, key or revocation list that does not do what it is named for.
+    Credentials,
     /// DPA060: a test case that asks for something impossible.
     Case,
 }
 
 impl Code {
     /// All of them.
-    pub const ALL: [Self; 34] = [
+    pub const ALL: [Self; 35] = [
         Self::Syntax,
         Self::Unsupported,
         Self::DuplicateKey,
@@ -132,6 +134,7 @@ impl Code {
         Self::NoSink,
         Self::BelowPolicy,
         Self::Unreadable,
+        Self::Credentials,
         Self::Case,
     ];
 
@@ -172,6 +175,7 @@ impl Code {
             Self::NoSink => "DPA044",
             Self::BelowPolicy => "DPA045",
             Self::Unreadable => "DPA046",
+            Self::Credentials => "DPA050",
             Self::Case => "DPA060",
         }
     }
@@ -371,8 +375,9 @@ Example:
             Self::EndsSoon => {
                 r#"something ends soon, or has ended (warning).
 
-A subprocessor's agreement, an undertaking of confidentiality or an instruction ends within 30 days, or an
-agreement or undertaking has ended already. From that moment on requests that rest on it are denied.
+A subprocessor's agreement, an undertaking of confidentiality, an instruction or a certificate ends within 30
+days, or has ended already. From that moment on requests that rest on it are denied; on a certificate that has
+ended no connection comes about.
 
 Example:
   agreement: {ref: SPA-1, signed_on: 2023-06-01, expires_on: 2026-06-30, flow_down: true}"#
@@ -381,7 +386,8 @@ Example:
                 r#"something can never take effect (warning).
 
 A purpose that no customer and no instruction permits or that no party is there for, a party whose purposes no
-customer permits, or a route with a purpose that no customer permits. Mostly a name was forgotten somewhere.
+customer permits, a route with a purpose that no customer permits, or an identity that no way of the settings can
+prove. Mostly a name was forgotten somewhere.
 
 Example:
   purposes: {ad_audit: {…}}      # and nobody's `permitted_purposes` name it"#
@@ -446,7 +452,7 @@ The setting is planned and not built. A sidecar that ignored it would do less th
 not start.
 
 Example:
-  tls: {…}                       # not yet"#
+  admin: {…}                     # not yet"#
             }
             Self::NoSink => {
                 r#"the decision log has nowhere to go.
@@ -472,6 +478,15 @@ file that names them.
 
 Example:
   policy: {file: policy.yaml}"#
+            }
+            Self::Credentials => {
+                r#"a certificate, key or revocation list does not do what it is named for.
+
+The file is empty, holds something else, is not whole PEM, or the key is not that of the certificate. Only files
+that fit each other are taken, at the start and when they change.
+
+Example:
+  tls: {certificate: tls.crt, private_key: tls.key}   # made for each other"#
             }
             Self::Case => {
                 r#"a test case asks for something impossible.

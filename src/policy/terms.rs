@@ -425,6 +425,29 @@ impl Identity {
         self.is_spiffe() && self.segments().any(|segment| segment == "*")
     }
 
+    /// Whether it is a DNS name.
+    #[must_use]
+    pub fn is_dns(&self) -> bool {
+        self.0.starts_with("dns:")
+    }
+
+    /// The issuer of a token's identity: what stands before the first `|`.
+    #[must_use]
+    pub fn issuer(&self) -> Option<&str> {
+        self.0.strip_prefix("jwt:")?.split_once('|').map(|(issuer, _)| issuer)
+    }
+
+    /// Whether it means this identity: the same text, where a `*` segment stands for any one segment.
+    #[must_use]
+    pub fn covers(&self, other: &Self) -> bool {
+        if !self.is_pattern() {
+            return self == other;
+        }
+        let mut theirs = other.segments();
+        let fits = self.segments().all(|ours| theirs.next().is_some_and(|segment| ours == "*" || ours == segment));
+        fits && theirs.next().is_none()
+    }
+
     /// What stands between the slashes.
     pub(super) fn segments(&self) -> impl Iterator<Item = &str> {
         self.0.split('/')

@@ -271,7 +271,7 @@ struct TransportRecord {
     #[schemars(extend("enum" = ["none", "unix", "1.2", "1.3"]))]
     tls_version: &'static str,
     /// Where the identity comes from.
-    #[schemars(extend("enum" = ["none", "header"]))]
+    #[schemars(extend("enum" = ["none", "certificate", "token", "forwarded_certificate", "header"]))]
     proof: &'static str,
 }
 
@@ -332,12 +332,17 @@ struct Unknowns {
     /// The instruction.
     #[serde(skip_serializing_if = "Option::is_none")]
     instruction: Option<Unknown>,
+    /// Where the caller is, if a claim has to say so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    location: Option<Unknown>,
 }
 
 impl Unknowns {
     fn is_empty(&self) -> bool {
-        let Self { caller, customer, purpose, operation, subscriber, instruction } = self;
-        [caller, customer, purpose, operation, subscriber, instruction].iter().all(|unknown| unknown.is_none())
+        let Self { caller, customer, purpose, operation, subscriber, instruction, location } = self;
+        [caller, customer, purpose, operation, subscriber, instruction, location]
+            .iter()
+            .all(|unknown| unknown.is_none())
     }
 }
 
@@ -467,7 +472,15 @@ fn access(facts: &Facts<'_>, policy: &Policy) -> Option<String> {
     }
 }
 
-fn sources(facts: &Facts<'_>) -> Sources {
+/// Whether a claim says where the caller is: only for callers of the processor's own whose entry does not.
+fn is_location_claimed(facts: &Facts<'_>, policy: &Policy) -> bool {
+    match facts.caller.known().and_then(|caller| caller.party) {
+        Some(Party::Own(id)) => policy.caller(id).is_some_and(|caller| caller.location.is_none()),
+        Some(Party::Subprocessor(_) | Party::Customer(_)) | None => false,
+    }
+}
+
+fn sources(facts: &Facts<'_>, policy: &Policy) -> Sources {
     let word = |source: Option<Source>| source.map(Source::as_str);
     Sources {
         caller: word(facts.caller.source()),
@@ -477,7 +490,7 @@ fn sources(facts: &Facts<'_>) -> Sources {
         subscriber: word(facts.subscriber.source()),
         instruction: word(facts.instruction.source()),
         request_ref: word(facts.request_ref.source()),
-        location: word(facts.location.source()),
+        location: word(facts.location.source().filter(|_| is_location_claimed(facts, policy))),
     }
 }
 
@@ -542,7 +555,7 @@ pub fn decision(
             transport: Some(transport(facts)),
             route: facts.route,
             method: method_word(about.method),
-            sources: Some(sources(facts)),
+            sources: Some(sources(facts, policy)),
             unknown: Unknowns {
                 caller: Unknown::of(&facts.caller).filter(|_| facts.scope != Scope::Outside),
                 customer: Unknown::of(&facts.customers),
@@ -550,6 +563,8 @@ pub fn decision(
                 operation: Unknown::of(&facts.operation),
                 subscriber: Unknown::of(&facts.subscriber),
                 instruction: Unknown::of(&facts.instruction),
+                location: Unknown::of(&facts.location)
+                    .filter(|_| facts.scope == Scope::Within && is_location_claimed(facts, policy)),
             },
             policy: PolicyRecord::from(policy),
         });
@@ -820,6 +835,8 @@ pub struct Unread {
     pub too_large: u64,
     /// Heads that did not come in time.
     pub timed_out: u64,
+    /// TLS handshakes that failed or did not end in time.
+    pub handshake: u64,
 }
 
 /// Encodes a sum of unread requests.

@@ -5,6 +5,7 @@ use std::io::BufRead;
 use std::io::BufReader;
 use std::io::Read as _;
 use std::io::Write as _;
+use std::net::SocketAddr;
 use std::net::TcpStream;
 
 use serde_json::Value;
@@ -127,6 +128,21 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
+    /// Reads the answer to a request that was no HEAD; `None` if the connection ends instead.
+    pub(crate) fn read(reader: &mut impl BufRead) -> Option<Self> {
+        let (status, head) = Self::head(reader)?;
+        let is_bare = status < 200 || matches!(status, 204 | 304);
+        let framing = if is_bare { Framing::Nothing } else { head.framing(Framing::Close) };
+        let (body, is_whole) = read_body(reader, framing);
+        Some(Self { status, head, body, is_whole })
+    }
+
+    fn head(reader: &mut impl BufRead) -> Option<(u16, Head)> {
+        let head = Head::read(reader)?;
+        let status = head.line.split(' ').nth(1).and_then(|status| status.parse().ok());
+        Some((status.unwrap_or_else(|| panic!("no status: {head:?}")), head))
+    }
+
     /// The value of a header.
     pub(crate) fn value(&self, name: &str) -> Option<&str> {
         self.head.value(name)
@@ -169,7 +185,18 @@ pub(crate) struct Connection {
 impl Connection {
     /// To this address.
     pub(crate) fn to(address: &str) -> Self {
-        let stream = TcpStream::connect(address).unwrap();
+        Self::on(TcpStream::connect(address).unwrap())
+    }
+
+    /// To this address, from an address of this machine.
+    pub(crate) fn from(source: [u8; 4], address: &str) -> Self {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::from((source, 0)).into()).unwrap();
+        socket.connect(&address.parse::<SocketAddr>().unwrap().into()).unwrap();
+        Self::on(socket.into())
+    }
+
+    fn on(stream: TcpStream) -> Self {
         stream.set_nodelay(true).unwrap();
         stream.set_read_timeout(Some(CEILING)).unwrap();
         let reader = BufReader::new(stream.try_clone().unwrap());
@@ -188,18 +215,12 @@ impl Connection {
 
     /// Reads the answer to a request that was no HEAD; `None` if the connection ends instead.
     pub(crate) fn answer(&mut self) -> Option<Answer> {
-        let (status, head) = self.head()?;
-        let is_bare = status < 200 || matches!(status, 204 | 304);
-        let framing = if is_bare { Framing::Nothing } else { head.framing(Framing::Close) };
-        let (body, is_whole) = read_body(&mut self.reader, framing);
-        Some(Answer { status, head, body, is_whole })
+        Answer::read(&mut self.reader)
     }
 
     /// Reads a head alone.
     pub(crate) fn head(&mut self) -> Option<(u16, Head)> {
-        let head = Head::read(&mut self.reader)?;
-        let status = head.line.split(' ').nth(1).and_then(|status| status.parse().ok());
-        Some((status.unwrap_or_else(|| panic!("no status: {head:?}")), head))
+        Answer::head(&mut self.reader)
     }
 
     /// Reads so many bytes.

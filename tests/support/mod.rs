@@ -16,6 +16,7 @@ use std::time::Instant;
 
 pub(crate) use self::message::Answer;
 pub(crate) use self::message::Connection;
+pub(crate) use self::message::Head as MessageHead;
 pub(crate) use self::sidecar::Folder;
 pub(crate) use self::sidecar::Setup;
 pub(crate) use self::sidecar::Sidecar;

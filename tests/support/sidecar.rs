@@ -58,6 +58,8 @@ pub(crate) struct Setup {
     pub(crate) enforcement: &'static str,
     /// `trusted_peers` of the header that names the caller.
     pub(crate) peers: &'static str,
+    /// More entries of `identity`, each with a comma before it.
+    pub(crate) ways: &'static str,
     /// The upstream's address.
     pub(crate) upstream: String,
     /// More keys of the upstream, each with a comma before it.
@@ -100,6 +102,7 @@ impl Setup {
         Self {
             enforcement: "enforce",
             peers: "127.0.0.1/32",
+            ways: "",
             upstream: upstream.to_owned(),
             upstream_keys: "",
             decision_log: "{file: {path: decisions.ndjson}}".to_owned(),
@@ -110,7 +113,7 @@ impl Setup {
 
     /// The sidecar.yaml.
     pub(crate) fn text(&self) -> String {
-        let Self { enforcement, peers, upstream, upstream_keys, decision_log, more, wrapper: _ } = self;
+        let Self { enforcement, peers, ways, upstream, upstream_keys, decision_log, more, wrapper: _ } = self;
         let policy = Value::from(repository("config/policy.yaml").to_str().unwrap());
         format!(
             "service: {{name: subscriber-api, storage_location: US-OR, instance: pod-0}}
@@ -119,7 +122,7 @@ policy: {{file: {policy}}}
 enforcement: {enforcement}
 listeners: [{{name: main, address: '127.0.0.1:0', upstream: app}}]
 upstreams: [{{name: app, address: '{upstream}'{upstream_keys}}}]
-identity: [{{header: {{name: DPA-Caller, trusted_peers: [{peers}]}}}}]
+identity: [{{header: {{name: DPA-Caller, trusted_peers: [{peers}]}}}}{ways}]
 routes:{ROUTES}probes: [/healthz]
 decision_log: {decision_log}
 {more}
@@ -128,12 +131,16 @@ decision_log: {decision_log}
     }
 
     fn spawn(&self, folder: &Folder) -> Child {
-        let settings = folder.write("sidecar.yaml", &self.text());
+        self.spawn_with(&self.text(), folder)
+    }
+
+    fn spawn_with(&self, text: &str, folder: &Folder) -> Child {
+        let settings = folder.write("sidecar.yaml", text);
         let program = env!("CARGO_BIN_EXE_dpa-sidecar");
         let mut words = self.wrapper.iter().map(String::as_str).chain([program, "run", "--config"]);
         let mut command = Command::new(words.next().unwrap());
         command.args(words).arg(settings).env_remove("DPA_CONFIG").env("RUST_LOG", "info");
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+        piped(&mut command)
     }
 
     /// Starts it in a new folder and waits until it listens.
@@ -143,17 +150,13 @@ decision_log: {decision_log}
 
     /// Starts it in this folder and waits until it listens.
     pub(crate) fn start_in(&self, folder: Folder) -> Sidecar {
-        let mut child = self.spawn(&folder);
-        let stdout = Output::of(child.stdout.take().unwrap());
-        let stderr = Output::of(child.stderr.take().unwrap());
-        let address = wait_for("the address", || {
-            let text = stderr.text();
-            let has_ended = child.try_wait().unwrap().is_some();
-            assert!(!has_ended, "it did not start: {}", stderr.text());
-            let (_, rest) = text.split_once("listening name=main address=")?;
-            Some(rest.split_once('\n')?.0.trim().to_owned())
-        });
-        Sidecar { child, folder, address, stdout, stderr }
+        self.start_with(&self.text(), folder)
+    }
+
+    /// The same, with another sidecar.yaml.
+    pub(crate) fn start_with(&self, text: &str, folder: Folder) -> Sidecar {
+        let child = self.spawn_with(text, &folder);
+        Sidecar::listening(child, folder)
     }
 
     /// Starts it where it must not start: exit code and standard error.
@@ -171,6 +174,10 @@ decision_log: {decision_log}
         let code = child.wait().unwrap().code();
         (code, wait_for("the end of standard error", || stderr.whole()))
     }
+}
+
+fn piped(command: &mut Command) -> Child {
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
 /// What a pipe brought so far.
@@ -235,6 +242,28 @@ pub(crate) fn records_in(text: &str) -> Vec<Value> {
 }
 
 impl Sidecar {
+    /// Starts the program with these settings, and waits until it listens.
+    pub(crate) fn start(folder: Folder, settings: &str, environment: &[(&str, &str)]) -> Self {
+        let settings = folder.write("sidecar.yaml", settings);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_dpa-sidecar"));
+        command.args(["run", "--config"]).arg(settings).env_remove("DPA_CONFIG").env("RUST_LOG", "debug");
+        let child = piped(command.envs(environment.iter().copied()));
+        Self::listening(child, folder)
+    }
+
+    fn listening(mut child: Child, folder: Folder) -> Self {
+        let stdout = Output::of(child.stdout.take().unwrap());
+        let stderr = Output::of(child.stderr.take().unwrap());
+        let address = wait_for("the address", || {
+            let text = stderr.text();
+            let has_ended = child.try_wait().unwrap().is_some();
+            assert!(!has_ended, "it did not start: {}", stderr.text());
+            let (_, rest) = text.split_once("listening name=main address=")?;
+            Some(rest.split_once('\n')?.0.trim().to_owned())
+        });
+        Self { child, folder, address, stdout, stderr }
+    }
+
     /// Where it keeps its decision log.
     pub(crate) fn log(&self) -> PathBuf {
         self.folder.file("decisions.ndjson")

@@ -1,0 +1,240 @@
+//! Files that change while requests go on, and what of them ends.
+
+use std::net::TcpListener;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering;
+
+use super::SHOWN;
+use super::Tls;
+use super::material::Authority;
+use super::material::Caller;
+use super::material::Pair;
+use super::request;
+use crate::support::CARE_DESK;
+use crate::support::Connection;
+use crate::support::Sidecar;
+use crate::support::Upstream;
+use crate::support::out;
+use crate::support::run;
+use crate::support::wait_for;
+
+/// Files as a ConfigMap or Secret is mounted: `data` is a link to a folder, and is swapped whole.
+struct Mounted<'f> {
+    folder: &'f Path,
+}
+
+impl Mounted<'_> {
+    fn swap(&self, number: usize, files: &[(&str, &str)]) {
+        let version = self.folder.join(format!("version-{number}"));
+        std::fs::create_dir(&version).unwrap();
+        for (name, text) in files {
+            std::fs::write(version.join(name), text).unwrap();
+        }
+        let (fresh, data) = (self.folder.join("data.new"), self.folder.join("data"));
+        std::os::unix::fs::symlink(&version, &fresh).unwrap();
+        std::fs::rename(fresh, data).unwrap();
+    }
+
+    fn show(&self, number: usize, pair: &Pair, ca: &str) {
+        self.swap(number, &[("tls.crt", &pair.chain), ("tls.key", &pair.key), ("ca.crt", ca)]);
+    }
+}
+
+const MOUNTED: &str = "{certificate: data/tls.crt, private_key: data/tls.key, client_ca: data/ca.crt}";
+
+#[test]
+fn certificates_are_swapped_under_requests() {
+    let upstream = Upstream::ok();
+    let mut tls = Tls::to(&upstream.address);
+    tls.listener = MOUNTED.to_owned();
+    let folder = tls.folder.file(".");
+    let mounted = Mounted { folder: &folder };
+    mounted.show(0, &tls.authority.server(), &tls.authority.pem);
+    let (sidecar, authority) = tls.start();
+    let pair = authority.caller(CARE_DESK);
+    let caller = Arc::new(Caller::new(&authority.pem, Some(&pair)));
+    let (stop, asked) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let askers: Vec<_> = (0..3)
+        .map(|number| {
+            let (caller, stop, asked) = (Arc::clone(&caller), Arc::clone(&stop), Arc::clone(&asked));
+            let address = sidecar.address.clone();
+            std::thread::spawn(move || {
+                let mut kept = caller.connect(&address).unwrap();
+                while !stop.load(Ordering::Relaxed) {
+                    // One goes on with its first connection, the others shake hands each time.
+                    let answer = if number == 0 { kept.ask(&request()) } else { caller.ask(&address, &request()) };
+                    assert_eq!(answer.unwrap().status, 200);
+                    asked.fetch_add(1, Ordering::Relaxed);
+                }
+            })
+        })
+        .collect();
+    for number in 1..=4 {
+        let next = authority.server();
+        mounted.show(number, &next, &authority.pem);
+        wait_for("the new certificate", || {
+            (caller.connect(&sidecar.address).unwrap().shown() == next.der).then_some(())
+        });
+    }
+    wait_for("a few hundred requests", || (asked.load(Ordering::Relaxed) > 300).then_some(()));
+    stop.store(true, Ordering::Relaxed);
+    for asker in askers {
+        asker.join().unwrap();
+    }
+    assert!(!sidecar.stderr.text().contains("refused"), "{}", sidecar.stderr.text());
+    // Every request has its record: none was lost in a handshake.
+    let asked = asked.load(Ordering::Relaxed);
+    assert_eq!(upstream.seen().len(), asked);
+    let decisions = sidecar.records().iter().filter(|record| record["event"] == "dpa.decision").count();
+    assert_eq!(decisions, asked);
+}
+
+#[test]
+fn what_does_not_fit_changes_nothing_and_is_told_once() {
+    let upstream = Upstream::ok();
+    let mut tls = Tls::to(&upstream.address);
+    tls.listener = MOUNTED.to_owned();
+    let folder = tls.folder.file(".");
+    let mounted = Mounted { folder: &folder };
+    let (first, second) = (tls.authority.server(), tls.authority.server());
+    mounted.show(0, &first, &tls.authority.pem);
+    let (sidecar, authority) = tls.start();
+    let caller = Caller::new(&authority.pem, Some(&authority.caller(CARE_DESK)));
+    let refused = |what: &str, count: usize| {
+        wait_for(what, || {
+            let text = sidecar.stderr.text();
+            let told = text.matches("changed files are refused").count();
+            (told == count).then_some(text)
+        })
+    };
+    let spoilt = [
+        ("the certificate of another key", second.chain.clone(), first.key.clone(), authority.pem.clone()),
+        ("half a certificate", first.chain[..100].to_owned(), first.key.clone(), authority.pem.clone()),
+        ("an empty key", first.chain.clone(), String::new(), authority.pem.clone()),
+        ("an empty authority", first.chain.clone(), first.key.clone(), String::new()),
+    ];
+    for (number, (name, chain, key, ca)) in spoilt.iter().enumerate() {
+        mounted.swap(number + 1, &[("tls.crt", chain), ("tls.key", key), ("ca.crt", ca)]);
+        refused(name, number + 1);
+        let mut connection = caller.connect(&sidecar.address).unwrap();
+        assert_eq!(connection.shown(), first.der, "{name}");
+        assert_eq!(connection.ask(&request()).unwrap().status, 200, "{name}");
+    }
+    // And files that are not there.
+    std::fs::remove_file(folder.join("data")).unwrap();
+    // The certificate and its key are one thing, the authority another.
+    let told = refused("no files", spoilt.len() + 2);
+    assert!(!told.contains("BEGIN"), "{told}");
+    assert_eq!(caller.ask(&sidecar.address, &request()).unwrap().status, 200);
+    mounted.show(9, &second, &authority.pem);
+    wait_for("what fits", || (caller.connect(&sidecar.address).unwrap().shown() == second.der).then_some(()));
+    assert_eq!(sidecar.stderr.text().matches("changed files are refused").count(), spoilt.len() + 2, "told once each");
+}
+
+#[test]
+fn a_broken_key_does_not_hold_up_a_revocation() {
+    let upstream = Upstream::ok();
+    let mut tls = Tls::to(&upstream.address);
+    tls.listener = format!("{{{SHOWN}, client_ca: ca.crt, crl: [root.crl]}}");
+    let path = tls.folder.write("root.crl", &tls.authority.list(&[], 3_600));
+    let key = tls.folder.file("tls.key");
+    let (sidecar, authority) = tls.start();
+    let pair = authority.caller(CARE_DESK);
+    let caller = Caller::new(&authority.pem, Some(&pair));
+    assert_eq!(caller.ask(&sidecar.address, &request()).unwrap().status, 200);
+    std::fs::remove_file(key).unwrap();
+    wait_for("the broken key", || sidecar.stderr.text().contains("changed files are refused").then_some(()));
+    std::fs::write(path, authority.list(&[pair.number], 3_600)).unwrap();
+    let refused = wait_for("the revocation", || caller.ask(&sidecar.address, &request()).err());
+    assert!(refused.contains("CertificateRevoked"), "{refused}");
+}
+
+#[test]
+fn another_authority_is_believed_from_then_on() {
+    let upstream = Upstream::ok();
+    let (sidecar, first) = {
+        let mut tls = Tls::to(&upstream.address);
+        tls.listener = format!("{{{SHOWN}, client_ca: ca.crt}}");
+        tls.start()
+    };
+    let second = Authority::new("Second Authority");
+    let (old, new) = (first.caller(CARE_DESK), second.caller(CARE_DESK));
+    let (old, new) = (Caller::new(&first.pem, Some(&old)), Caller::new(&first.pem, Some(&new)));
+    let mut kept = old.connect(&sidecar.address).unwrap();
+    assert_eq!(kept.ask(&request()).unwrap().status, 200);
+    assert!(new.ask(&sidecar.address, &request()).is_err());
+    let both = format!("{}{}", first.pem, second.pem);
+    std::fs::write(sidecar.log().with_file_name("ca.crt"), both).unwrap();
+    wait_for("the second authority", || new.ask(&sidecar.address, &request()).ok());
+    assert_eq!(old.ask(&sidecar.address, &request()).unwrap().status, 200, "both count");
+    std::fs::write(sidecar.log().with_file_name("ca.crt"), &second.pem).unwrap();
+    wait_for("the first authority to go", || old.ask(&sidecar.address, &request()).err());
+    assert_eq!(kept.ask(&request()).unwrap().status, 200, "a connection that stands goes on");
+}
+
+#[test]
+fn the_authority_of_an_upstream_is_renewed() {
+    let mut tls = Tls::to("");
+    let second = Authority::new("Second Authority");
+    let service = super::upstream::Service::start(&second.server(), None);
+    tls.upstream.clone_from(&service.address);
+    tls.upstream_keys = ", idle_timeout: 1ms, tls: {ca: service.crt, server_name: data.example}";
+    let path = tls.folder.write("service.crt", &tls.authority.pem);
+    let (sidecar, authority) = tls.start();
+    let caller = Caller::new(&authority.pem, Some(&authority.caller(CARE_DESK)));
+    assert_eq!(caller.ask(&sidecar.address, &request()).unwrap().status, 502);
+    std::fs::write(path, &second.pem).unwrap();
+    wait_for("the new authority", || (caller.ask(&sidecar.address, &request()).unwrap().status == 200).then_some(()));
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+#[test]
+fn what_ends_is_told() {
+    let table = [
+        ("in a year", 365 * 86_400, "+", None),
+        ("in ten days", 10 * 86_400, "!", Some("ends within 14 days")),
+        ("in an hour", 3_600, "!", Some("ends within a day")),
+    ];
+    for (name, seconds, sign, expected) in table {
+        let mut tls = Tls::to("127.0.0.1:1");
+        tls.show(&tls.authority.server_for(seconds));
+        let port = free_port();
+        tls.more = format!("health: {{address: '127.0.0.1:{port}'}}\n");
+        tls.listener = format!("{{{SHOWN}, client_ca: ca.crt, crl: [root.crl]}}");
+        tls.folder.write("root.crl", &tls.authority.list(&[], 3_600));
+        let (sidecar, _) = tls.start();
+        let mut health = wait_for("the health listener", || {
+            std::net::TcpStream::connect(("127.0.0.1", port)).ok().map(|_| Connection::to(&format!("127.0.0.1:{port}")))
+        });
+        health.send("GET /readyz?verbose HTTP/1.1\r\nHost: a\r\n\r\n");
+        let text = health.answer().unwrap().text();
+        let line =
+            |what: &str| text.lines().find(|line| line.contains(what)).unwrap_or_else(|| panic!("{name}: {text}"));
+        assert!(line("listener main: certificate: ends 20").starts_with(&format!("[{sign}]")), "{name}: {text}");
+        assert!(line("listener main: client_ca: ends 4096-01-01").starts_with("[+]"), "{name}: {text}");
+        assert!(line("listener main: crl: ends 20").starts_with("[+]"), "{name}: a list is short-lived: {text}");
+        assert!(text.ends_with("ok\n"), "{name}: it tells, and does not count: {text}");
+        let told = |log: &str| {
+            log.lines().any(|line| line.contains("listener main: certificate") && line.contains("ends within"))
+        };
+        match expected {
+            Some(expected) => wait_for("the warning", || sidecar.stderr.text().contains(expected).then_some(())),
+            None => assert!(!told(&sidecar.stderr.text()), "{name}"),
+        }
+        check_tells(&sidecar, name, seconds < 30 * 86_400);
+    }
+}
+
+fn check_tells(sidecar: &Sidecar, name: &str, is_soon: bool) {
+    let log = sidecar.log();
+    let checked = run(log.parent().unwrap(), &["check", "sidecar.yaml"]);
+    assert_eq!(checked.status.code(), Some(0), "{name}: {}", out(&checked));
+    let is_told = out(&checked).contains("warning[DPA030]: listener main: certificate ends: ");
+    assert_eq!(is_told, is_soon, "{name}: {}", out(&checked));
+}
