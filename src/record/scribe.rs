@@ -232,7 +232,12 @@ impl Scribe {
     fn wait(&self) -> Duration {
         let every = if self.head.seq > self.checkpoint { self.checkpoint_every } else { IDLE_CHECKPOINT };
         let wait = every.saturating_sub(self.last_checkpoint.elapsed());
-        if self.is_failing { wait.min(RETRY) } else { wait.max(Duration::from_millis(1)) }
+        if self.seems_to_fail() { wait.min(RETRY) } else { wait.max(Duration::from_millis(1)) }
+    }
+
+    /// Whether a write failed, or took so long that a worker gave up waiting.
+    fn seems_to_fail(&self) -> bool {
+        self.is_failing || self.counters.is_failing.load(Ordering::Relaxed)
     }
 
     fn is_checkpoint_due(&self) -> bool {
@@ -244,7 +249,7 @@ impl Scribe {
     fn commit(&mut self, handovers: Vec<Handover>) {
         let batches: Vec<&Batch> = handovers.iter().map(|handover| &handover.batch).collect();
         let all: usize = batches.iter().map(|batch| batch.len()).sum();
-        let was_failing = self.is_failing;
+        let was_failing = self.seems_to_fail();
         let result = self.ready().map_err(Unwritten::from).and_then(|()| self.write(&batches));
         let mut written = result.as_ref().map_or_else(|error| error.written, |()| all);
         let mut next = (self.head.seq + 1).saturating_sub(u64::try_from(written).unwrap_or(0));
@@ -258,12 +263,8 @@ impl Scribe {
         }
         match result {
             Ok(()) if was_failing => self.regained(),
-            Ok(()) => {
-                self.counters.is_failing.store(false, Ordering::Relaxed);
-                if self.is_checkpoint_due() {
-                    self.turn();
-                }
-            }
+            Ok(()) if self.is_checkpoint_due() => self.turn(),
+            Ok(()) => {}
             Err(error) => self.failed(&error.source),
         }
     }
@@ -279,7 +280,7 @@ impl Scribe {
             false => Ok(()),
         };
         match result {
-            Ok(()) if self.is_failing => self.regained(),
+            Ok(()) if self.seems_to_fail() => self.regained(),
             Ok(()) => {}
             Err(error) => self.failed(&error),
         }
