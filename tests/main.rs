@@ -24,6 +24,7 @@ mod properties;
 mod proxy;
 mod record;
 mod schema;
+mod segments;
 mod stop;
 mod tls;
 mod token_keys;

@@ -393,8 +393,11 @@ fn two_processes_never_write_one_log() {
     let sidecar = setup.start();
     let (code, stderr) = setup.refused_in(&Folder::new());
     assert_eq!(code, Some(2), "{stderr}");
-    let message =
-        format!("the decision log `{}` is being written by another process", folder.file("shared.ndjson").display());
+    let (path, holder) = (folder.file("shared.ndjson"), sidecar.id());
+    let message = format!(
+        "the decision log `{}` is being written by another process (process {holder}, instance ",
+        path.display()
+    );
     assert!(stderr.contains(&message), "{stderr}");
     sidecar.still_serves();
     drop(sidecar);
