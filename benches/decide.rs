@@ -1,4 +1,4 @@
-//! What a decision costs, and a policy: time, allocations, memory.
+//! What a decision costs, its record, and a policy: time, allocations, memory.
 //!
 //! `cargo bench --bench decide`. Read ratios, not figures: 10 customers with 20 subprocessors against
 //! 10,000 with 200, asked by a mix in which few customers ask most (Zipf).
@@ -21,13 +21,22 @@ use dpa_sidecar::decide::facts::Facts;
 use dpa_sidecar::decide::facts::Scope;
 use dpa_sidecar::decide::facts::Source;
 use dpa_sidecar::decide::facts::Transport;
+use dpa_sidecar::gate::act;
 use dpa_sidecar::policy;
+use dpa_sidecar::policy::Enforcement;
 use dpa_sidecar::policy::Party;
 use dpa_sidecar::policy::Policy;
 use dpa_sidecar::policy::problem;
 use dpa_sidecar::policy::terms::DataCategory;
 use dpa_sidecar::policy::terms::Operation;
+use dpa_sidecar::record::Batch;
+use dpa_sidecar::record::chain::Head;
+use dpa_sidecar::record::entry;
+use dpa_sidecar::record::entry::About;
+use dpa_sidecar::record::entry::Writer;
+use http::Method;
 use jiff::Timestamp;
+use uuid::Uuid;
 
 /// A policy of so many customers and subprocessors; every tenth customer has an objection, an instruction,
 /// a restriction and a residency of its own.
@@ -156,6 +165,53 @@ fn decisions(criterion: &mut Criterion) {
     }
 }
 
+/// The record of a permit: encoded by the worker; numbered, hashed and sealed by the writer.
+fn records(criterion: &mut Criterion) {
+    let now: Timestamp = "2026-06-15T12:00:00Z".parse().unwrap();
+    let data: Vec<DataCategory> = vec!["user.contact".parse().unwrap()];
+    let policy = compile(&text(10, 20));
+    let requests = requests(&policy, 10, 20, &data);
+    let facts = requests.iter().find(|facts| matches!(decide(&policy, facts, now).outcome, Outcome::Permit { .. }));
+    let facts = facts.unwrap();
+    let decision = decide(&policy, facts, now);
+    let writer = Writer {
+        service: "subscriber-api".to_owned(),
+        instance: "pod-0".to_owned(),
+        log: Uuid::now_v7(),
+        on_failure: "deny",
+        durability: "written",
+    };
+    let about = About {
+        time: now,
+        decision_id: Uuid::now_v7(),
+        request_id: Uuid::now_v7(),
+        trace_id: "2435d99c1e1242cca8ffeb1026da02d1",
+        method: &Method::GET,
+    };
+    let (enforcement, action) = act(&decision, Enforcement::Enforce);
+    let encode = |batch: &mut Batch| {
+        entry::decision(batch, &writer, &about, &policy, facts, &decision, enforcement, action);
+    };
+    criterion.bench_function("encode a record", |bencher| {
+        bencher.iter(|| {
+            let mut batch = Batch::default();
+            encode(&mut batch);
+            black_box(batch)
+        });
+    });
+    let mut lines = Vec::new();
+    let record =
+        serde_json::to_vec(&serde_json::json!({"event": "dpa.decision", "padding": "x".repeat(1000)})).unwrap();
+    let record = record.strip_suffix(b"}").unwrap();
+    let mut head = Head::NONE;
+    criterion.bench_function("seal a record of 1 KiB", |bencher| {
+        bencher.iter(|| {
+            lines.clear();
+            head.seal(black_box(record), &mut lines);
+        });
+    });
+}
+
 fn load(criterion: &mut Criterion) {
     let text = text(10_000, 200);
     let before = resident();
@@ -175,6 +231,6 @@ fn load(criterion: &mut Criterion) {
 criterion_group! {
     name = benches;
     config = Criterion::default().sample_size(20);
-    targets = decisions, load
+    targets = decisions, records, load
 }
 criterion_main!(benches);

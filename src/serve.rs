@@ -138,6 +138,10 @@ pub fn start(settings: Settings, policy: Policy, clock: Clock) -> Result<Sidecar
     let enforcement = settings.enforcement;
     let loaded = |batch: &mut Batch, writer: &Writer| entry::policy_event(batch, writer, now, &policy, enforcement);
     let counters = Counters::new(metrics.unrecorded.clone(), policy.digest.clone());
+    if settings.log.signer.is_none() {
+        let help = "set `decision_log.signing_key`: who can write the log's files could write the whole chain anew";
+        tracing::warn!(help, "the decision log is chained and its checkpoints are not signed");
+    }
     let (log, closing) = Log::open(&settings.log, writer, Box::new(move || clock.now()), counters, loaded)?;
     let (draining, drained) = watch::channel(false);
     let health = health_socket.map(|socket| {
