@@ -417,7 +417,8 @@ impl Tour<'_> {
         let codes: Vec<&str> = reasons.iter().map(|reason| reason.code.as_str()).collect();
         let (answer, decided) = match outcome {
             Outcome::Answer { status, .. } => (status.to_string(), decided),
-            Outcome::NoConnection(_) => ("none".to_owned(), "no connection".to_owned()),
+            Outcome::NoConnection(Some(_)) => ("none".to_owned(), "no connection".to_owned()),
+            Outcome::NoConnection(None) => ("none".to_owned(), "not refused".to_owned()),
         };
         let as_told = match (&stop.expect, outcome) {
             (Expect::Permit(expected), Outcome::Answer { status, .. }) => {
