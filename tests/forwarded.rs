@@ -53,6 +53,32 @@ fn caller(record: &Value) -> Result<(&str, &str), &str> {
 }
 
 #[test]
+fn a_record_did_not_say_who_vouched_for_the_caller() {
+    let upstream = Upstream::ok();
+    let sidecar = setup(&upstream).start();
+    let forwarded = (XFCC, &*format!("URI={CARE_DESK}"));
+    let nothing = Value::Null;
+    let table = [
+        ("a trusted address that names a caller", PROXY, vec![forwarded], "address".into(), nothing.clone()),
+        ("a trusted address that names nobody", PROXY, vec![], "address".into(), nothing.clone()),
+        ("anybody who names a caller", ANYBODY, vec![forwarded], nothing.clone(), true.into()),
+        (
+            "anybody who names a caller in a header",
+            ANYBODY,
+            vec![("DPA-Caller", CARE_DESK)],
+            nothing.clone(),
+            true.into(),
+        ),
+        ("anybody who names nobody", ANYBODY, vec![], nothing.clone(), nothing),
+    ];
+    for (name, from, headers, peer, unproven) in table {
+        let (_, record) = asked(&sidecar, from, &headers);
+        let transport = &record["transport"];
+        assert_eq!((&transport["peer"], &transport["unproven"]), (&peer, &unproven), "{name}: {record}");
+    }
+}
+
+#[test]
 fn who_calls_by_a_forwarded_certificate() {
     let upstream = Upstream::ok();
     let sidecar = setup(&upstream).start();

@@ -323,6 +323,7 @@ impl Compiler<'_> {
         let identity = identity.map(|list| self.filled(list)).unwrap_or_default();
         self.certificates_asked_for(&identity, &listeners);
         self.peers_asked_for(&identity, &listeners);
+        self.peers_of_one_header(&identity);
         let mut constants = Vec::new();
         let routes = routes.map(|list| self.filled(list)).unwrap_or_default();
         let (routes, route_places) = self.routes(routes, probes.given(), &mut constants);

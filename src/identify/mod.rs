@@ -15,6 +15,8 @@ use http::HeaderName;
 use self::certificate::TrustDomain;
 pub use self::peers::TrustedPeers;
 use self::token::Tokens;
+use crate::decide::facts::Carried;
+use crate::decide::facts::Carrier;
 use crate::decide::facts::Fact;
 use crate::decide::facts::Source;
 use crate::decide::facts::Why;
@@ -68,6 +70,8 @@ pub struct Proven {
     pub identity: Fact<Identity>,
     /// What it says in the same proof, signed.
     pub claims: Claims,
+    /// Who carried the request, and what was not believed.
+    pub carried: Carried,
 }
 
 /// The mapped claims of a token whose signature, times, issuer and audience hold.
@@ -119,7 +123,7 @@ impl Trust {
 impl Proven {
     /// An identity, or none, without claims.
     fn alone(identity: Fact<Identity>) -> Self {
-        Self { identity, claims: Claims::default() }
+        Self { identity, claims: Claims::default(), carried: Carried::default() }
     }
 }
 
@@ -178,6 +182,7 @@ impl Way {
             Self::Stated { identity, location } => Proven {
                 identity: Fact::Known(identity.clone(), Source::Case),
                 claims: Claims { location: location.clone(), ..Claims::default() },
+                carried: Carried::default(),
             },
         }
     }
@@ -214,8 +219,13 @@ impl Trust {
 ///   names, or whose token it carries, and adds nothing to what that caller may do.
 #[must_use]
 pub fn identify(seen: &Observed<'_>, trust: &Trust, policy: &Policy) -> Proven {
-    let is_carried = seen.peer.certificate.known().is_some_and(|identity| trust.lets_speak(identity));
-    strongest(trust.ways.iter().map(|way| (way.find(seen), is_carried && way.is_of_the_connection())), policy)
+    let carrier = seen.peer.certificate.known().filter(|identity| trust.lets_speak(identity));
+    let is_carrier = |way: &Way| carrier.is_some() && way.is_of_the_connection();
+    let found: Vec<_> = trust.ways.iter().map(|way| (way.find(seen), is_carrier(way))).collect();
+    let has_unproven = found.iter().any(|(found, _)| found.identity == Fact::Unknown(Why::Unproven));
+    let is_listed = trust.ways.iter().filter_map(Way::trusted_peers).any(|peers| peers.include(seen.peer));
+    let by = carrier.cloned().map(Carrier::Identity).or(is_listed.then_some(Carrier::Address));
+    Proven { carried: Carried { by, has_unproven }, ..strongest(found.into_iter(), policy) }
 }
 
 /// The strongest of what was found, if all of it goes together. Beside each stands whether it is about a trusted
@@ -285,7 +295,7 @@ mod tests {
         let purpose = (source == Source::Token).then(|| "customer_support".to_owned());
         let claims = Claims { purpose, ..Claims::default() };
         let is_carrier = source == Source::Certificate && identity == GATEWAY;
-        (Proven { identity: Fact::Known(identity.parse().unwrap(), source), claims }, is_carrier)
+        (Proven { claims, ..Proven::alone(Fact::Known(identity.parse().unwrap(), source)) }, is_carrier)
     }
 
     #[test]

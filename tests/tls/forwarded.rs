@@ -63,6 +63,12 @@ fn a_gateway_speaks_for_callers_and_a_caller_for_itself() {
             None => Ok((record["caller_id"].as_str().unwrap(), record["sources"]["caller"].as_str().unwrap())),
         };
         assert_eq!(caller, expected, "{name}: {record}");
+        // Who vouched, and what nobody vouched for.
+        let transport = &record["transport"];
+        let carrier = (certificate == GATEWAY).then_some(GATEWAY);
+        assert_eq!(transport["peer"].as_str(), carrier, "{name}: {record}");
+        let is_ignored = carrier.is_none() && !headers.is_empty();
+        assert_eq!(transport["unproven"].as_bool(), is_ignored.then_some(true), "{name}: {record}");
         let status = match expected {
             Ok(("care-desk", _)) => 200,
             Ok(_) => 403,
