@@ -163,6 +163,7 @@ async fn accept(
     Ok((stream, address, slot))
 }
 
+/// Serves one connection: until the drain, and not longer than what its caller has proven holds.
 async fn connected(
     stream: TcpStream,
     address: SocketAddr,
@@ -175,13 +176,25 @@ async fn connected(
     let address = Some(address.ip().to_canonical());
     let Some(tls) = tls else {
         let transport = Transport { tls: None, client_certificate: false, is_unix: false };
-        let peer = Peer { address, transport, certificate: Fact::Unknown(Why::Missing) };
-        return connection(stream, peer, door, limits, unread, draining).await;
+        let peer = Peer { address, transport, certificate: Fact::Unknown(Why::Missing), until: None };
+        return connection(stream, peer, door, limits, unread, draining, std::future::pending()).await;
     };
+    // Before the handshake, so that what is renewed while it goes on is not missed.
+    let mut renewals = tls.renewals();
     let Some(stream) = handshake(stream, tls, limits, unread, draining.clone()).await else { return };
-    let (transport, certificate) = tls::proven(&stream);
-    let peer = Peer { address, transport, certificate };
-    connection(stream, peer, door, limits, unread, draining).await;
+    let now = door.clock.now();
+    let proven = tls::proven(&stream, now);
+    let peer = Peer { address, transport: proven.transport, certificate: proven.identity, until: proven.until };
+    // Afterwards nothing that comes on it would prove who sends it.
+    let left = proven.until.map(|until| Duration::try_from(until.duration_since(now)).unwrap_or_default());
+    let ends = async {
+        tokio::select! {
+            Ok(()) = renewals.changed() => {}
+            () = tokio::time::sleep(left.unwrap_or_default()), if left.is_some() => {}
+            else => std::future::pending().await,
+        }
+    };
+    connection(stream, peer, door, limits, unread, draining, ends).await;
 }
 
 /// Shakes hands. What fails is counted, unless not a byte came: then it was a look whether the port is open. A
@@ -223,6 +236,7 @@ async fn connection<S: AsyncRead + AsyncWrite + Unpin + 'static>(
     limits: Limits,
     unread: &UnreadCounters,
     mut draining: watch::Receiver<bool>,
+    ends: impl Future<Output = ()>,
 ) {
     let peer = Rc::new(peer);
     let service = service_fn(move |request: Request<Incoming>| {
@@ -246,6 +260,10 @@ async fn connection<S: AsyncRead + AsyncWrite + Unpin + 'static>(
         biased;
         result = connection.as_mut() => result,
         () = drain_begins(&mut draining), if !is_draining => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+        () = ends => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }
