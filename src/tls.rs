@@ -347,6 +347,12 @@ impl Client {
         self.in_force.made.load().endings.clone()
     }
 
+    /// Counts what was renewed: with another number, connections came about with what is no longer in force.
+    #[must_use]
+    pub fn renewal(&self) -> u64 {
+        *self.in_force.renewals.borrow()
+    }
+
     /// Shakes hands and holds the other side against its name and authorities. Without a bound in time.
     ///
     /// # Errors

@@ -226,13 +226,29 @@ fn the_authority_of_an_upstream_is_renewed() {
     let second = Authority::new("Second Authority");
     let service = super::upstream::Service::start(&second.server(), None);
     tls.upstream.clone_from(&service.address);
-    tls.upstream_keys = ", idle_timeout: 1ms, tls: {ca: service.crt, server_name: data.example}";
+    tls.upstream_keys = ", tls: {ca: service.crt, server_name: data.example}";
     let path = tls.folder.write("service.crt", &tls.authority.pem);
     let (sidecar, authority) = tls.start();
     let caller = Caller::new(&authority.pem, Some(&authority.caller(CARE_DESK)));
     assert_eq!(caller.ask(&sidecar.address, &request()).unwrap().status, 502);
     std::fs::write(path, &second.pem).unwrap();
     wait_for("the new authority", || (caller.ask(&sidecar.address, &request()).unwrap().status == 200).then_some(()));
+}
+
+/// A connection to the upstream that was busy enough was never verified again.
+#[test]
+fn an_upstream_whose_authority_is_gone_kept_its_connections() {
+    let mut tls = Tls::to("");
+    let service = super::upstream::Service::start(&tls.authority.server(), None);
+    tls.upstream.clone_from(&service.address);
+    tls.upstream_keys = ", tls: {ca: service.crt, server_name: data.example}";
+    let path = tls.folder.write("service.crt", &tls.authority.pem);
+    let (sidecar, authority) = tls.start();
+    let caller = Caller::new(&authority.pem, Some(&authority.caller(CARE_DESK)));
+    let mut kept = caller.connect(&sidecar.address).unwrap();
+    assert_eq!(kept.ask(&request()).unwrap().status, 200);
+    std::fs::write(path, Authority::new("Second Authority").pem).unwrap();
+    wait_for("the first authority to go", || (kept.ask(&request()).unwrap().status == 502).then_some(()));
 }
 
 fn free_port() -> u16 {
