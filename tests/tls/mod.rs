@@ -461,7 +461,7 @@ fn a_silent_connection_does_not_hold_up_the_drain() {
 fn half_a_handshake_holds_nobody_up_and_ends() {
     let upstream = Upstream::ok();
     let mut tls = Tls::to(&upstream.address);
-    tls.more = "limits: {handshake_timeout: 500ms}\n".to_owned();
+    tls.more = "limits: {handshake_timeout: 2s}\n".to_owned();
     let (sidecar, authority) = tls.start();
     let silent: Vec<_> = (0..20).map(|_| sidecar.connect()).collect();
     let mut begun = sidecar.connect();
@@ -474,15 +474,41 @@ fn half_a_handshake_holds_nobody_up_and_ends() {
     for mut connection in silent {
         assert!(connection.is_closed());
     }
-    // Of the silent ones nothing came: nobody counts them.
     let count =
         |text: &str| crate::support::records_in(text).iter().filter_map(|record| record["handshake"].as_u64()).sum();
-    let sum = wait_for("both", || {
+    // A look whether the port is open: nobody counts it.
+    drop(sidecar.connect());
+    let sum = wait_for("all", || {
         let sum: u64 = count(&std::fs::read_to_string(sidecar.log()).unwrap());
-        (sum >= 2).then_some(sum)
+        (sum >= 22).then_some(sum)
     });
-    assert_eq!(sum, 2);
+    assert_eq!(sum, 22);
     let stopped = sidecar.stop();
     let text = std::fs::read_to_string(stopped.folder.file("decisions.ndjson")).unwrap();
-    assert_eq!((stopped.code, count(&text)), (Some(0), 2));
+    assert_eq!((stopped.code, count(&text)), (Some(0), 22));
+}
+
+/// Whoever opened connections and said nothing took all of them, and a caller waited for the first to time out.
+#[test]
+fn silent_connections_take_no_more_than_half_of_all() {
+    let upstream = Upstream::ok();
+    let mut tls = Tls::to(&upstream.address);
+    // Longer than anybody waits here.
+    tls.more = "limits: {connections: 8, handshake_timeout: 10m}\n".to_owned();
+    let (sidecar, authority) = tls.start();
+    let caller = Caller::new(&authority.pem, Some(&authority.caller(CARE_DESK)));
+    let mut kept = caller.connect(&sidecar.address).unwrap();
+    assert_eq!(kept.ask(&request()).unwrap().status, 200);
+    for begin in [&[][..], &[0x16, 3, 1, 2, 0, 1]] {
+        let _held: Vec<_> = (0..20)
+            .map(|_| {
+                let mut connection = sidecar.connect();
+                connection.send(begin);
+                connection
+            })
+            .collect();
+        assert_eq!(caller.ask(&sidecar.address, &request()).unwrap().status, 200, "{begin:?}");
+        assert_eq!(kept.ask(&request()).unwrap().status, 200, "{begin:?}: one that stands is no handshake");
+    }
+    sidecar.unread("handshake");
 }
