@@ -1,7 +1,8 @@
 //! Step 2: proves the two ends of a connection to each other.
 //!
 //! Certificates, keys, authorities and revocation lists are PEM files. What is made of them is replaced whole when
-//! the files change: a new handshake takes the new, a connection that stands keeps what it has.
+//! the files change: a new handshake takes the new. A connection that stands goes on, unless what its other end was
+//! verified with has changed; then it ends after the request that is under way.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -33,6 +34,7 @@ use rustls::server::danger::ClientCertVerifier;
 use rustls::version::TLS12;
 use rustls::version::TLS13;
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::TlsConnector;
 use x509_parser::certificate::X509Certificate;
@@ -124,6 +126,8 @@ pub struct Part {
     pub paths: Vec<PathBuf>,
     /// Their places among all files of the listener or upstream.
     places: Range<usize>,
+    /// Whether connections that stand go by them too.
+    is_for_all: bool,
 }
 
 /// What was made of files, and until when they hold.
@@ -138,6 +142,8 @@ struct Made<C> {
 struct InForce<C> {
     made: ArcSwap<Made<C>>,
     contents: Mutex<Vec<Vec<u8>>>,
+    /// How often something was renewed that connections that stand go by too.
+    renewals: watch::Sender<u64>,
 }
 
 /// The TLS of a listener.
@@ -260,10 +266,11 @@ impl Server {
     pub fn parts(&self) -> Vec<Part> {
         let ServerSettings { certificate, private_key, clients, min_version: _ } = &self.settings;
         let mut parts = Parts::of(&self.name);
-        parts.push("certificate", &[certificate, private_key]);
+        // A connection that stands has seen the sidecar's certificate, and asks for no other.
+        parts.push("certificate", &[certificate, private_key], false);
         if let Some(Clients { ca, crl, are_required: _ }) = clients {
-            parts.push("client_ca", &[ca]);
-            parts.push("crl", &crl.iter().collect::<Vec<_>>());
+            parts.push("client_ca", &[ca], true);
+            parts.push("crl", &crl.iter().collect::<Vec<_>>(), true);
         }
         parts.all
     }
@@ -281,6 +288,12 @@ impl Server {
     #[must_use]
     pub fn endings(&self) -> Vec<Ending> {
         self.in_force.made.load().endings.clone()
+    }
+
+    /// Tells when the authorities or their lists are renewed: callers have to prove anew who they are.
+    #[must_use]
+    pub fn renewals(&self) -> watch::Receiver<u64> {
+        self.in_force.renewals.subscribe()
     }
 
     /// Shakes hands. Without a bound in time.
@@ -312,9 +325,9 @@ impl Client {
     pub fn parts(&self) -> Vec<Part> {
         let ClientSettings { ca, is_system: _, server_name: _, own } = &self.settings;
         let mut parts = Parts::of(&self.name);
-        parts.push("ca", &[ca]);
+        parts.push("ca", &[ca], true);
         if let Some((certificate, private_key)) = own {
-            parts.push("certificate", &[certificate, private_key]);
+            parts.push("certificate", &[certificate, private_key], true);
         }
         parts.all
     }
@@ -334,6 +347,12 @@ impl Client {
         self.in_force.made.load().endings.clone()
     }
 
+    /// Counts what was renewed: with another number, connections came about with what is no longer in force.
+    #[must_use]
+    pub fn renewal(&self) -> u64 {
+        *self.in_force.renewals.borrow()
+    }
+
     /// Shakes hands and holds the other side against its name and authorities. Without a bound in time.
     ///
     /// # Errors
@@ -346,8 +365,19 @@ impl Client {
 }
 
 /// What a connection proves about who made it.
+#[derive(Clone, Debug)]
+pub struct Proven {
+    /// What protects it.
+    pub transport: Transport,
+    /// Who its client certificate names.
+    pub identity: Fact<Identity>,
+    /// When the first certificate of the chain ends that the caller has shown.
+    pub until: Option<Timestamp>,
+}
+
+/// What a connection proves that has come about `now`.
 #[must_use]
-pub fn proven(stream: &FromCaller) -> (Transport, Fact<Identity>) {
+pub fn proven(stream: &FromCaller, now: Timestamp) -> Proven {
     let (_, session) = stream.get_ref();
     let tls = match session.protocol_version() {
         Some(ProtocolVersion::TLSv1_3) => Some(TlsVersion::V1_3),
@@ -356,14 +386,19 @@ pub fn proven(stream: &FromCaller) -> (Transport, Fact<Identity>) {
         Some(_) | None => None,
     };
     // There is one only after the verifier took its whole chain.
-    let leaf = session.peer_certificates().and_then(|chain| chain.first());
+    let chain = session.peer_certificates().unwrap_or_default();
+    let leaf = chain.first();
+    let ends = chain.iter().enumerate().filter_map(|(place, der)| Some((place, not_after(der)?)));
+    // One above the leaf that has ended by now was not needed for the proof.
+    let until = ends.filter(|(place, end)| *place == 0 || *end >= now).map(|(_, end)| end).min();
     let identity = leaf.map_or(Fact::Unknown(Why::Missing), |leaf| certificate::identity(leaf));
-    (Transport { tls, client_certificate: leaf.is_some(), is_unix: false }, identity)
+    let transport = Transport { tls, client_certificate: leaf.is_some(), is_unix: false };
+    Proven { transport, identity, until }
 }
 
 impl<C> InForce<C> {
     fn new(made: Made<C>, contents: Vec<Vec<u8>>) -> Self {
-        Self { made: ArcSwap::from_pointee(made), contents: Mutex::new(contents) }
+        Self { made: ArcSwap::from_pointee(made), contents: Mutex::new(contents), renewals: watch::Sender::new(0) }
     }
 
     fn renew(
@@ -376,8 +411,14 @@ impl<C> InForce<C> {
         let before = in_force.iter().take(part.places.start);
         let behind = in_force.iter().skip(part.places.end);
         let all: Vec<Vec<u8>> = before.chain(contents).chain(behind).cloned().collect();
+        if *in_force == all {
+            return Ok(());
+        }
         self.made.store(Arc::new(make(&all)?));
         *in_force = all;
+        if part.is_for_all {
+            self.renewals.send_modify(|renewals| *renewals = renewals.wrapping_add(1));
+        }
         Ok(())
     }
 }
@@ -394,12 +435,12 @@ impl<'n> Parts<'n> {
         Self { name, all: Vec::new(), next: 0 }
     }
 
-    fn push(&mut self, what: &str, files: &[&PemFile]) {
+    fn push(&mut self, what: &str, files: &[&PemFile], is_for_all: bool) {
         let places = self.next..self.next + files.len();
         self.next = places.end;
         if !files.is_empty() {
             let paths = files.iter().map(|file| file.value.clone()).collect();
-            self.all.push(Part { name: format!("{}: {what}", self.name), paths, places });
+            self.all.push(Part { name: format!("{}: {what}", self.name), paths, places, is_for_all });
         }
     }
 }
@@ -467,6 +508,11 @@ fn items<T: PemObject>(file: &PemFile, bytes: &[u8], kind: &str, help: &'static 
     }
 }
 
+fn not_after(der: &[u8]) -> Option<Timestamp> {
+    let (_, certificate) = X509Certificate::from_der(der).ok()?;
+    Timestamp::from_second(certificate.validity().not_after.timestamp()).ok()
+}
+
 /// When the certificates of a file end.
 fn certificates_end<'c>(
     what: &'c str,
@@ -474,8 +520,7 @@ fn certificates_end<'c>(
     all: &'c [CertificateDer<'_>],
 ) -> impl Iterator<Item = Ending> + 'c {
     all.iter().enumerate().filter_map(move |(place, der)| {
-        let (_, certificate) = X509Certificate::from_der(der).ok()?;
-        let until = Timestamp::from_second(certificate.validity().not_after.timestamp()).ok()?;
+        let until = not_after(der)?;
         let what = match all.len() {
             1 => what.to_owned(),
             count => format!("{what} {} of {count}", place + 1),

@@ -31,7 +31,7 @@ const MOST_ELEMENTS: usize = 16;
 pub(super) fn identify(seen: &Observed<'_>, trusted_peers: &TrustedPeers) -> Fact<Identity> {
     let mut values = seen.headers.get_all(X_FORWARDED_CLIENT_CERT).iter();
     let Some(value) = values.next() else { return Fact::Unknown(Why::Missing) };
-    if !trusted_peers.include(seen.peer) {
+    if !trusted_peers.include(seen.peer, seen.time) {
         return Fact::Unknown(Why::Unproven);
     }
     if values.next().is_some() {

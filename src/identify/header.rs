@@ -13,7 +13,7 @@ use crate::policy::terms::Identity;
 pub(super) fn identify(seen: &Observed<'_>, name: &HeaderName, trusted_peers: &TrustedPeers) -> Fact<Identity> {
     let mut values = seen.headers.get_all(name).iter();
     let Some(value) = values.next() else { return Fact::Unknown(Why::Missing) };
-    if !trusted_peers.include(seen.peer) {
+    if !trusted_peers.include(seen.peer, seen.time) {
         return Fact::Unknown(Why::Unproven);
     }
     if values.next().is_some() {
