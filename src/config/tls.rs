@@ -272,7 +272,7 @@ impl Settings {
 
 fn ends_soon(ending: &tls::Ending, look_out: Timestamp) -> Option<Problem> {
     let left = ending.until.duration_since(look_out);
-    if left > SOON || (ending.is_list && left.is_positive()) {
+    if left > SOON || (ending.list.is_some() && ending.nearness(look_out).is_none()) {
         return None;
     }
     let tense = if left.is_positive() { "ends" } else { "has ended" };

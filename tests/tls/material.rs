@@ -93,6 +93,14 @@ impl Authority {
         Self { issuer: Issuer::new(params, key), chain: Vec::new(), pem }
     }
 
+    /// A root that ends after so many seconds.
+    pub(super) fn ending(name: &str, seconds: u64) -> Self {
+        let (mut params, key) = (authority_params(name), KeyPair::generate().unwrap());
+        params.not_after = moment!(now() + seconds);
+        let pem = params.self_signed(&key).unwrap().pem();
+        Self { issuer: Issuer::new(params, key), chain: Vec::new(), pem }
+    }
+
     /// One that this one vouches for.
     pub(super) fn below(&self, name: &str) -> (Self, u64) {
         self.below_with(authority_params(name))
