@@ -81,6 +81,7 @@ impl UnreadCounters {
             too_large: self.too_large.swap(0, Ordering::Relaxed),
             timed_out: self.timed_out.swap(0, Ordering::Relaxed),
             handshake: self.handshake.swap(0, Ordering::Relaxed),
+            ..Unread::default()
         };
         (unread != Unread::default()).then_some(unread)
     }

@@ -203,6 +203,7 @@ impl Settings {
             }
         }
         self.check_transport(policy, problems);
+        self.check_authorities(policy, problems);
         let issuers = self.trust.tokens().map_or(&[][..], |tokens| &tokens.issuers);
         let says_where = |identity: &Identity| {
             let named = identity.as_str().strip_prefix("jwt:").and_then(|rest| rest.split_once('|'));

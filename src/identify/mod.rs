@@ -140,7 +140,8 @@ impl Way {
     }
 
     /// The peers that may speak for others in this way.
-    fn trusted_peers(&self) -> Option<&TrustedPeers> {
+    #[must_use]
+    pub fn trusted_peers(&self) -> Option<&TrustedPeers> {
         match self {
             Self::ForwardedCertificate { trusted_peers } | Self::Header { trusted_peers, .. } => Some(trusted_peers),
             Self::Certificate { .. } | Self::Tokens(_) | Self::Stated { .. } => None,
@@ -156,7 +157,8 @@ impl Way {
     }
 
     /// Whether this way could ever prove this identity, or one that this pattern means.
-    fn can_prove(&self, identity: &Identity) -> bool {
+    #[must_use]
+    pub fn can_prove(&self, identity: &Identity) -> bool {
         match self {
             Self::Certificate { trust_domains } => {
                 let named = Fact::Known(identity.clone(), Source::Certificate);

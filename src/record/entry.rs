@@ -788,6 +788,8 @@ pub struct Unread {
     pub timed_out: u64,
     /// TLS handshakes that failed or did not end in time.
     pub handshake: u64,
+    /// Requests whose caller went away while they waited for keys of an issuer of tokens.
+    pub gone: u64,
 }
 
 /// Encodes a sum of unread requests.
