@@ -32,7 +32,7 @@ fn the_tour_ends_as_told() {
         (
             "in clear",
             &["demo", "--once"],
-            r#""transport":{"tls_version":"none","proof":"header"}"#,
+            r#""transport":{"tls_version":"none","proof":"header","peer":"address"}"#,
             "18 requests, 13 never reached the data service; every outcome was as told.",
         ),
         (
