@@ -14,6 +14,7 @@ use criterion::criterion_main;
 use dpa_sidecar::decide::decide;
 use dpa_sidecar::decide::decision::Outcome;
 use dpa_sidecar::decide::facts::Caller;
+use dpa_sidecar::decide::facts::Carried;
 use dpa_sidecar::decide::facts::Customers;
 use dpa_sidecar::decide::facts::Direction;
 use dpa_sidecar::decide::facts::Fact;
@@ -118,6 +119,7 @@ fn requests<'a>(policy: &Policy, customers: usize, subprocessors: usize, data: &
             Facts {
                 direction: Direction::Ingress,
                 transport: Transport { tls: None, client_certificate: false, is_unix: false },
+                carried: Carried::default(),
                 caller: Fact::Known(Caller { identity, party: Some(party) }, Source::Header),
                 scope: Scope::Within,
                 route: Some("/v1"),

@@ -1,17 +1,21 @@
 //! Step 1: takes connections, has TLS prove who made them, and serves HTTP/1.1 on them.
 
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::io;
 use std::io::IoSlice;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::task::Context;
 use std::task::Poll;
 use std::time::Duration;
+use std::time::Instant;
 
 use http::Request;
 use hyper::body::Incoming;
@@ -24,6 +28,7 @@ use tokio::io::AsyncWrite;
 use tokio::io::ReadBuf;
 use tokio::net::TcpListener;
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 use tokio::sync::Semaphore;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -76,6 +81,7 @@ impl UnreadCounters {
             too_large: self.too_large.swap(0, Ordering::Relaxed),
             timed_out: self.timed_out.swap(0, Ordering::Relaxed),
             handshake: self.handshake.swap(0, Ordering::Relaxed),
+            ..Unread::default()
         };
         (unread != Unread::default()).then_some(unread)
     }
@@ -100,6 +106,73 @@ impl UnreadCounters {
     }
 }
 
+/// The connections of the whole process.
+#[derive(Clone, Debug)]
+pub struct Slots {
+    all: Arc<Semaphore>,
+    handshakes: Arc<Handshakes>,
+}
+
+impl Slots {
+    /// For so many connections. At most half of them may be without a proof who made them.
+    #[must_use]
+    pub fn new(connections: usize) -> Self {
+        let handshakes = Handshakes { most: (connections / 2).max(1), pending: Mutex::default() };
+        Self {
+            all: Arc::new(Semaphore::new(connections.min(Semaphore::MAX_PERMITS))),
+            handshakes: Arc::new(handshakes),
+        }
+    }
+}
+
+/// Handshakes that go on. Where one more than the most begins, the oldest has to hurry.
+#[derive(Debug)]
+struct Handshakes {
+    most: usize,
+    pending: Mutex<Pending>,
+}
+
+#[derive(Debug, Default)]
+struct Pending {
+    next: u64,
+    all: BTreeMap<u64, Arc<Notify>>,
+}
+
+/// One of them, until it is dropped.
+struct Handshake<'h> {
+    handshakes: &'h Handshakes,
+    number: u64,
+    hurry: Arc<Notify>,
+}
+
+impl Handshakes {
+    fn begin(&self) -> Handshake<'_> {
+        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        let (number, hurry) = (pending.next, Arc::new(Notify::new()));
+        pending.next = number.wrapping_add(1);
+        if pending.all.len() >= self.most
+            && let Some((_, oldest)) = pending.all.pop_first()
+        {
+            oldest.notify_one();
+        }
+        pending.all.insert(number, Arc::clone(&hurry));
+        Handshake { handshakes: self, number, hurry }
+    }
+}
+
+impl Drop for Handshake<'_> {
+    fn drop(&mut self) {
+        let mut pending = self.handshakes.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(pending.all.remove(&self.number));
+    }
+}
+
+/// How long a handshake may take that has begun and has to hurry. One on which nothing came ends at once.
+const HURRY: Duration = Duration::from_secs(1);
+
+/// Who closes a connection within this time, and has sent nothing, has looked whether the port is open.
+const PROBE: Duration = Duration::from_secs(1);
+
 /// How long a drain waits for further connections once none is open.
 const DRAIN_GRACE: Duration = Duration::from_millis(200);
 
@@ -117,7 +190,7 @@ pub async fn serve(
     tls: Option<Arc<tls::Server>>,
     door: Rc<Proxy>,
     limits: Limits,
-    slots: Arc<Semaphore>,
+    slots: Slots,
     unread: Arc<UnreadCounters>,
     mut draining: watch::Receiver<bool>,
 ) {
@@ -127,7 +200,7 @@ pub async fn serve(
         let is_draining = *draining.borrow() || draining.has_changed().is_err();
         let accepted = tokio::select! {
             biased;
-            accepted = accept(&listener, &slots) => accepted,
+            accepted = accept(&listener, &slots.all) => accepted,
             Some(_ended) = connections.join_next() => continue,
             () = drain_begins(&mut draining), if !is_draining => continue,
             // No connection is open, and for a while none came in.
@@ -145,9 +218,9 @@ pub async fn serve(
         let door = Rc::clone(&door);
         let unread = Arc::clone(&unread);
         let draining = draining.clone();
-        let tls = tls.clone();
+        let tls = tls.clone().map(|tls| (tls, Arc::clone(&slots.handshakes)));
         connections.spawn_local(async move {
-            connected(stream, address, tls.as_deref(), door, limits, &unread, draining).await;
+            connected(stream, address, tls.as_ref(), door, limits, &unread, draining).await;
             drop(slot);
         });
     }
@@ -163,53 +236,87 @@ async fn accept(
     Ok((stream, address, slot))
 }
 
+/// Serves one connection: until the drain, and not longer than what its caller has proven holds.
 async fn connected(
     stream: TcpStream,
     address: SocketAddr,
-    tls: Option<&tls::Server>,
+    tls: Option<&(Arc<tls::Server>, Arc<Handshakes>)>,
     door: Rc<Proxy>,
     limits: Limits,
     unread: &UnreadCounters,
     draining: watch::Receiver<bool>,
 ) {
     let address = Some(address.ip().to_canonical());
-    let Some(tls) = tls else {
+    let Some((tls, handshakes)) = tls else {
         let transport = Transport { tls: None, client_certificate: false, is_unix: false };
-        let peer = Peer { address, transport, certificate: Fact::Unknown(Why::Missing) };
-        return connection(stream, peer, door, limits, unread, draining).await;
+        let peer = Peer { address, transport, certificate: Fact::Unknown(Why::Missing), until: None };
+        return connection(stream, peer, door, limits, unread, draining, std::future::pending()).await;
     };
-    let Some(stream) = handshake(stream, tls, limits, unread, draining.clone()).await else { return };
-    let (transport, certificate) = tls::proven(&stream);
-    let peer = Peer { address, transport, certificate };
-    connection(stream, peer, door, limits, unread, draining).await;
+    // Before the handshake, so that what is renewed while it goes on is not missed.
+    let mut renewals = tls.renewals();
+    let Some(stream) = handshake(stream, tls, handshakes.begin(), limits, unread, draining.clone()).await else {
+        return;
+    };
+    let now = door.clock.now();
+    let proven = tls::proven(&stream, now);
+    let peer = Peer { address, transport: proven.transport, certificate: proven.identity, until: proven.until };
+    // Afterwards nothing that comes on it would prove who sends it.
+    let left = proven.until.map(|until| Duration::try_from(until.duration_since(now)).unwrap_or_default());
+    let ends = async {
+        tokio::select! {
+            Ok(()) = renewals.changed() => {}
+            () = tokio::time::sleep(left.unwrap_or_default()), if left.is_some() => {}
+            else => std::future::pending().await,
+        }
+    };
+    connection(stream, peer, door, limits, unread, draining, ends).await;
 }
 
-/// Shakes hands. What fails is counted, unless not a byte came: then it was a look whether the port is open. A
-/// connection that has not begun when the drain does is closed, as one is that is idle.
+/// Shakes hands. What fails is counted, unless not a byte came and the other side was gone soon: then it was a look
+/// whether the port is open. A connection that has not begun when the drain does is closed, as one that is idle.
 async fn handshake(
     stream: TcpStream,
     tls: &tls::Server,
+    pending: Handshake<'_>,
     limits: Limits,
     unread: &UnreadCounters,
     mut draining: watch::Receiver<bool>,
 ) -> Option<tls::FromCaller> {
-    let mut has_begun = false;
+    let since = Instant::now();
     let is_draining = *draining.borrow();
+    let mut is_ours = false;
+    let mut has_begun = false;
     let begun = async {
         let mut first = [0];
+        // First what has come in: who has begun is not one of those on which nothing comes.
         has_begun = tokio::select! {
             biased;
             peeked = stream.peek(&mut first) => peeked? > 0,
-            () = drain_begins(&mut draining), if !is_draining => false,
+            () = drain_begins(&mut draining), if !is_draining => {
+                is_ours = true;
+                false
+            }
+            () = pending.hurry.notified() => return Err(io::ErrorKind::TimedOut.into()),
         };
-        if has_begun { tls.accept(stream).await } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+        if !has_begun {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        tokio::select! {
+            biased;
+            shaken = tls.accept(stream) => shaken,
+            () = async {
+                pending.hurry.notified().await;
+                tokio::time::sleep_until((since + HURRY).into()).await;
+            } => Err(io::ErrorKind::TimedOut.into()),
+        }
     };
     let shaken = tokio::time::timeout(limits.handshake_timeout, begun).await;
     let error = match shaken.unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into())) {
         Ok(stream) => return Some(stream),
         Err(error) => error,
     };
-    if has_begun {
+    let is_probe = !has_begun && error.kind() != io::ErrorKind::TimedOut && since.elapsed() < PROBE;
+    if !is_ours && !is_probe {
         unread.count_handshake();
         tracing::debug!(%error, listener = tls.name(), "a TLS handshake failed");
     }
@@ -223,6 +330,7 @@ async fn connection<S: AsyncRead + AsyncWrite + Unpin + 'static>(
     limits: Limits,
     unread: &UnreadCounters,
     mut draining: watch::Receiver<bool>,
+    ends: impl Future<Output = ()>,
 ) {
     let peer = Rc::new(peer);
     let service = service_fn(move |request: Request<Incoming>| {
@@ -246,6 +354,10 @@ async fn connection<S: AsyncRead + AsyncWrite + Unpin + 'static>(
         biased;
         result = connection.as_mut() => result,
         () = drain_begins(&mut draining), if !is_draining => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+        () = ends => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }

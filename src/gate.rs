@@ -37,6 +37,7 @@ use crate::record::entry::About;
 use crate::record::entry::Action;
 use crate::record::entry::Ended;
 use crate::record::entry::Ending;
+use crate::record::entry::Unread;
 use crate::record::log::OnFailure;
 use crate::record::recorder::Pass;
 use crate::record::recorder::Receipt;
@@ -372,7 +373,7 @@ impl Gate {
     pub async fn check(&self, seen: &Observed<'_>, ids: &Ids, started: Instant) -> Verdict {
         let rules = &*self.rules;
         let policy = &*rules.policy;
-        self.renew_keys(seen.headers).await;
+        self.renew_keys(seen, started).await;
         let (facts, decision) = match weigh(seen, policy, &rules.trust, &rules.routes) {
             Ok(weighed) => weighed,
             Err(unreadable) => {
@@ -417,10 +418,12 @@ impl Gate {
 
     /// An issuer may have a new key since its keys were fetched: a token that needs one waits for it, for a
     /// bounded time, before anything is weighed.
-    async fn renew_keys(&self, headers: &HeaderMap) {
-        let lacking = self.rules.trust.tokens().and_then(|tokens| tokens.lacks_key(headers));
+    async fn renew_keys(&self, seen: &Observed<'_>, started: Instant) {
+        let lacking = self.rules.trust.tokens().and_then(|tokens| tokens.lacks_key(seen.headers));
         if let Some(source) = lacking.and_then(|place| self.rules.keys.get(place)) {
+            let mut waiting = Waiting { gate: self, time: seen.time, started, is_over: false };
             source.renewed().await;
+            waiting.is_over = true;
         }
     }
 
@@ -459,6 +462,28 @@ impl Gate {
             duration: Duration::ZERO,
         };
         OutcomeGuard { recorder: Some(self.recorder.clone()), ended, progress: Arc::new(Progress::new(started)) }
+    }
+}
+
+/// A request that waits for keys, before anything of it is written down. One that goes away then is counted when
+/// this is dropped: nobody sends tokens and leaves no trace.
+struct Waiting<'g> {
+    gate: &'g Gate,
+    time: Timestamp,
+    started: Instant,
+    is_over: bool,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if self.is_over {
+            return;
+        }
+        let Gate { recorder, metrics, .. } = self.gate;
+        metrics.gone.inc();
+        let now = self.time.checked_add(self.started.elapsed()).unwrap_or(self.time);
+        let one = Unread { gone: 1, ..Unread::default() };
+        recorder.note(|batch| entry::unread(batch, recorder.writer(), now, one));
     }
 }
 

@@ -36,6 +36,7 @@ use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::sync::watch;
 
+use crate::files;
 use crate::identify::key_set::KeySet;
 use crate::identify::key_set::KeySetError;
 use crate::telemetry::chain;
@@ -55,7 +56,7 @@ const WAIT: Duration = Duration::from_secs(1);
 const FETCH_TIME: Duration = Duration::from_secs(5);
 
 /// Largest key set. A key has less than 2 KiB.
-const MAX_BYTES: u64 = 1024 * 1024;
+pub const MAX_BYTES: u64 = 1024 * 1024;
 
 /// Where the keys of an issuer are.
 #[derive(Clone, Debug)]
@@ -142,6 +143,8 @@ struct State {
     is_fetching: bool,
     /// Whether the last try failed.
     has_failed: bool,
+    /// Whether nobody fetches any more.
+    has_ended: bool,
 }
 
 impl KeySource {
@@ -150,7 +153,7 @@ impl KeySource {
     pub fn new(issuer: String, origin: Origin, at: At, keys: Arc<ArcSwap<KeySet>>) -> Self {
         // The first fetch begins with the sidecar, and early requests wait for it.
         let is_fetching = matches!(origin, Origin::Url { .. });
-        let state = State { taken: None, asked: None, is_fetching, has_failed: false };
+        let state = State { taken: None, asked: None, is_fetching, has_failed: false, has_ended: false };
         Self { issuer, origin, at, keys, state: Mutex::new(state), asked: Notify::new(), fetches: watch::channel(0).0 }
     }
 
@@ -201,6 +204,9 @@ impl KeySource {
             return false;
         }
         let mut state = self.state();
+        if state.has_ended {
+            return false;
+        }
         if state.is_fetching {
             return true;
         }
@@ -216,11 +222,12 @@ impl KeySource {
     /// Fetches the keys now, every five minutes, and when a request asks for it; until the drain begins.
     pub async fn keep_fetched(self: Arc<Self>, mut draining: watch::Receiver<bool>) {
         let Origin::Url { url, ca } = &self.origin else { return };
+        let _keeping = Keeping(&self);
         let forever = async {
             loop {
                 self.state().is_fetching = true;
                 let has_failed = self.fetch(url, ca.as_deref()).await;
-                let pause = if has_failed { AGAIN } else { spread(REFRESH) };
+                let pause = spread(if has_failed { AGAIN } else { REFRESH });
                 tokio::select! { () = tokio::time::sleep(pause) => {}, () = self.asked.notified() => {} }
             }
         };
@@ -277,6 +284,18 @@ impl KeySource {
     }
 }
 
+/// As long as it is there, keys are fetched. Dropped, also in the middle of a fetch, it lets nobody wait any more.
+struct Keeping<'k>(&'k KeySource);
+
+impl Drop for Keeping<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.state();
+        (state.is_fetching, state.has_ended) = (false, true);
+        drop(state);
+        self.0.fetches.send_modify(|fetches| *fetches = fetches.wrapping_add(1));
+    }
+}
+
 /// Somewhere within a tenth of it.
 fn spread(time: Duration) -> Duration {
     let [first, ..] = uuid::Uuid::new_v4().into_bytes();
@@ -284,15 +303,7 @@ fn spread(time: Duration) -> Duration {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, KeysError> {
-    use std::io::Read as _;
-    let failed = |source| KeysError::Read { path: path.display().to_string(), source };
-    let mut bytes = Vec::new();
-    let file = std::fs::File::open(path).map_err(failed)?;
-    file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
-    if u64::try_from(bytes.len()).unwrap_or(u64::MAX) > MAX_BYTES {
-        return Err(failed(io::Error::other("it is larger than 1 MiB")));
-    }
-    Ok(bytes)
+    files::read(path, MAX_BYTES).map_err(|source| KeysError::Read { path: path.display().to_string(), source })
 }
 
 /// The certificates in a file, to be believed instead of the system's.
@@ -360,5 +371,28 @@ async fn exchange(stream: impl AsyncRead + AsyncWrite + Send + Unpin, url: &Uri)
         fetched = exchange.as_mut() => fetched,
         // What came in before it closed is still to be read.
         _ended = connection => exchange.await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The drain once cut a fetch short, and each request with an unknown key waited for it from then on.
+    #[tokio::test]
+    async fn nobody_waits_for_a_fetch_that_was_cut_short() {
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/keys", silent.local_addr().unwrap()).parse().unwrap();
+        let origin = Origin::Url { url, ca: None };
+        let source = KeySource::new("https://issuer.example".to_owned(), origin, At::default(), Arc::default());
+        let source = Arc::new(source);
+        let (_draining, drained) = watch::channel(false);
+        let fetching = tokio::spawn(Arc::clone(&source).keep_fetched(drained));
+        let reached = tokio::task::spawn_blocking(move || silent.accept().unwrap());
+        let _held = reached.await.unwrap();
+        assert!(source.is_worth_waiting());
+        fetching.abort();
+        assert!(fetching.await.unwrap_err().is_cancelled());
+        assert!(!source.is_worth_waiting());
     }
 }

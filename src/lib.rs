@@ -26,6 +26,7 @@ pub mod observed;
 // The way through the machine.
 pub mod accept;
 pub mod doors;
+pub mod files;
 pub mod forward;
 pub mod gate;
 pub mod keys;

@@ -15,7 +15,9 @@ use jiff::Timestamp;
 
 use crate::decide::facts::Direction;
 use crate::decide::facts::Fact;
+use crate::decide::facts::Flaw;
 use crate::decide::facts::Transport;
+use crate::decide::facts::Why;
 use crate::policy::terms::Identity;
 use crate::policy::terms::Location;
 
@@ -26,8 +28,21 @@ pub struct Peer {
     pub address: Option<IpAddr>,
     /// What protects the connection.
     pub transport: Transport,
-    /// Who its client certificate names, once its chain is verified.
+    /// Who its client certificate named when its chain was verified; [`Self::proven`] says whether it still holds.
     pub certificate: Fact<Identity>,
+    /// When the first certificate of that chain ends; none: there is no certificate.
+    pub until: Option<Timestamp>,
+}
+
+impl Peer {
+    /// Who its client certificate names, as long as the whole chain holds: a connection may outlive it.
+    #[must_use]
+    pub fn proven(&self, time: Timestamp) -> Fact<Identity> {
+        match self.until {
+            Some(until) if until < time => Fact::Unknown(Why::Flawed(Flaw::Expired)),
+            Some(_) | None => self.certificate.clone(),
+        }
+    }
 }
 
 /// A request as seen.

@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 
 use crate::doors::proxy::Clock;
+use crate::files;
 use crate::keys::KeySource;
 use crate::keys::Origin;
 use crate::policy;
@@ -48,19 +49,13 @@ pub struct Loaded {
 ///
 /// [`ReadError`], also if it is larger or no UTF-8.
 pub fn read(path: &Path) -> Result<Source, ReadError> {
-    use std::io::Read as _;
     let shown = path.display().to_string();
     let failed = |source| ReadError { path: shown.clone(), source };
-    let mut bytes = Vec::new();
-    if path.as_os_str() == "-" {
-        std::io::stdin().lock().take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
-    } else {
-        let file = std::fs::File::open(path).map_err(failed)?;
-        file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
-    }
-    if u64::try_from(bytes.len()).unwrap_or(u64::MAX) > MAX_BYTES {
-        return Err(failed(std::io::Error::other("it is larger than 16 MiB; customers may go to `customer_files`")));
-    }
+    let read = match path.as_os_str() == "-" {
+        true => files::bounded(std::io::stdin().lock(), MAX_BYTES),
+        false => files::read(path, MAX_BYTES),
+    };
+    let bytes = read.map_err(failed)?;
     let text = String::from_utf8(bytes).map_err(|error| {
         let before = error.as_bytes().iter().take(error.utf8_error().valid_up_to());
         let line = 1 + before.filter(|byte| **byte == b'\n').count();
@@ -128,8 +123,11 @@ pub fn compile(first: Source, amend: Option<&Node>, look_out: Option<Timestamp>)
     Loaded { sources, policy, problems }
 }
 
-/// How often files are looked at again.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// How often files are looked at again. What is the same at two looks is taken.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
+
+/// After how many looks content that was refused is tried again: its time may have come.
+const TRY_AGAIN: u32 = 60;
 
 /// Files that belong together, and what to do when one of them has other content than before.
 pub struct Watched {
@@ -137,6 +135,8 @@ pub struct Watched {
     pub name: String,
     /// The files. A symbolic link is followed anew each time, so that a swapped volume is seen.
     pub paths: Vec<PathBuf>,
+    /// Most bytes of each.
+    pub most: u64,
     /// Takes the new content, one entry a path, or says why it cannot: then what was there stays in force.
     pub renew: Renew,
 }
@@ -144,24 +144,25 @@ pub struct Watched {
 /// Takes the content of files.
 pub type Renew = Box<dyn FnMut(&[Vec<u8>]) -> Result<(), String> + Send>;
 
-/// What the last look at files saw.
+/// The content of files; none where they cannot be read.
+type Contents = Option<Vec<Vec<u8>>>;
+
+/// What the looks at files saw.
 #[derive(Default)]
-enum Seen {
-    /// There was none.
-    #[default]
-    Nothing,
-    /// Content that was taken.
-    Taken(Vec<Vec<u8>>),
-    /// Content that was refused, or none where files cannot be read. It is told when it is seen again: files that
-    /// are written one after the other do not fit each other for a moment.
-    Refused(Option<Vec<Vec<u8>>>, bool),
+struct Seen {
+    /// What was dealt with last, and whether it was taken.
+    settled: Option<(Contents, bool)>,
+    /// Other content, as the last look saw it: files may be half written.
+    fresh: Option<Contents>,
+    /// Looks since the last refusal.
+    looks: u32,
 }
 
-/// Looks at the files once a second and renews what changed, until the drain begins.
+/// Looks at the files twice a second and renews what changed and has settled, until the drain begins.
 ///
 /// By content: neither the time stamps nor the names of files count. A file that cannot be read, and content
-/// that is refused, change nothing, and are told once. The first look takes all that is there: it may have changed
-/// since it was read at the start.
+/// that is refused, change nothing, and are told once. What is there at the first looks is taken too: it may have
+/// changed since it was read at the start.
 pub async fn watch(mut all: Vec<Watched>, mut draining: watch::Receiver<bool>) {
     let mut seen: Vec<Seen> = all.iter().map(|_| Seen::default()).collect();
     loop {
@@ -177,37 +178,35 @@ pub async fn watch(mut all: Vec<Watched>, mut draining: watch::Receiver<bool>) {
 }
 
 fn look(watched: &mut Watched, seen: &mut Seen) {
-    let now = contents(&watched.paths);
-    let is_known = match seen {
-        Seen::Nothing | Seen::Refused(_, false) => false,
-        Seen::Taken(before) => now.as_ref().is_ok_and(|now| now == before),
-        Seen::Refused(before, true) => now.as_ref().ok() == before.as_ref(),
-    };
-    if is_known {
+    let (now, unread) =
+        match watched.paths.iter().map(|path| files::read(path, watched.most)).collect::<std::io::Result<_>>() {
+            Ok(now) => (Some(now), String::new()),
+            Err(error) => (None, error.to_string()),
+        };
+    let known = seen.settled.as_ref().filter(|(before, _)| *before == now).map(|(_, is_taken)| *is_taken);
+    if known.is_some() {
+        seen.fresh = None;
+        seen.looks = seen.looks.saturating_add(1);
+        if known == Some(true) || seen.looks < TRY_AGAIN {
+            return;
+        }
+    } else if seen.fresh.as_ref() != Some(&now) {
+        seen.fresh = Some(now);
         return;
     }
-    let refused = match now {
-        Err(error) => (None, error.to_string()),
-        Ok(now) => match (watched.renew)(&now) {
-            Err(error) => (Some(now), error),
-            Ok(()) => {
-                if !matches!(seen, Seen::Nothing) {
-                    tracing::info!(what = watched.name, "renewed from changed files");
-                }
-                *seen = Seen::Taken(now);
-                return;
-            }
-        },
+    let is_first = seen.settled.is_none();
+    let refused = match &now {
+        None => Some(unread),
+        Some(now) => (watched.renew)(now).err(),
     };
-    let (content, error) = refused;
-    let is_told = match seen {
-        Seen::Refused(before, false) if *before == content => {
+    match &refused {
+        Some(error) if known.is_none() => {
             tracing::error!(what = watched.name, error, "changed files are refused; the former stay in force");
-            true
         }
-        Seen::Nothing | Seen::Taken(_) | Seen::Refused(..) => false,
-    };
-    *seen = Seen::Refused(content, is_told);
+        None if !is_first => tracing::info!(what = watched.name, "renewed from changed files"),
+        Some(_) | None => {}
+    }
+    *seen = Seen { settled: Some((now, refused.is_none())), fresh: None, looks: 0 };
 }
 
 /// How often ends of certificates are looked for.
@@ -225,8 +224,8 @@ pub fn start(
     clock: Clock,
     draining: watch::Receiver<bool>,
 ) -> std::io::Result<()> {
-    let servers = all.servers.iter().flat_map(of_server);
-    let clients = all.clients.iter().flat_map(of_client);
+    let servers = all.servers.iter().flat_map(|server| of_server(server, clock));
+    let clients = all.clients.iter().flat_map(|client| of_client(client, clock));
     let watched: Vec<Watched> = servers.chain(clients).chain(keys.iter().filter_map(of_keys)).collect();
     if watched.is_empty() && keys.is_empty() {
         return Ok(());
@@ -263,31 +262,57 @@ fn of_keys(source: &Arc<KeySource>) -> Option<Watched> {
         [bytes] => source.take(bytes).map_err(|error| chain(&error).to_string()),
         _ => Ok(()),
     };
-    Some(Watched { name, paths: vec![path], renew: Box::new(renew) })
+    Some(Watched { name, paths: vec![path], most: crate::keys::MAX_BYTES, renew: Box::new(renew) })
 }
 
-fn of_server(server: &Arc<tls::Server>) -> impl Iterator<Item = Watched> {
-    server.parts().into_iter().map(|part| {
+fn of_server(server: &Arc<tls::Server>, clock: Clock) -> impl Iterator<Item = Watched> {
+    server.parts().into_iter().map(move |part| {
         let (server, name, paths) = (Arc::clone(server), part.name.clone(), part.paths.clone());
-        let renew = move |contents: &[Vec<u8>]| server.renew(&part, contents).map_err(|error| error.to_string());
-        Watched { name, paths, renew: Box::new(renew) }
+        let renew =
+            move |contents: &[Vec<u8>]| server.renew(&part, contents, clock.now()).map_err(|error| error.to_string());
+        Watched { name, paths, most: tls::MAX_BYTES, renew: Box::new(renew) }
     })
 }
 
-fn of_client(client: &Arc<tls::Client>) -> impl Iterator<Item = Watched> {
-    client.parts().into_iter().map(|part| {
+fn of_client(client: &Arc<tls::Client>, clock: Clock) -> impl Iterator<Item = Watched> {
+    client.parts().into_iter().map(move |part| {
         let (client, name, paths) = (Arc::clone(client), part.name.clone(), part.paths.clone());
-        let renew = move |contents: &[Vec<u8>]| client.renew(&part, contents).map_err(|error| error.to_string());
-        Watched { name, paths, renew: Box::new(renew) }
+        let renew =
+            move |contents: &[Vec<u8>]| client.renew(&part, contents, clock.now()).map_err(|error| error.to_string());
+        Watched { name, paths, most: tls::MAX_BYTES, renew: Box::new(renew) }
     })
 }
 
-fn contents(paths: &[PathBuf]) -> std::io::Result<Vec<Vec<u8>>> {
-    use std::io::Read as _;
-    let read = |path: &PathBuf| {
-        let mut bytes = Vec::new();
-        std::fs::File::open(path)?.take(MAX_BYTES).read_to_end(&mut bytes)?;
-        Ok(bytes)
-    };
-    paths.iter().map(read).collect()
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    /// A bundle that was being written ended between two certificates when it was looked at.
+    #[test]
+    fn half_a_bundle_was_taken_at_the_first_look() {
+        let path = std::env::temp_dir().join(format!("dpa-sidecar-bundle-{}", std::process::id()));
+        let taken = Arc::new(Mutex::new(Vec::new()));
+        let shared = Arc::clone(&taken);
+        let renew = move |contents: &[Vec<u8>]| {
+            let text = String::from_utf8(contents.concat()).unwrap();
+            let is_good = text != "bad";
+            shared.lock().unwrap().push(text);
+            if is_good { Ok(()) } else { Err("bad".to_owned()) }
+        };
+        let mut watched =
+            Watched { name: "a bundle".to_owned(), paths: vec![path.clone()], most: 100, renew: Box::new(renew) };
+        let mut seen = Seen::default();
+        let steps = [("one", 3), ("one two", 1), ("one two three", 3), ("bad", TRY_AGAIN + 4), ("one", 2)];
+        for (text, looks) in steps {
+            std::fs::write(&path, text).unwrap();
+            for _ in 0..looks {
+                look(&mut watched, &mut seen);
+            }
+        }
+        std::fs::remove_file(&path).unwrap();
+        // What is refused is tried again, since its time may come.
+        assert_eq!(*taken.lock().unwrap(), ["one", "one two three", "bad", "bad", "one"]);
+    }
 }

@@ -11,7 +11,6 @@ use std::time::Duration;
 use http::HeaderName;
 use tokio::signal::unix::SignalKind;
 use tokio::signal::unix::signal;
-use tokio::sync::Semaphore;
 use tokio::sync::watch;
 use tokio::task::LocalSet;
 use uuid::Uuid;
@@ -83,7 +82,7 @@ struct Share {
     upstreams: Arc<Vec<(UpstreamSettings, Option<Arc<tls::Client>>)>>,
     storage: Location,
     limits: Limits,
-    slots: Arc<Semaphore>,
+    slots: accept::Slots,
     metrics: Metrics,
     unread: Arc<accept::UnreadCounters>,
     clock: Clock,
@@ -164,7 +163,7 @@ pub fn start(settings: Settings, policy: Policy, clock: Clock) -> Result<Sidecar
         upstreams: Arc::new(upstreams),
         storage: settings.storage_location,
         limits: settings.limits,
-        slots: Arc::new(Semaphore::new(settings.limits.connections.min(Semaphore::MAX_PERMITS))),
+        slots: accept::Slots::new(settings.limits.connections),
         unread: Arc::new(accept::UnreadCounters::new(metrics.clone())),
         metrics,
         clock,
@@ -228,7 +227,7 @@ fn work(runtime: &tokio::runtime::Runtime, share: Share, recorder: &Recorder, is
                 keeps_tokens: share.rules.trust.tokens().is_some_and(|tokens| !tokens.are_forwarded),
                 clock: share.clock,
             });
-            let (slots, unread) = (Arc::clone(&share.slots), Arc::clone(&share.unread));
+            let (slots, unread) = (share.slots.clone(), Arc::clone(&share.unread));
             let (tls, draining) = (tls.clone(), share.draining.clone());
             doors.spawn_local(accept::serve(listener, tls, door, share.limits, slots, unread, draining));
         }

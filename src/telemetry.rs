@@ -63,6 +63,8 @@ pub struct Metrics {
     pub timed_out: Counter,
     /// TLS handshakes that failed.
     pub handshake: Counter,
+    /// Requests whose caller went away while they waited for keys.
+    pub gone: Counter,
     decisions: Family<[(&'static str, &'static str); 1], Counter>,
     unread: Family<[(&'static str, &'static str); 1], Counter>,
 }
@@ -82,6 +84,7 @@ impl Default for Metrics {
             too_large: why("too_large"),
             timed_out: why("timed_out"),
             handshake: why("handshake"),
+            gone: why("gone"),
             decisions,
             unread,
         }

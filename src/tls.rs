@@ -1,7 +1,8 @@
 //! Step 2: proves the two ends of a connection to each other.
 //!
 //! Certificates, keys, authorities and revocation lists are PEM files. What is made of them is replaced whole when
-//! the files change: a new handshake takes the new, a connection that stands keeps what it has.
+//! the files change: a new handshake takes the new. A connection that stands goes on, unless what its other end was
+//! verified with has changed; then it ends after the request that is under way.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -14,25 +15,33 @@ use std::sync::PoisonError;
 use arc_swap::ArcSwap;
 use jiff::SignedDuration;
 use jiff::Timestamp;
+use rustls::CertificateError;
 use rustls::ClientConfig;
+use rustls::DigitallySignedStruct;
+use rustls::DistinguishedName;
 use rustls::InconsistentKeys;
 use rustls::ProtocolVersion;
 use rustls::RootCertStore;
 use rustls::ServerConfig;
+use rustls::SignatureScheme;
 use rustls::SupportedProtocolVersion;
+use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::CertificateRevocationListDer;
 use rustls::pki_types::PrivateKeyDer;
 use rustls::pki_types::ServerName;
+use rustls::pki_types::UnixTime;
 use rustls::pki_types::pem::PemObject;
 use rustls::server::NoServerSessionStorage;
 use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerified;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::version::TLS12;
 use rustls::version::TLS13;
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::TlsConnector;
 use x509_parser::certificate::X509Certificate;
@@ -42,6 +51,7 @@ use x509_parser::revocation_list::CertificateRevocationList;
 use crate::decide::facts::Fact;
 use crate::decide::facts::Transport;
 use crate::decide::facts::Why;
+use crate::files;
 use crate::identify::certificate;
 use crate::policy::TlsVersion;
 use crate::policy::terms::Identity;
@@ -111,8 +121,8 @@ pub struct Ending {
     pub at: At,
     /// Until when.
     pub until: Timestamp,
-    /// Whether it is a revocation list: made anew so often that its end is near at all times.
-    pub is_list: bool,
+    /// How long a revocation list holds in all: it is made anew so often that its end is near at all times.
+    pub list: Option<SignedDuration>,
 }
 
 /// Files that belong together, and are renewed together: a fault in one of them holds up no others.
@@ -124,6 +134,8 @@ pub struct Part {
     pub paths: Vec<PathBuf>,
     /// Their places among all files of the listener or upstream.
     places: Range<usize>,
+    /// Whether connections that stand go by them too.
+    is_for_all: bool,
 }
 
 /// What was made of files, and until when they hold.
@@ -131,6 +143,31 @@ pub struct Part {
 struct Made<C> {
     config: Arc<C>,
     endings: Vec<Ending>,
+    own: Option<Own>,
+}
+
+/// From when until when the certificate holds that the sidecar shows.
+#[derive(Debug)]
+struct Own {
+    from: Timestamp,
+    until: Timestamp,
+    at: At,
+    /// What to say where that is not now.
+    message: String,
+}
+
+impl Own {
+    fn of(file: &PemFile, chain: &[CertificateDer<'_>]) -> Option<Self> {
+        let (_, certificate) = X509Certificate::from_der(chain.first()?).ok()?;
+        let from = Timestamp::from_second(certificate.validity().not_before.timestamp()).ok()?;
+        let until = Timestamp::from_second(certificate.validity().not_after.timestamp()).ok()?;
+        let message = format!("the certificate in `{}` holds from {from} to {until}, and that is not now", shown(file));
+        Some(Self { from, until, at: file.at, message })
+    }
+
+    fn is_valid(&self, now: Timestamp) -> bool {
+        (self.from..=self.until).contains(&now)
+    }
 }
 
 /// What is in force, and the content of the files that it was made of.
@@ -138,6 +175,8 @@ struct Made<C> {
 struct InForce<C> {
     made: ArcSwap<Made<C>>,
     contents: Mutex<Vec<Vec<u8>>>,
+    /// How often something was renewed that connections that stand go by too.
+    renewals: watch::Sender<u64>,
 }
 
 /// The TLS of a listener.
@@ -197,8 +236,9 @@ impl Ending {
         let left = self.until.duration_since(now);
         if !left.is_positive() {
             Some(Nearness::Over)
-        } else if self.is_list {
-            None
+        } else if let Some(whole) = self.list {
+            // A list is made anew long before a tenth of its time is left.
+            (left <= (whole / 10).min(SignedDuration::from_hours(24))).then_some(Nearness::Day)
         } else if left <= SignedDuration::from_hours(24) {
             Some(Nearness::Day)
         } else if left <= SignedDuration::from_hours(14 * 24) {
@@ -260,27 +300,35 @@ impl Server {
     pub fn parts(&self) -> Vec<Part> {
         let ServerSettings { certificate, private_key, clients, min_version: _ } = &self.settings;
         let mut parts = Parts::of(&self.name);
-        parts.push("certificate", &[certificate, private_key]);
+        // A connection that stands has seen the sidecar's certificate, and asks for no other.
+        parts.push("certificate", &[certificate, private_key], false);
         if let Some(Clients { ca, crl, are_required: _ }) = clients {
-            parts.push("client_ca", &[ca]);
-            parts.push("crl", &crl.iter().collect::<Vec<_>>());
+            parts.push("client_ca", &[ca], true);
+            parts.push("crl", &crl.iter().collect::<Vec<_>>(), true);
         }
         parts.all
     }
 
-    /// Takes the new content of a part, and all else as it is in force.
+    /// Takes the new content of a part, and all else as it is in force. A certificate of its own that is not valid
+    /// `now` does not take the place of one that is.
     ///
     /// # Errors
     ///
     /// [`Unusable`]; what was there stays.
-    pub fn renew(&self, part: &Part, contents: &[Vec<u8>]) -> Result<(), Unusable> {
-        self.in_force.renew(part, contents, |contents| make_server(&self.name, &self.settings, contents))
+    pub fn renew(&self, part: &Part, contents: &[Vec<u8>], now: Timestamp) -> Result<(), Unusable> {
+        self.in_force.renew(part, contents, now, |contents| make_server(&self.name, &self.settings, contents))
     }
 
     /// Until when its files hold.
     #[must_use]
     pub fn endings(&self) -> Vec<Ending> {
         self.in_force.made.load().endings.clone()
+    }
+
+    /// Tells when the authorities or their lists are renewed: callers have to prove anew who they are.
+    #[must_use]
+    pub fn renewals(&self) -> watch::Receiver<u64> {
+        self.in_force.renewals.subscribe()
     }
 
     /// Shakes hands. Without a bound in time.
@@ -312,26 +360,33 @@ impl Client {
     pub fn parts(&self) -> Vec<Part> {
         let ClientSettings { ca, is_system: _, server_name: _, own } = &self.settings;
         let mut parts = Parts::of(&self.name);
-        parts.push("ca", &[ca]);
+        parts.push("ca", &[ca], true);
         if let Some((certificate, private_key)) = own {
-            parts.push("certificate", &[certificate, private_key]);
+            parts.push("certificate", &[certificate, private_key], true);
         }
         parts.all
     }
 
-    /// Takes the new content of a part, and all else as it is in force.
+    /// Takes the new content of a part, and all else as it is in force. A certificate of its own that is not valid
+    /// `now` does not take the place of one that is.
     ///
     /// # Errors
     ///
     /// [`Unusable`]; what was there stays.
-    pub fn renew(&self, part: &Part, contents: &[Vec<u8>]) -> Result<(), Unusable> {
-        self.in_force.renew(part, contents, |contents| make_client(&self.name, &self.settings, contents))
+    pub fn renew(&self, part: &Part, contents: &[Vec<u8>], now: Timestamp) -> Result<(), Unusable> {
+        self.in_force.renew(part, contents, now, |contents| make_client(&self.name, &self.settings, contents))
     }
 
     /// Until when its files hold.
     #[must_use]
     pub fn endings(&self) -> Vec<Ending> {
         self.in_force.made.load().endings.clone()
+    }
+
+    /// Counts what was renewed: with another number, connections came about with what is no longer in force.
+    #[must_use]
+    pub fn renewal(&self) -> u64 {
+        *self.in_force.renewals.borrow()
     }
 
     /// Shakes hands and holds the other side against its name and authorities. Without a bound in time.
@@ -346,8 +401,19 @@ impl Client {
 }
 
 /// What a connection proves about who made it.
+#[derive(Clone, Debug)]
+pub struct Proven {
+    /// What protects it.
+    pub transport: Transport,
+    /// Who its client certificate names.
+    pub identity: Fact<Identity>,
+    /// When the first certificate of the chain ends that the caller has shown.
+    pub until: Option<Timestamp>,
+}
+
+/// What a connection proves that has come about `now`.
 #[must_use]
-pub fn proven(stream: &FromCaller) -> (Transport, Fact<Identity>) {
+pub fn proven(stream: &FromCaller, now: Timestamp) -> Proven {
     let (_, session) = stream.get_ref();
     let tls = match session.protocol_version() {
         Some(ProtocolVersion::TLSv1_3) => Some(TlsVersion::V1_3),
@@ -356,28 +422,47 @@ pub fn proven(stream: &FromCaller) -> (Transport, Fact<Identity>) {
         Some(_) | None => None,
     };
     // There is one only after the verifier took its whole chain.
-    let leaf = session.peer_certificates().and_then(|chain| chain.first());
+    let chain = session.peer_certificates().unwrap_or_default();
+    let leaf = chain.first();
+    let ends = chain.iter().enumerate().filter_map(|(place, der)| Some((place, not_after(der)?)));
+    // One above the leaf that has ended by now was not needed for the proof.
+    let until = ends.filter(|(place, end)| *place == 0 || *end >= now).map(|(_, end)| end).min();
     let identity = leaf.map_or(Fact::Unknown(Why::Missing), |leaf| certificate::identity(leaf));
-    (Transport { tls, client_certificate: leaf.is_some(), is_unix: false }, identity)
+    let transport = Transport { tls, client_certificate: leaf.is_some(), is_unix: false };
+    Proven { transport, identity, until }
 }
 
 impl<C> InForce<C> {
     fn new(made: Made<C>, contents: Vec<Vec<u8>>) -> Self {
-        Self { made: ArcSwap::from_pointee(made), contents: Mutex::new(contents) }
+        Self { made: ArcSwap::from_pointee(made), contents: Mutex::new(contents), renewals: watch::Sender::new(0) }
     }
 
     fn renew(
         &self,
         part: &Part,
         contents: &[Vec<u8>],
+        now: Timestamp,
         make: impl FnOnce(&[Vec<u8>]) -> Result<Made<C>, Unusable>,
     ) -> Result<(), Unusable> {
         let mut in_force = self.contents.lock().unwrap_or_else(PoisonError::into_inner);
         let before = in_force.iter().take(part.places.start);
         let behind = in_force.iter().skip(part.places.end);
         let all: Vec<Vec<u8>> = before.chain(contents).chain(behind).cloned().collect();
-        self.made.store(Arc::new(make(&all)?));
+        if *in_force == all {
+            return Ok(());
+        }
+        let made = make(&all)?;
+        if let (Some(own), Some(before)) = (&made.own, &self.made.load().own)
+            && !own.is_valid(now)
+            && before.is_valid(now)
+        {
+            return Err(Unusable { at: own.at, message: own.message.clone(), help: HELP_VALID, source: None });
+        }
+        self.made.store(Arc::new(made));
         *in_force = all;
+        if part.is_for_all {
+            self.renewals.send_modify(|renewals| *renewals = renewals.wrapping_add(1));
+        }
         Ok(())
     }
 }
@@ -394,12 +479,12 @@ impl<'n> Parts<'n> {
         Self { name, all: Vec::new(), next: 0 }
     }
 
-    fn push(&mut self, what: &str, files: &[&PemFile]) {
+    fn push(&mut self, what: &str, files: &[&PemFile], is_for_all: bool) {
         let places = self.next..self.next + files.len();
         self.next = places.end;
         if !files.is_empty() {
             let paths = files.iter().map(|file| file.value.clone()).collect();
-            self.all.push(Part { name: format!("{}: {what}", self.name), paths, places });
+            self.all.push(Part { name: format!("{}: {what}", self.name), paths, places, is_for_all });
         }
     }
 }
@@ -426,20 +511,18 @@ const HELP_CERTIFICATE: &str =
 const HELP_KEY: &str =
     "write PEM such as `-----BEGIN PRIVATE KEY-----`, without a passphrase: RSA from 2048 bits, ECDSA P-256 or P-384";
 const HELP_PAIR: &str = "name the key that the first certificate of the file was made for";
+const HELP_VALID: &str = "name one whose time it is; the former stays in force as long as it holds";
 const HELP_CA: &str = "write PEM with the certificates of the authorities that vouch for the other side";
 const HELP_CRL: &str = "write PEM that begins with `-----BEGIN X509 CRL-----`, as the authority issued it";
 
 /// Largest file that is read: revocation lists of large authorities have some MiB.
-const MAX_BYTES: u64 = 16 * 1024 * 1024;
+pub const MAX_BYTES: u64 = 16 * 1024 * 1024;
 
 fn read_all(files: &[&PemFile]) -> Result<Vec<Vec<u8>>, Unusable> {
-    use std::io::Read as _;
     let read = |file: &&PemFile| {
-        let mut bytes = Vec::new();
-        let read = std::fs::File::open(&file.value).and_then(|file| file.take(MAX_BYTES).read_to_end(&mut bytes));
         let message = || format!("cannot read `{}`", file.value.display());
-        match read {
-            Ok(_) => Ok(bytes),
+        match files::read(&file.value, MAX_BYTES) {
+            Ok(bytes) => Ok(bytes),
             Err(source) => Err(Unusable { source: Some(source), ..unusable(file, message(), HELP_READ) }),
         }
     };
@@ -467,6 +550,11 @@ fn items<T: PemObject>(file: &PemFile, bytes: &[u8], kind: &str, help: &'static 
     }
 }
 
+fn not_after(der: &[u8]) -> Option<Timestamp> {
+    let (_, certificate) = X509Certificate::from_der(der).ok()?;
+    Timestamp::from_second(certificate.validity().not_after.timestamp()).ok()
+}
+
 /// When the certificates of a file end.
 fn certificates_end<'c>(
     what: &'c str,
@@ -474,13 +562,12 @@ fn certificates_end<'c>(
     all: &'c [CertificateDer<'_>],
 ) -> impl Iterator<Item = Ending> + 'c {
     all.iter().enumerate().filter_map(move |(place, der)| {
-        let (_, certificate) = X509Certificate::from_der(der).ok()?;
-        let until = Timestamp::from_second(certificate.validity().not_after.timestamp()).ok()?;
+        let until = not_after(der)?;
         let what = match all.len() {
             1 => what.to_owned(),
             count => format!("{what} {} of {count}", place + 1),
         };
-        Some(Ending { what, at: file.at, until, is_list: false })
+        Some(Ending { what, at: file.at, until, list: None })
     })
 }
 
@@ -527,6 +614,88 @@ fn roots(
     Ok((roots, certificates))
 }
 
+/// None: nobody vouches for anybody.
+type SomeVerifier = Option<Arc<dyn ClientCertVerifier>>;
+
+/// Verifies with the authorities whose own time it is: the chain below them is looked at by rustls, they are not.
+#[derive(Debug)]
+struct ByTime {
+    /// With all of them.
+    all: Arc<dyn ClientCertVerifier>,
+    clients: Clients,
+    authorities: Vec<CertificateDer<'static>>,
+    /// From when until when each of them holds, in seconds since 1970.
+    times: Vec<(i64, i64)>,
+    lists: Vec<CertificateRevocationListDer<'static>>,
+    /// What was made when some of them last held, and which.
+    some: Mutex<(Vec<bool>, SomeVerifier)>,
+}
+
+impl ByTime {
+    fn at(&self, now: UnixTime) -> SomeVerifier {
+        let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+        let hold: Vec<bool> = self.times.iter().map(|(from, until)| (*from..=*until).contains(&now)).collect();
+        if !hold.contains(&false) {
+            return Some(Arc::clone(&self.all));
+        }
+        let mut some = self.some.lock().unwrap_or_else(PoisonError::into_inner);
+        if some.0 != hold {
+            let mut roots = RootCertStore::empty();
+            let holding = self.authorities.iter().zip(&hold).filter(|(_, holds)| **holds);
+            roots.add_parsable_certificates(holding.map(|(authority, _)| authority.clone()));
+            let made = verifier(&self.clients, &Arc::new(roots), self.lists.clone()).ok();
+            *some = (hold, made);
+        }
+        some.1.clone()
+    }
+}
+
+impl ClientCertVerifier for ByTime {
+    fn offer_client_auth(&self) -> bool {
+        self.all.offer_client_auth()
+    }
+
+    fn client_auth_mandatory(&self) -> bool {
+        self.all.client_auth_mandatory()
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.all.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        others: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        let verifier = self.at(now).ok_or(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer))?;
+        verifier.verify_client_cert(leaf, others, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.all.verify_tls12_signature(message, leaf, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.all.verify_tls13_signature(message, leaf, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.all.supported_verify_schemes()
+    }
+}
+
 fn verifier(
     clients: &Clients,
     roots: &Arc<RootCertStore>,
@@ -544,6 +713,7 @@ fn make_server(name: &str, settings: &ServerSettings, contents: &[Vec<u8>]) -> R
     let ServerSettings { certificate, private_key, clients, min_version } = settings;
     let (chain, key) = pair((certificate, next()), (private_key, next()))?;
     let mut endings: Vec<Ending> = certificates_end(&format!("{name}: certificate"), certificate, &chain).collect();
+    let own_times = Own::of(certificate, &chain);
     let versions: &[&SupportedProtocolVersion] = match min_version {
         TlsVersion::V1_2 => &[&TLS13, &TLS12],
         TlsVersion::V1_3 => &[&TLS13],
@@ -562,11 +732,32 @@ fn make_server(name: &str, settings: &ServerSettings, contents: &[Vec<u8>]) -> R
                     items(file, next(), "revocation list", HELP_CRL)?;
                 let unread = |_| unusable(file, format!("`{}` is not a revocation list", shown(file)), HELP_CRL);
                 drop(verifier(clients, &roots, lists.clone()).map_err(unread)?);
-                endings.extend(lists.iter().filter_map(|list| list_ends(name, file, list)));
-                all.extend(lists);
+                all.extend(lists.into_iter().map(|list| (file, list)));
             }
+            let count = all.len();
+            for (place, (file, list)) in all.iter().enumerate() {
+                let what = match count {
+                    1 => format!("{name}: crl"),
+                    count => format!("{name}: crl {} of {count}", place + 1),
+                };
+                endings.extend(list_ends(what, file, list));
+            }
+            let all: Vec<CertificateRevocationListDer<'static>> = all.into_iter().map(|(_, list)| list).collect();
             let unread = |_| unusable(&clients.ca, format!("`{}` vouches for nobody", shown(&clients.ca)), HELP_CA);
-            builder.with_client_cert_verifier(verifier(clients, &roots, all).map_err(unread)?)
+            let times = certificates.iter().map(|der| {
+                let (_, certificate) = X509Certificate::from_der(der).ok()?;
+                let validity = certificate.validity();
+                Some((validity.not_before.timestamp(), validity.not_after.timestamp()))
+            });
+            builder.with_client_cert_verifier(Arc::new(ByTime {
+                all: verifier(clients, &roots, all.clone()).map_err(unread)?,
+                clients: clients.clone(),
+                // What cannot be read was refused; if it were not, it would never hold.
+                times: times.map(|times| times.unwrap_or((1, 0))).collect(),
+                authorities: certificates,
+                lists: all,
+                some: Mutex::default(),
+            }))
         }
     };
     let mut config = builder.with_single_cert(chain, key).map_err(unfit)?;
@@ -576,13 +767,14 @@ fn make_server(name: &str, settings: &ServerSettings, contents: &[Vec<u8>]) -> R
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
     }
-    Ok(Made { config: Arc::new(config), endings })
+    Ok(Made { config: Arc::new(config), endings, own: own_times })
 }
 
-fn list_ends(name: &str, file: &PemFile, list: &CertificateRevocationListDer<'_>) -> Option<Ending> {
+fn list_ends(what: String, file: &PemFile, list: &CertificateRevocationListDer<'_>) -> Option<Ending> {
     let (_, list) = CertificateRevocationList::from_der(list).ok()?;
     let until = Timestamp::from_second(list.next_update()?.timestamp()).ok()?;
-    Some(Ending { what: format!("{name}: crl"), at: file.at, until, is_list: true })
+    let from = Timestamp::from_second(list.last_update().timestamp()).ok()?;
+    Some(Ending { what, at: file.at, until, list: Some(until.duration_since(from)) })
 }
 
 fn make_client(name: &str, settings: &ClientSettings, contents: &[Vec<u8>]) -> Result<Made<ClientConfig>, Unusable> {
@@ -591,6 +783,7 @@ fn make_client(name: &str, settings: &ClientSettings, contents: &[Vec<u8>]) -> R
     let ClientSettings { ca, is_system, server_name: _, own } = settings;
     let (roots, certificates) = roots(ca, next(), *is_system)?;
     let mut endings = Vec::new();
+    let mut own_times = None;
     if !is_system {
         endings.extend(certificates_end(&format!("{name}: ca"), ca, &certificates));
     }
@@ -601,9 +794,34 @@ fn make_client(name: &str, settings: &ClientSettings, contents: &[Vec<u8>]) -> R
         Some((certificate, private_key)) => {
             let (chain, key) = pair((certificate, next()), (private_key, next()))?;
             endings.extend(certificates_end(&format!("{name}: certificate"), certificate, &chain));
+            own_times = Own::of(certificate, &chain);
             builder.with_client_auth_cert(chain, key).map_err(|error| misfit(certificate, private_key, &error))?
         }
     };
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(Made { config: Arc::new(config), endings })
+    Ok(Made { config: Arc::new(config), endings, own: own_times })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A list was told of only when it was over.
+    #[test]
+    fn a_list_is_near_its_end_when_a_tenth_of_its_time_is_left() {
+        let hours = SignedDuration::from_hours;
+        let table = [
+            ("a tenth of ten hours", Some(hours(10)), hours(1), Some(Nearness::Day)),
+            ("more of it", Some(hours(10)), hours(2), None),
+            ("a day of a month", Some(hours(720)), hours(24), Some(Nearness::Day)),
+            ("two days of a month", Some(hours(720)), hours(48), None),
+            ("over", Some(hours(10)), hours(0), Some(Nearness::Over)),
+            ("a certificate", None, hours(48), Some(Nearness::Fortnight)),
+        ];
+        for (name, list, left, expected) in table {
+            let until = Timestamp::UNIX_EPOCH;
+            let ending = Ending { what: String::new(), at: At::default(), until, list };
+            assert_eq!(ending.nearness(until - left), expected, "{name}");
+        }
+    }
 }

@@ -52,6 +52,49 @@ fn caller(record: &Value) -> Result<(&str, &str), &str> {
     }
 }
 
+/// On the connection itself such a certificate has always named nobody, see `tls::names`.
+#[test]
+fn a_certificate_was_another_caller_behind_a_proxy() {
+    let upstream = Upstream::ok();
+    let sidecar = setup(&upstream).start();
+    let table = [
+        ("a web address beside a DNS name", (XFCC, "URI=https://a.example/x;DNS=a.example")),
+        ("a web address alone", (XFCC, "URI=https://a.example/x")),
+        ("a trust domain", (XFCC, "URI=spiffe://lumenfield.example")),
+        ("a trust domain, in a header", ("DPA-Caller", "spiffe://lumenfield.example")),
+    ];
+    for (name, header) in table {
+        let (answer, record) = asked(&sidecar, PROXY, &[header]);
+        assert_eq!((answer.status, caller(&record)), (401, Err("malformed")), "{name}: {record}");
+    }
+}
+
+#[test]
+fn a_record_did_not_say_who_vouched_for_the_caller() {
+    let upstream = Upstream::ok();
+    let sidecar = setup(&upstream).start();
+    let forwarded = (XFCC, &*format!("URI={CARE_DESK}"));
+    let nothing = Value::Null;
+    let table = [
+        ("a trusted address that names a caller", PROXY, vec![forwarded], "address".into(), nothing.clone()),
+        ("a trusted address that names nobody", PROXY, vec![], "address".into(), nothing.clone()),
+        ("anybody who names a caller", ANYBODY, vec![forwarded], nothing.clone(), true.into()),
+        (
+            "anybody who names a caller in a header",
+            ANYBODY,
+            vec![("DPA-Caller", CARE_DESK)],
+            nothing.clone(),
+            true.into(),
+        ),
+        ("anybody who names nobody", ANYBODY, vec![], nothing.clone(), nothing),
+    ];
+    for (name, from, headers, peer, unproven) in table {
+        let (_, record) = asked(&sidecar, from, &headers);
+        let transport = &record["transport"];
+        assert_eq!((&transport["peer"], &transport["unproven"]), (&peer, &unproven), "{name}: {record}");
+    }
+}
+
 #[test]
 fn who_calls_by_a_forwarded_certificate() {
     let upstream = Upstream::ok();
@@ -82,11 +125,7 @@ fn who_calls_by_a_forwarded_certificate() {
         ("an empty DNS", format!("DNS=;URI={CARE_DESK}"), Ok("care-desk")),
         ("no party to the agreement", uri(STRANGER), Ok(STRANGER)),
         ("a DNS name, which is not shown", "URI=;DNS=Billing.Example".to_owned(), Ok("(not shown)")),
-        (
-            "a URI of another kind, and a DNS name",
-            "URI=https://a.example/x;DNS=a.example".to_owned(),
-            Ok("(not shown)"),
-        ),
+        ("a URI of another kind, and a DNS name", "URI=https://a.example/x;DNS=a.example".to_owned(), Err("malformed")),
         // The nearest proxy wrote the last element.
         ("two elements", chain(&[&uri(ROLLUP), &uri(CARE_DESK)]), Ok("care-desk")),
         ("an element of its own making before it", chain(&[&uri(CARE_DESK), &uri(STRANGER)]), Ok(STRANGER)),

@@ -14,6 +14,7 @@ mod bad_input;
 mod canary;
 mod cli;
 mod datasette;
+mod demo;
 mod docs;
 mod explain;
 mod forwarded;

@@ -9,6 +9,7 @@ use dpa_sidecar::decide::decide;
 use dpa_sidecar::decide::decision::Decision;
 use dpa_sidecar::decide::decision::Outcome;
 use dpa_sidecar::decide::facts::Caller;
+use dpa_sidecar::decide::facts::Carried;
 use dpa_sidecar::decide::facts::Customers;
 use dpa_sidecar::decide::facts::Direction;
 use dpa_sidecar::decide::facts::Fact;
@@ -134,6 +135,7 @@ impl Asked {
                 .and_then(|name| policy.subprocessor_named(name))
                 .map_or(Direction::Ingress, Direction::Egress),
             transport: Transport { tls: None, client_certificate: false, is_unix: false },
+            carried: Carried::default(),
             caller: self.caller.as_ref().map_or(Fact::Unknown(Why::Missing), |identity| {
                 let identity: Identity = identity.parse().unwrap();
                 Fact::Known(Caller { party: policy.party(&identity), identity }, Source::Header)

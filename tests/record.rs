@@ -127,7 +127,7 @@ fn a_record_says_what_the_decision_was_made_from() {
         ("instruction_id", Value::from("ins-001")),
         ("request_ref", Value::from("DSR-98")),
         ("location", serde_json::json!({"storage": "US-OR", "access": "US-OR"})),
-        ("transport", serde_json::json!({"tls_version": "none", "proof": "header"})),
+        ("transport", serde_json::json!({"tls_version": "none", "proof": "header", "peer": "address"})),
         ("route", Value::from("/v1/customers/{customer}/subscribers/{id}")),
         ("method", Value::from("GET")),
         (

@@ -10,7 +10,10 @@ use std::sync::atomic::Ordering;
 
 use serde_json::json;
 
+use crate::support::CEILING;
 use crate::support::Folder;
+use crate::support::Head;
+use crate::support::SUBSCRIBER;
 use crate::support::Sidecar;
 use crate::support::Then;
 use crate::support::Upstream;
@@ -264,6 +267,28 @@ fn an_issuer_that_does_not_answer_holds_up_nobody_for_long() {
     assert_eq!(believed(&sidecar, &good, "good"), care_desk());
     wait_for("the end of the fetch", || (!is_held.load(Ordering::SeqCst)).then_some(()));
     wait_for("the failure in the log", || sidecar.stderr.text().contains("it took more than 5 s").then_some(()));
+}
+
+#[test]
+fn a_request_that_went_away_while_it_waited_for_keys_left_no_trace() {
+    let signer = p256();
+    let (asked, was_asked) = std::sync::mpsc::channel();
+    let server = Upstream::start(move |exchange| {
+        asked.send(()).unwrap();
+        exchange.until_closed();
+        Then::Close
+    });
+    let upstream = Upstream::ok();
+    let given = Given::identity(&issuer(&format!("jwks_url: 'http://{}/'", server.address)));
+    let sidecar = given.start_in(&upstream, Folder::new());
+    // The first fetch is under way, and goes on for longer than a request waits.
+    was_asked.recv_timeout(CEILING).unwrap();
+    let bearer = format!("Bearer {}", token(&signer, "ES256", "any", json!({})));
+    let mut connection = sidecar.connect();
+    connection.send(Head::bare("GET", SUBSCRIBER).with("Authorization", &bearer).end());
+    drop(connection);
+    let record = sidecar.unread("gone");
+    assert_eq!(record["gone"], 1, "{record}");
 }
 
 #[test]

@@ -1114,7 +1114,7 @@ fn times_are_those_of_the_request_not_of_the_machine() {
     let tokens = Tokens { issuers: vec![issuer], most_bytes: 8192, are_forwarded: false };
     let trust = Trust { ways: vec![Way::Tokens(tokens)] };
     let transport = Transport { tls: None, client_certificate: false, is_unix: false };
-    let peer = Peer { address: None, transport, certificate: Fact::Unknown(Why::Missing) };
+    let peer = Peer { address: None, transport, certificate: Fact::Unknown(Why::Missing), until: None };
     let mut headers = HeaderMap::new();
     headers.insert("host", "data.example".parse().unwrap());
     let bearer = format!("Bearer {}", token(&ec, "ES256", "ec", json!({"nbf": 1_000_000_000, "exp": 1_000_000_600})));

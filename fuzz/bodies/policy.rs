@@ -7,6 +7,7 @@ use dpa_sidecar::decide::decision::Outcome;
 use dpa_sidecar::decide::explain::Names;
 use dpa_sidecar::decide::explain::why;
 use dpa_sidecar::decide::facts::Caller;
+use dpa_sidecar::decide::facts::Carried;
 use dpa_sidecar::decide::facts::Customers;
 use dpa_sidecar::decide::facts::Direction;
 use dpa_sidecar::decide::facts::Fact;
@@ -84,6 +85,7 @@ fn ask(policy: &Policy, sources: &[Source], now: Timestamp) {
                 Party::Own(_) | Party::Subprocessor(_) | Party::Customer(_) => Direction::Ingress,
             },
             transport: Transport { tls: None, client_certificate: false, is_unix: place % 3 == 0 },
+            carried: Carried::default(),
             caller: identity.map_or(Fact::Unknown(Why::Missing), |identity| {
                 Fact::Known(Caller { identity, party: Some(party) }, From::Header)
             }),

@@ -107,7 +107,7 @@ impl Head {
 
 fn peer(address: [u8; 4]) -> Peer {
     let transport = Transport { tls: None, client_certificate: false, is_unix: false };
-    Peer { address: Some(address.into()), transport, certificate: Fact::Unknown(Why::Missing) }
+    Peer { address: Some(address.into()), transport, certificate: Fact::Unknown(Why::Missing), until: None }
 }
 
 /// What is decided on is what is sent on, a permit rests on facts, and of the headers all that may pass

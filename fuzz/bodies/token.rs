@@ -74,7 +74,7 @@ fn proven(headers: &HeaderMap) -> Proven {
     host.insert(header::HOST, HeaderValue::from_static("data.example"));
     let (target, host) = Target::read(&Uri::from_static("/"), &host, Version::HTTP_11).unwrap();
     let transport = Transport { tls: None, client_certificate: false, is_unix: false };
-    let peer = Peer { address: None, transport, certificate: Fact::Unknown(Why::Missing) };
+    let peer = Peer { address: None, transport, certificate: Fact::Unknown(Why::Missing), until: None };
     let seen = Observed {
         method: &Method::GET,
         target,

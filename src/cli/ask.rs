@@ -124,7 +124,12 @@ impl Ask {
             headers,
             target,
             host,
-            peer: Peer { address: None, transport: self.transport, certificate: Fact::Unknown(Why::Missing) },
+            peer: Peer {
+                address: None,
+                transport: self.transport,
+                certificate: Fact::Unknown(Why::Missing),
+                until: None,
+            },
             direction: self.direction,
             storage: self.storage,
         })

@@ -67,22 +67,44 @@ impl Compiler<'_> {
         }
     }
 
+    /// Peers that are trusted with more than one header: a proxy mostly sets one of them, and may let the other through.
+    pub(super) fn peers_of_one_header(&mut self, ways: &[Spanned<document::Identity>]) {
+        let headers = ways.iter().flat_map(|way| {
+            let document::Identity { certificate: _, token: _, forwarded_certificate, header } = &way.value;
+            let forwarded = forwarded_certificate.as_ref().map(|way| ("X-Forwarded-Client-Cert", &way.trusted_peers));
+            let header = header.as_ref().map(|way| (way.name.value.as_str(), &way.trusted_peers));
+            forwarded.into_iter().chain(header)
+        });
+        let headers: Vec<_> = headers.collect();
+        for (place, (name, peers)) in headers.iter().enumerate() {
+            let before = headers.iter().take(place).filter(|(other, _)| !other.eq_ignore_ascii_case(name));
+            let twice = |(other, others): &(&str, &List<Spanned<String>>)| {
+                let known =
+                    |peer: &&Spanned<String>| others.items.iter().any(|other| overlap(&peer.value, &other.value));
+                peers.items.iter().find(known).map(|peer| (peer, (*other).to_owned()))
+            };
+            let Some((peer, other)) = before.clone().find_map(twice) else { continue };
+            let message = format!("`{}` may name callers in `{name}` and in `{other}`", peer.value);
+            let help = "use one of the two ways; or be sure that this peer removes from what comes in the header that it does not set";
+            self.problems.push(Problem::warning(Code::TooTrusting, peer.at, message, help));
+        }
+    }
+
     fn trusted_peers(&mut self, list: &List<Spanned<String>>) -> TrustedPeers {
         self.not_empty(list);
         let mut peers = TrustedPeers::default();
         for Spanned { value, at } in &list.items {
-            let single = || value.parse::<std::net::IpAddr>().map(IpNet::from);
             let is_identity = ["spiffe:", "dns:", "jwt:"].iter().any(|kind| value.starts_with(kind));
-            match (value.parse::<IpNet>().or_else(|_| single()), value.parse::<Identity>()) {
-                (Ok(network), _) => peers.networks.push(network),
-                (Err(_), Ok(identity)) if identity.issuer().is_none() => peers.identities.push(identity),
-                (Err(_), Ok(_)) => {
+            match (network(value), value.parse::<Identity>()) {
+                (Some(network), _) => peers.networks.push(network),
+                (None, Ok(identity)) if identity.issuer().is_none() => peers.identities.push(identity),
+                (None, Ok(_)) => {
                     let message = format!("`{value}` is not an identity that a connection can prove");
                     let help = "write what the peer's own certificate names: a SPIFFE ID or `dns:NAME`; or its network";
                     self.error(Code::Invalid, *at, message, help);
                 }
-                (Err(_), Err(error)) if is_identity => self.error(Code::Invalid, *at, error.wrong, error.help),
-                (Err(_), Err(_)) => {
+                (None, Err(error)) if is_identity => self.error(Code::Invalid, *at, error.wrong, error.help),
+                (None, Err(_)) => {
                     let message = format!("`{value}` is neither a network nor an identity");
                     let help = "write a CIDR such as `127.0.0.1/32`, or the SPIFFE ID or `dns:NAME` that the peer's own certificate names";
                     self.error(Code::Invalid, *at, message, help);
@@ -90,6 +112,20 @@ impl Compiler<'_> {
             }
         }
         peers
+    }
+}
+
+/// A network, or the one of a single address.
+fn network(text: &str) -> Option<IpNet> {
+    text.parse().ok().or_else(|| text.parse::<std::net::IpAddr>().map(IpNet::from).ok())
+}
+
+/// Whether two entries of trusted peers mean a peer in common, as far as their texts tell.
+fn overlap(one: &str, other: &str) -> bool {
+    match (network(one), network(other), one.parse::<Identity>(), other.parse::<Identity>()) {
+        (Some(one), Some(other), ..) => one.contains(&other) || other.contains(&one),
+        (_, _, Ok(one), Ok(other)) => one.covers(&other) || other.covers(&one),
+        _ => false,
     }
 }
 

@@ -205,6 +205,7 @@ impl Settings {
             }
         }
         self.check_transport(policy, problems);
+        self.check_authorities(policy, problems);
         let issuers = self.trust.tokens().map_or(&[][..], |tokens| &tokens.issuers);
         let says_where = |identity: &Identity| {
             let named = identity.as_str().strip_prefix("jwt:").and_then(|rest| rest.split_once('|'));
@@ -328,6 +329,7 @@ impl Compiler<'_> {
         let identity = identity.map(|list| self.filled(list)).unwrap_or_default();
         self.certificates_asked_for(&identity, &listeners);
         self.peers_asked_for(&identity, &listeners);
+        self.peers_of_one_header(&identity);
         let mut constants = Vec::new();
         let routes = routes.map(|list| self.filled(list)).unwrap_or_default();
         let (routes, route_places) = self.routes(routes, probes.given(), &mut constants);

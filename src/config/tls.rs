@@ -1,10 +1,16 @@
 //! TLS in the settings: of listeners, towards upstreams, and what their files hold.
 
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::BufReader;
+use std::io::Read as _;
 use std::path::Path;
 
 use jiff::SignedDuration;
 use jiff::Timestamp;
+use rustls::pki_types::CertificateDer;
 use rustls::pki_types::ServerName;
+use rustls::pki_types::pem::PemObject as _;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
@@ -18,6 +24,7 @@ use crate::policy::TlsVersion;
 use crate::policy::problem::Code;
 use crate::policy::problem::Problem;
 use crate::policy::problem::Problems;
+use crate::policy::terms::Identity;
 use crate::tls;
 use crate::tls::Clients;
 use crate::tls::PemFile;
@@ -88,6 +95,9 @@ const BUNDLES: [&str; 4] = [
     "/etc/ssl/ca-bundle.pem",
     "/etc/ssl/cert.pem",
 ];
+
+/// Most bytes of a file that are looked at for authorities.
+const MOST_BYTES: u64 = 16 * 1024 * 1024;
 
 /// How long before its end `check` speaks of a certificate.
 const SOON: SignedDuration = SignedDuration::from_hours(30 * 24);
@@ -270,9 +280,44 @@ impl Settings {
     }
 }
 
+impl Settings {
+    /// Listeners with several authorities, each of which may then name callers of every trust domain that counts.
+    pub(super) fn check_authorities(&self, policy: &Policy, problems: &mut Problems) {
+        let by_certificate = self.trust.ways.iter().find(|way| matches!(way, Way::Certificate { .. }));
+        let peers = || self.trust.ways.iter().filter_map(Way::trusted_peers).flat_map(|peers| &peers.identities);
+        let is_within =
+            |identity: &Identity| identity.is_spiffe() && by_certificate.is_some_and(|way| way.can_prove(identity));
+        let has_names = by_certificate.is_some() && policy.all_identities().any(|(identity, _)| identity.is_dns());
+        let is_one = match by_certificate {
+            Some(Way::Certificate { trust_domains }) => {
+                trust_domains.len() == 1 && !has_names && peers().all(is_within)
+            }
+            Some(_) | None => peers().next().is_none(),
+        };
+        if is_one {
+            return;
+        }
+        for clients in self.listeners.iter().filter_map(|listener| listener.tls.as_ref()?.clients.as_ref()) {
+            let Spanned { value, at } = &clients.ca;
+            if roots(value) > 1 {
+                let message = "each of these authorities may vouch for callers of every trust domain and name";
+                let help = "give each authority a listener of its own, or keep to one authority, or let one trust domain count";
+                problems.push(Problem::warning(Code::TooTrusting, *at, message, help));
+            }
+        }
+    }
+}
+
+/// How many different certificates a PEM file has; none, if it cannot be read.
+fn roots(path: &Path) -> usize {
+    let Ok(file) = File::open(path) else { return 0 };
+    let certificates = CertificateDer::pem_reader_iter(BufReader::new(file.take(MOST_BYTES)));
+    certificates.map_while(Result::ok).collect::<HashSet<_>>().len()
+}
+
 fn ends_soon(ending: &tls::Ending, look_out: Timestamp) -> Option<Problem> {
     let left = ending.until.duration_since(look_out);
-    if left > SOON || (ending.is_list && left.is_positive()) {
+    if left > SOON || (ending.list.is_some() && ending.nearness(look_out).is_none()) {
         return None;
     }
     let tense = if left.is_positive() { "ends" } else { "has ended" };

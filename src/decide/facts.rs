@@ -241,6 +241,35 @@ pub struct Transport {
     pub is_unix: bool,
 }
 
+/// Who carried a request, and what it said of its caller without being believed. No rule looks at it; it is recorded.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Carried {
+    /// The peer, if its word is taken for who calls.
+    pub by: Option<Carrier>,
+    /// Whether a header named a caller, and came from a peer whose word is not taken for it.
+    pub has_unproven: bool,
+}
+
+/// A peer whose word is taken for who calls.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Carrier {
+    /// Listed with this identity, which its own certificate proves.
+    Identity(Identity),
+    /// Listed with its address, which is never recorded.
+    Address,
+}
+
+impl Carrier {
+    /// The word in records: its identity, or `address`.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Identity(identity) => identity.as_str(),
+            Self::Address => "address",
+        }
+    }
+}
+
 /// Whether a route was found, and whether the agreement has to do with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
@@ -259,6 +288,8 @@ pub struct Facts<'a> {
     pub direction: Direction,
     /// How the connection is protected.
     pub transport: Transport,
+    /// Who carried it, and what was not believed.
+    pub carried: Carried,
     /// Who.
     pub caller: Fact<Caller>,
     /// Whether a route was found.

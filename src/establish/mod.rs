@@ -45,6 +45,7 @@ pub fn establish<'a>(
     let mut facts = Facts {
         direction: seen.direction,
         transport: seen.peer.transport,
+        carried: proven.carried,
         caller,
         scope: match (&found, subject) {
             (None, _) => Scope::Unmapped,

@@ -134,6 +134,8 @@ struct Idle {
 struct Connection {
     sender: SendRequest<Outgoing>,
     task: AbortHandle,
+    /// Which renewal of the upstream's TLS it came about with.
+    renewal: u64,
 }
 
 impl Drop for Connection {
@@ -231,10 +233,11 @@ impl Upstream {
     /// An idle connection, or a fresh one; which of the two.
     async fn connection(&self) -> Result<(Connection, bool), ForwardError> {
         while let Some(Idle { mut connection, since }) = self.take_idle() {
+            let is_good = since.elapsed() < self.settings.idle_timeout && self.is_current(&connection);
             // Both bodies of its last exchange have ended, so it is ready within a turn of the loop, or closed, or
             // stuck: an upstream that answered without reading leaves bytes that nobody takes.
             let ready = tokio::time::timeout(READY_TIME, connection.sender.ready());
-            if since.elapsed() < self.settings.idle_timeout && matches!(ready.await, Ok(Ok(()))) {
+            if is_good && matches!(ready.await, Ok(Ok(()))) {
                 return Ok((connection, false));
             }
         }
@@ -245,16 +248,18 @@ impl Upstream {
             .unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into()))
             .and_then(|stream| stream.set_nodelay(true).map(|()| stream))
             .map_err(|source| ForwardError::Connect { name: self.name(), source })?;
-        let Some(tls) = &self.tls else { return self.speak(stream).await };
+        let Some(tls) = &self.tls else { return self.speak(stream, 0).await };
+        // Before the handshake: what is renewed while it goes on makes the connection one of yesterday.
+        let renewal = tls.renewal();
         let stream = tokio::time::timeout_at(deadline, tls.connect(stream))
             .await
             .unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into()))
             .map_err(|source| ForwardError::Tls { name: self.name(), source })?;
-        self.speak(stream).await
+        self.speak(stream, renewal).await
     }
 
     /// HTTP/1.1 on a fresh connection.
-    async fn speak<S>(&self, stream: S) -> Result<(Connection, bool), ForwardError>
+    async fn speak<S>(&self, stream: S, renewal: u64) -> Result<(Connection, bool), ForwardError>
     where
         S: AsyncRead + AsyncWrite + Unpin + 'static,
     {
@@ -265,7 +270,7 @@ impl Upstream {
             // Its error is also the error of the request that is under way.
             let _told_elsewhere = connection.await;
         });
-        Ok((Connection { sender, task: task.abort_handle() }, true))
+        Ok((Connection { sender, task: task.abort_handle(), renewal }, true))
     }
 
     fn take_idle(&self) -> Option<Idle> {
@@ -278,11 +283,18 @@ impl Upstream {
         }
     }
 
-    /// Closes connections that have been idle for `idle_timeout`, and forgets those that the upstream closed.
+    /// Whether its other end was verified with the authorities that are in force, and saw the certificate that is.
+    fn is_current(&self, connection: &Connection) -> bool {
+        self.tls.as_ref().is_none_or(|tls| tls.renewal() == connection.renewal)
+    }
+
+    /// Closes connections that have been idle for `idle_timeout` or whose TLS was renewed since, and forgets those
+    /// that the upstream closed.
     pub fn reap(&self) {
-        let is_fresh =
-            |idle: &Idle| !idle.connection.sender.is_closed() && idle.since.elapsed() < self.settings.idle_timeout;
-        self.idle.borrow_mut().retain(is_fresh);
+        self.idle.borrow_mut().retain(|Idle { connection, since }| {
+            let is_young = since.elapsed() < self.settings.idle_timeout;
+            is_young && !connection.sender.is_closed() && self.is_current(connection)
+        });
     }
 }
 

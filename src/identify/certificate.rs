@@ -75,9 +75,21 @@ fn name(leaf: &[u8]) -> Result<Identity, Why> {
             }
         }
     }
-    match (uris.as_slice(), names.as_slice()) {
-        ([uri], _) => spiffe_id(uri).ok_or(Why::Malformed),
-        ([], [name]) => format!("dns:{}", name.to_ascii_lowercase()).parse().map_err(|_| Why::Malformed),
+    named(&uris, &names)
+}
+
+/// Who the URI and DNS names of a certificate name, wherever they were read: in it, or in what a proxy tells of it.
+///
+/// # Errors
+///
+/// Why they name nobody.
+pub(super) fn named<T: AsRef<[u8]>>(uris: &[T], names: &[T]) -> Result<Identity, Why> {
+    match (uris, names) {
+        ([uri], _) => std::str::from_utf8(uri.as_ref()).ok().and_then(spiffe_id).ok_or(Why::Malformed),
+        ([], [name]) => {
+            let name = std::str::from_utf8(name.as_ref()).map_err(|_| Why::Malformed)?;
+            caller(&format!("dns:{}", name.to_ascii_lowercase())).ok_or(Why::Malformed)
+        }
         ([], []) => Err(Why::Missing),
         ([_, ..], _) | ([], [_, ..]) => Err(Why::Flawed(Flaw::SeveralIdentities)),
     }
@@ -113,8 +125,13 @@ fn extension<'c, 'd>(
 /// The SPIFFE ID that a URI is; one without a path names a trust domain and no caller.
 #[must_use]
 pub fn spiffe_id(uri: &str) -> Option<Identity> {
-    let (_domain, _path) = uri.strip_prefix("spiffe://")?.split_once('/')?;
-    uri.parse::<Identity>().ok().filter(|identity| !identity.is_pattern())
+    caller(uri).filter(Identity::is_spiffe)
+}
+
+/// The identity that a text is, if it is a caller's: no pattern, and no trust domain (X.509-SVID section 2).
+pub(super) fn caller(text: &str) -> Option<Identity> {
+    let is_domain = text.strip_prefix("spiffe://").is_some_and(|rest| !rest.contains('/'));
+    text.parse::<Identity>().ok().filter(|identity| !identity.is_pattern() && !is_domain)
 }
 
 /// The same, unless it is a SPIFFE ID of another trust domain than these. Without any listed, all count that the

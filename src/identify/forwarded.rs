@@ -8,6 +8,7 @@
 use http::HeaderName;
 
 use super::TrustedPeers;
+use super::certificate;
 use crate::decide::facts::Fact;
 use crate::decide::facts::Flaw;
 use crate::decide::facts::Source;
@@ -31,7 +32,7 @@ const MOST_ELEMENTS: usize = 16;
 pub(super) fn identify(seen: &Observed<'_>, trusted_peers: &TrustedPeers) -> Fact<Identity> {
     let mut values = seen.headers.get_all(X_FORWARDED_CLIENT_CERT).iter();
     let Some(value) = values.next() else { return Fact::Unknown(Why::Missing) };
-    if !trusted_peers.include(seen.peer) {
+    if !trusted_peers.include(seen.peer, seen.time) {
         return Fact::Unknown(Why::Unproven);
     }
     if values.next().is_some() {
@@ -73,40 +74,17 @@ pub struct Element {
 }
 
 impl Element {
-    /// The one SPIFFE ID, else the one DNS name.
+    /// Who that is, as if the certificate were that of the connection.
     ///
     /// # Errors
     ///
-    /// Why there is none.
+    /// Why it names nobody. Without any name the element is [`Why::Malformed`]: the proxy was there to name somebody.
     pub fn identity(&self) -> Result<Identity, Why> {
-        let several = Err(Why::Flawed(Flaw::SeveralIdentities));
-        match self.uris.as_slice() {
-            [] => {}
-            // One without a path names a trust domain, and no caller (X.509-SVID section 2).
-            [uri] if is_spiffe(uri) && uri.iter().filter(|byte| **byte == b'/').count() < 3 => {
-                return Err(Why::Malformed);
-            }
-            [uri] if is_spiffe(uri) => return parsed(uri),
-            // A URI of another kind names nobody here.
-            [_] => {}
-            _ => return several,
-        }
-        match self.names.as_slice() {
-            [] => Err(Why::Malformed),
-            [name] => parsed(&[b"dns:", name.to_ascii_lowercase().as_slice()].concat()),
-            _ => several,
-        }
+        certificate::named(&self.uris, &self.names).map_err(|why| match why {
+            Why::Missing => Why::Malformed,
+            Why::Malformed | Why::Unproven | Why::Contradicted | Why::NotInPolicy { .. } | Why::Flawed(_) => why,
+        })
     }
-}
-
-/// Whether a URI says that it is a SPIFFE ID, rightly or not (the scheme of a URI has no case, RFC 3986 section 3.1).
-fn is_spiffe(uri: &[u8]) -> bool {
-    uri.get(..7).is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"spiffe:"))
-}
-
-fn parsed(text: &[u8]) -> Result<Identity, Why> {
-    let identity = std::str::from_utf8(text).ok().and_then(|text| text.parse::<Identity>().ok());
-    identity.filter(|identity| !identity.is_pattern()).ok_or(Why::Malformed)
 }
 
 /// The elements of a value, as they stand.

@@ -3,6 +3,7 @@
 use http::HeaderName;
 
 use super::TrustedPeers;
+use super::certificate;
 use crate::decide::facts::Fact;
 use crate::decide::facts::Source;
 use crate::decide::facts::Why;
@@ -13,15 +14,14 @@ use crate::policy::terms::Identity;
 pub(super) fn identify(seen: &Observed<'_>, name: &HeaderName, trusted_peers: &TrustedPeers) -> Fact<Identity> {
     let mut values = seen.headers.get_all(name).iter();
     let Some(value) = values.next() else { return Fact::Unknown(Why::Missing) };
-    if !trusted_peers.include(seen.peer) {
+    if !trusted_peers.include(seen.peer, seen.time) {
         return Fact::Unknown(Why::Unproven);
     }
     if values.next().is_some() {
         return Fact::Unknown(Why::Contradicted);
     }
-    let identity = value.to_str().ok().and_then(|text| text.parse::<Identity>().ok());
-    match identity {
-        Some(identity) if !identity.is_pattern() => Fact::Known(identity, Source::Header),
-        Some(_) | None => Fact::Unknown(Why::Malformed),
+    match value.to_str().ok().and_then(certificate::caller) {
+        Some(identity) => Fact::Known(identity, Source::Header),
+        None => Fact::Unknown(Why::Malformed),
     }
 }

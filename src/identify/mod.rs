@@ -15,6 +15,8 @@ use http::HeaderName;
 use self::certificate::TrustDomain;
 pub use self::peers::TrustedPeers;
 use self::token::Tokens;
+use crate::decide::facts::Carried;
+use crate::decide::facts::Carrier;
 use crate::decide::facts::Fact;
 use crate::decide::facts::Source;
 use crate::decide::facts::Why;
@@ -68,6 +70,8 @@ pub struct Proven {
     pub identity: Fact<Identity>,
     /// What it says in the same proof, signed.
     pub claims: Claims,
+    /// Who carried the request, and what was not believed.
+    pub carried: Carried,
 }
 
 /// The mapped claims of a token whose signature, times, issuer and audience hold.
@@ -119,7 +123,7 @@ impl Trust {
 impl Proven {
     /// An identity, or none, without claims.
     fn alone(identity: Fact<Identity>) -> Self {
-        Self { identity, claims: Claims::default() }
+        Self { identity, claims: Claims::default(), carried: Carried::default() }
     }
 }
 
@@ -136,7 +140,8 @@ impl Way {
     }
 
     /// The peers that may speak for others in this way.
-    fn trusted_peers(&self) -> Option<&TrustedPeers> {
+    #[must_use]
+    pub fn trusted_peers(&self) -> Option<&TrustedPeers> {
         match self {
             Self::ForwardedCertificate { trusted_peers } | Self::Header { trusted_peers, .. } => Some(trusted_peers),
             Self::Certificate { .. } | Self::Tokens(_) | Self::Stated { .. } => None,
@@ -152,7 +157,8 @@ impl Way {
     }
 
     /// Whether this way could ever prove this identity, or one that this pattern means.
-    fn can_prove(&self, identity: &Identity) -> bool {
+    #[must_use]
+    pub fn can_prove(&self, identity: &Identity) -> bool {
         match self {
             Self::Certificate { trust_domains } => {
                 let named = Fact::Known(identity.clone(), Source::Certificate);
@@ -170,7 +176,7 @@ impl Way {
     fn find(&self, seen: &Observed<'_>) -> Proven {
         match self {
             Self::Certificate { trust_domains } => {
-                Proven::alone(certificate::within(&seen.peer.certificate, trust_domains))
+                Proven::alone(certificate::within(&seen.peer.proven(seen.time), trust_domains))
             }
             Self::Tokens(tokens) => token::identify(seen, tokens),
             Self::ForwardedCertificate { trusted_peers } => Proven::alone(forwarded::identify(seen, trusted_peers)),
@@ -178,6 +184,7 @@ impl Way {
             Self::Stated { identity, location } => Proven {
                 identity: Fact::Known(identity.clone(), Source::Case),
                 claims: Claims { location: location.clone(), ..Claims::default() },
+                carried: Carried::default(),
             },
         }
     }
@@ -214,8 +221,14 @@ impl Trust {
 ///   names, or whose token it carries, and adds nothing to what that caller may do.
 #[must_use]
 pub fn identify(seen: &Observed<'_>, trust: &Trust, policy: &Policy) -> Proven {
-    let is_carried = seen.peer.certificate.known().is_some_and(|identity| trust.lets_speak(identity));
-    strongest(trust.ways.iter().map(|way| (way.find(seen), is_carried && way.is_of_the_connection())), policy)
+    let of_the_connection = seen.peer.proven(seen.time);
+    let carrier = of_the_connection.known().filter(|identity| trust.lets_speak(identity));
+    let is_carrier = |way: &Way| carrier.is_some() && way.is_of_the_connection();
+    let found: Vec<_> = trust.ways.iter().map(|way| (way.find(seen), is_carrier(way))).collect();
+    let has_unproven = found.iter().any(|(found, _)| found.identity == Fact::Unknown(Why::Unproven));
+    let is_listed = trust.ways.iter().filter_map(Way::trusted_peers).any(|peers| peers.include(seen.peer, seen.time));
+    let by = carrier.cloned().map(Carrier::Identity).or(is_listed.then_some(Carrier::Address));
+    Proven { carried: Carried { by, has_unproven }, ..strongest(found.into_iter(), policy) }
 }
 
 /// The strongest of what was found, if all of it goes together. Beside each stands whether it is about a trusted
@@ -285,7 +298,7 @@ mod tests {
         let purpose = (source == Source::Token).then(|| "customer_support".to_owned());
         let claims = Claims { purpose, ..Claims::default() };
         let is_carrier = source == Source::Certificate && identity == GATEWAY;
-        (Proven { identity: Fact::Known(identity.parse().unwrap(), source), claims }, is_carrier)
+        (Proven { claims, ..Proven::alone(Fact::Known(identity.parse().unwrap(), source)) }, is_carrier)
     }
 
     #[test]
@@ -542,8 +555,52 @@ mod tests {
             certificate: certificate.map_or(Fact::Unknown(Why::Missing), |identity| {
                 Fact::Known(identity.parse().unwrap(), Source::Certificate)
             }),
+            until: certificate.map(|_| END),
         }
     }
+
+    #[test]
+    fn a_certificate_that_ended_while_its_connection_stood_proves_nothing() {
+        let gateway = || TrustedPeers { networks: vec![], identities: vec![GATEWAY.parse().unwrap()] };
+        let certificates = || Way::Certificate { trust_domains: vec![] };
+        let forwarded = || Way::ForwardedCertificate { trusted_peers: gateway() };
+        let expired = Why::Flawed(Flaw::Expired);
+        let table = [
+            ("a caller", vec![certificates()], SYNC, Some(SYNC), expired),
+            ("a gateway for itself", vec![certificates(), forwarded()], GATEWAY, Some(CARE), expired),
+            ("a gateway that is known by its certificate", vec![forwarded()], GATEWAY, Some(CARE), Why::Unproven),
+        ];
+        let policy = policy();
+        for (name, ways, certificate, expected, why) in table {
+            let mut headers = http::HeaderMap::from_iter([(http::header::HOST, "a.example".parse().unwrap())]);
+            if certificate == GATEWAY {
+                headers.insert("x-forwarded-client-cert", format!("Hash=0;URI={CARE}").parse().unwrap());
+            }
+            let uri = http::Uri::from_static("/");
+            let peer = peer(Some("127.0.0.1"), Some(certificate));
+            let trust = Trust::new(ways);
+            let at = |time| {
+                let (target, host) = crate::observed::Target::read(&uri, &headers, http::Version::HTTP_11).unwrap();
+                let seen = Observed {
+                    method: &http::Method::GET,
+                    target,
+                    host,
+                    headers: &headers,
+                    peer: &peer,
+                    direction: crate::decide::facts::Direction::Ingress,
+                    storage: "US".parse().unwrap(),
+                    time,
+                };
+                identify(&seen, &trust, &policy).identity
+            };
+            assert_eq!(at(END).known().map(ToString::to_string).as_deref(), expected, "{name}, to the last moment");
+            let after = END + jiff::SignedDuration::from_nanos(1);
+            assert_eq!(at(after), Fact::Unknown(why), "{name}, afterwards");
+        }
+    }
+
+    /// When certificates end here.
+    const END: jiff::Timestamp = jiff::Timestamp::UNIX_EPOCH;
 
     #[test]
     fn who_is_a_trusted_peer() {
@@ -567,7 +624,7 @@ mod tests {
             ("a DNS name below it", None, Some("dns:a.edge.example"), false),
         ];
         for (name, address, identity, expected) in table {
-            assert_eq!(peers.include(&peer(address, identity)), expected, "{name}");
+            assert_eq!(peers.include(&peer(address, identity), END), expected, "{name}");
         }
     }
 }

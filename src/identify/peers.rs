@@ -1,6 +1,7 @@
 //! Peers whose word is taken for who calls: proxies that prove callers themselves.
 
 use ipnet::IpNet;
+use jiff::Timestamp;
 
 use crate::observed::Peer;
 use crate::policy::terms::Identity;
@@ -15,11 +16,11 @@ pub struct TrustedPeers {
 }
 
 impl TrustedPeers {
-    /// Whether this peer is one of them: by its address, or by the certificate of the connection itself.
+    /// Whether this peer is one of them at this time: by its address, or by the certificate of the connection itself.
     #[must_use]
-    pub fn include(&self, peer: &Peer) -> bool {
+    pub fn include(&self, peer: &Peer, time: Timestamp) -> bool {
         peer.address.is_some_and(|address| self.networks.iter().any(|network| network.contains(&address)))
-            || peer.certificate.known().is_some_and(|identity| self.name(identity))
+            || peer.proven(time).known().is_some_and(|identity| self.name(identity))
     }
 
     /// Whether one of them has this identity.

@@ -129,7 +129,7 @@ pub(super) fn identify(seen: &Observed<'_>, tokens: &Tokens) -> Proven {
         Bearer::Token(text) => tokens.verified(text, seen.time),
     };
     match verified {
-        Ok((identity, claims)) => Proven { identity: Fact::Known(identity, Source::Token), claims },
+        Ok((identity, claims)) => Proven { claims, ..Proven::alone(Fact::Known(identity, Source::Token)) },
         Err(why) => Proven::alone(Fact::Unknown(why)),
     }
 }

@@ -78,6 +78,8 @@ pub enum Code {
     UnseenRestriction,
     /// DPA034: a route outside the agreement that takes everything.
     CatchAll,
+    /// DPA035: somebody who may say more about who calls than was surely meant.
+    TooTrusting,
     /// DPA040: an environment variable that is not set.
     Environment,
     /// DPA041: routes that nobody can tell apart.
@@ -100,7 +102,7 @@ pub enum Code {
 
 impl Code {
     /// All of them.
-    pub const ALL: [Self; 35] = [
+    pub const ALL: [Self; 36] = [
         Self::Syntax,
         Self::Unsupported,
         Self::DuplicateKey,
@@ -127,6 +129,7 @@ impl Code {
         Self::DefaultResidency,
         Self::UnseenRestriction,
         Self::CatchAll,
+        Self::TooTrusting,
         Self::Environment,
         Self::RouteConflict,
         Self::FactSource,
@@ -168,6 +171,7 @@ impl Code {
             Self::DefaultResidency => "DPA032",
             Self::UnseenRestriction => "DPA033",
             Self::CatchAll => "DPA034",
+            Self::TooTrusting => "DPA035",
             Self::Environment => "DPA040",
             Self::RouteConflict => "DPA041",
             Self::FactSource => "DPA042",
@@ -419,8 +423,19 @@ Example:
   - {path: "/{*rest}", subscriber_data: false}        # nearly never meant
   - {path: "/assets/{*rest}", subscriber_data: false} # meant"#
             }
+            Self::TooTrusting => {
+                r#"somebody may say more about who calls than was surely meant (warning).
+
+One peer is trusted with two headers that name callers: a proxy that sets one of them, and lets the other through
+as it comes in, lets its callers name anybody. Use one way, or have the proxy remove the other header. Or several authorities stand
+in one `client_ca`, and more than one trust domain counts: each may name callers of all of them.
+
+Example:
+  - forwarded_certificate: {trusted_peers: [127.0.0.1]}
+  - header: {name: DPA-Caller, trusted_peers: [127.0.0.1]}   # does this proxy remove both?"#
+            }
             Self::Environment => {
-                r#"an environment variable is not set.
+                r#""an environment variable is not set.
 
 `${NAME}` needs the variable; `${NAME:-default}` does not. An empty variable counts as not set.
 

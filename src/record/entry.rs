@@ -24,6 +24,7 @@ use crate::decide::decision::Authority;
 use crate::decide::decision::Decision;
 use crate::decide::decision::Outcome;
 use crate::decide::facts::Caller;
+use crate::decide::facts::Carrier;
 use crate::decide::facts::Customers;
 use crate::decide::facts::Direction;
 use crate::decide::facts::Fact;
@@ -203,7 +204,7 @@ struct DecisionRecord<'a> {
     location: Option<Places>,
     /// How the caller came.
     #[serde(skip_serializing_if = "Option::is_none")]
-    transport: Option<TransportRecord>,
+    transport: Option<TransportRecord<'a>>,
     /// The template of the route, never the path itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     route: Option<&'a str>,
@@ -266,13 +267,20 @@ struct Places {
 }
 
 #[derive(Serialize, JsonSchema)]
-struct TransportRecord {
+struct TransportRecord<'a> {
     /// The TLS version of the connection.
     #[schemars(extend("enum" = ["none", "unix", "1.2", "1.3"]))]
     tls_version: &'static str,
     /// Where the identity comes from.
     #[schemars(extend("enum" = ["none", "certificate", "token", "forwarded_certificate", "header"]))]
     proof: &'static str,
+    /// The peer, if it is one of the `trusted_peers`: the SPIFFE ID or `dns:` name that its own certificate proves,
+    /// or `address`, if it is listed with its address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    peer: Option<&'a str>,
+    /// There if a header named a caller and came from a peer whose word is not taken for it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    unproven: bool,
 }
 
 #[derive(Default, Serialize, JsonSchema)]
@@ -494,13 +502,18 @@ fn sources(facts: &Facts<'_>, policy: &Policy) -> Sources {
     }
 }
 
-fn transport(facts: &Facts<'_>) -> TransportRecord {
+fn transport<'a>(facts: &'a Facts<'_>) -> TransportRecord<'a> {
     let tls_version = match (facts.transport.tls, facts.transport.is_unix) {
         (Some(version), _) => version.as_str(),
         (None, true) => "unix",
         (None, false) => "none",
     };
-    TransportRecord { tls_version, proof: facts.caller.source().map_or("none", Source::as_str) }
+    TransportRecord {
+        tls_version,
+        proof: facts.caller.source().map_or("none", Source::as_str),
+        peer: facts.carried.by.as_ref().map(Carrier::as_str),
+        unproven: facts.carried.has_unproven,
+    }
 }
 
 /// Encodes the records of one decision: one for each customer that it concerns, at least one. Each is a
@@ -837,6 +850,8 @@ pub struct Unread {
     pub timed_out: u64,
     /// TLS handshakes that failed or did not end in time.
     pub handshake: u64,
+    /// Requests whose caller went away while they waited for keys of an issuer of tokens.
+    pub gone: u64,
 }
 
 /// Encodes a sum of unread requests.

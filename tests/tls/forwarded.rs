@@ -63,6 +63,12 @@ fn a_gateway_speaks_for_callers_and_a_caller_for_itself() {
             None => Ok((record["caller_id"].as_str().unwrap(), record["sources"]["caller"].as_str().unwrap())),
         };
         assert_eq!(caller, expected, "{name}: {record}");
+        // Who vouched, and what nobody vouched for.
+        let transport = &record["transport"];
+        let carrier = (certificate == GATEWAY).then_some(GATEWAY);
+        assert_eq!(transport["peer"].as_str(), carrier, "{name}: {record}");
+        let is_ignored = carrier.is_none() && !headers.is_empty();
+        assert_eq!(transport["unproven"].as_bool(), is_ignored.then_some(true), "{name}: {record}");
         let status = match expected {
             Ok(("care-desk", _)) => 200,
             Ok(_) => 403,
@@ -87,4 +93,36 @@ fn a_gateway_whose_certificate_nobody_asks_for_is_warned_of() {
     assert!(!said(&tls).contains(told), "{}", said(&tls));
     tls.listener = format!("{{{SHOWN}}}");
     assert!(said(&tls).contains(told), "{}", said(&tls));
+}
+
+#[test]
+fn an_authority_could_name_callers_of_another_and_nobody_was_told() {
+    let mut tls = Tls::to("127.0.0.1:9");
+    let said = |tls: &Tls| {
+        tls.folder.write("sidecar.yaml", &tls.settings());
+        out(&run(&tls.folder.file("."), &["check", "sidecar.yaml"]))
+    };
+    let told = "warning[DPA035]: each of these authorities may vouch for callers of every trust domain and name";
+    let one = tls.authority.pem.clone();
+    let two = one.clone() + &super::material::Authority::new("Another Authority").pem;
+    // The policy of these tests has a DNS name.
+    let table = [
+        ("one authority", &one, "certificate: {}", false),
+        ("two", &two, "certificate: {}", true),
+        ("one, twice in the file", &(one.clone() + &one), "certificate: {}", false),
+        ("two, one trust domain, and a DNS name", &two, "certificate: {trust_domains: [lumenfield.example]}", true),
+        ("two, and no certificate counts", &two, "header: {name: DPA-Caller, trusted_peers: [127.0.0.1]}", false),
+        (
+            "two, and a peer by its certificate",
+            &two,
+            "header: {name: DPA-Caller, trusted_peers: ['dns:a.example']}",
+            true,
+        ),
+    ];
+    for (name, bundle, identity, expected) in table {
+        tls.folder.write("ca.crt", bundle);
+        tls.identity = identity;
+        let said = said(&tls);
+        assert_eq!(said.contains(told), expected, "{name}: {said}");
+    }
 }

@@ -93,9 +93,28 @@ impl Authority {
         Self { issuer: Issuer::new(params, key), chain: Vec::new(), pem }
     }
 
+    /// A root that ends after so many seconds.
+    pub(super) fn ending(name: &str, seconds: u64) -> Self {
+        let (mut params, key) = (authority_params(name), KeyPair::generate().unwrap());
+        params.not_after = moment!(now() + seconds);
+        let pem = params.self_signed(&key).unwrap().pem();
+        Self { issuer: Issuer::new(params, key), chain: Vec::new(), pem }
+    }
+
     /// One that this one vouches for.
     pub(super) fn below(&self, name: &str) -> (Self, u64) {
-        let (mut params, key, number) = (authority_params(name), KeyPair::generate().unwrap(), next_number());
+        self.below_with(authority_params(name))
+    }
+
+    /// The same, that ends after so many seconds.
+    pub(super) fn below_for(&self, name: &str, seconds: u64) -> (Self, u64) {
+        let mut params = authority_params(name);
+        params.not_after = moment!(now() + seconds);
+        self.below_with(params)
+    }
+
+    fn below_with(&self, mut params: CertificateParams) -> (Self, u64) {
+        let (key, number) = (KeyPair::generate().unwrap(), next_number());
         params.serial_number = Some(SerialNumber::from(number));
         let pem = params.signed_by(&key, &self.issuer).unwrap().pem();
         let chain = [pem.clone()].into_iter().chain(self.chain.iter().cloned()).collect();
@@ -126,6 +145,13 @@ impl Authority {
     /// One for a caller with this URI name.
     pub(super) fn caller(&self, uri: &str) -> Pair {
         self.sign(names(&[SanType::URI(uri.try_into().unwrap())]))
+    }
+
+    /// The same, that ends after so many seconds.
+    pub(super) fn caller_for(&self, uri: &str, seconds: u64) -> Pair {
+        let mut params = names(&[SanType::URI(uri.try_into().unwrap())]);
+        params.not_after = moment!(now() + seconds);
+        self.sign(params)
     }
 
     /// What it has taken back. `seconds` from now it expires, or has before.

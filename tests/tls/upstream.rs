@@ -182,8 +182,7 @@ fn the_sidecar_shows_who_it_is() {
     tls.folder.write("own.crt", &own.chain);
     tls.folder.write("own.key", &own.key);
     let (certificate, key) = (tls.folder.file("own.crt"), tls.folder.file("own.key"));
-    let keys =
-        ", idle_timeout: 1ms, tls: {ca: ca.crt, server_name: data.example, certificate: own.crt, private_key: own.key}";
+    let keys = ", tls: {ca: ca.crt, server_name: data.example, certificate: own.crt, private_key: own.key}";
     let sidecar = start(Tls { upstream: service.address.clone(), ..tls }, keys, &[]);
     assert_eq!(sidecar.ask(permitted()).status, 200, "{}", sidecar.stderr.text());
     assert_eq!(service.shown.lock().unwrap().as_slice(), [Some(own.der)]);

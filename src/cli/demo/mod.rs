@@ -1,19 +1,21 @@
 //! `demo`: a data service, the sample agreement, the sidecar in front, and a scripted tour.
 //!
 //! Nothing is short-cut: the files are written to a folder and read from there, requests go through
-//! sockets, and what is shown was read from the decision log.
+//! sockets, and what is shown was read from the decision log. With `--tls` the certificates are files too.
 
+mod certificates;
 mod service;
 mod tour;
 
 use std::io::Write;
-use std::net::Ipv4Addr;
 use std::net::SocketAddr;
 use std::path::Path;
 
 use jiff::Timestamp;
 
+use self::certificates::Certificates;
 use self::service::Service;
+use self::tour::Caller;
 use self::tour::Tour;
 use super::CliError;
 use super::Exit;
@@ -21,18 +23,23 @@ use super::run::prepare;
 use crate::doors::proxy::Clock;
 use crate::reload;
 use crate::serve;
+use crate::serve::StartError;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   dpa-sidecar demo          walk the tour, then keep serving for you to try
   dpa-sidecar demo --once   walk the tour and stop
+  dpa-sidecar demo --tls    the same, with a certificate for each caller, and five more requests
 
 Exit codes: 0 every outcome was as the tour says, 1 one was not, 2 the demo could not run.")]
 pub(super) struct Arguments {
     /// Stop after the tour.
     #[arg(long)]
     once: bool,
+    /// Over mutual TLS: callers prove who they are by certificates, which the demo makes.
+    #[arg(long)]
+    tls: bool,
 }
 
 /// The sample agreement's dates lie around this day, so the demo's clock starts on it.
@@ -47,45 +54,63 @@ pub(super) fn demo(arguments: &Arguments, out: &mut dyn Write) -> Result<Exit, C
     let service = Service::start().map_err(unprepared)?;
     let settings_file = folder.join("sidecar.yaml");
     std::fs::write(folder.join("policy.yaml"), POLICY).map_err(unprepared)?;
-    std::fs::write(&settings_file, settings(&service)).map_err(unprepared)?;
+    let certificates = arguments.tls.then(|| Certificates::make(&folder, tour::callers().into_values()));
+    let certificates = certificates.transpose().map_err(unprepared)?;
 
-    let Some((settings, policy)) = prepare(&reload::read(&settings_file)?, &mut std::io::stderr())? else {
-        return Ok(Exit::Unable);
-    };
     let begin = CLOCK.parse().unwrap_or(Timestamp::UNIX_EPOCH);
-    let sidecar = serve::start(settings, policy, Clock::starting_at(begin))?;
+    // The first port that a newcomer would try, or any if somebody has it.
+    let mut port = if arguments.tls { 8443 } else { 8080 };
+    let sidecar = loop {
+        std::fs::write(&settings_file, settings(&service, port, arguments.tls)).map_err(unprepared)?;
+        let Some((settings, policy)) = prepare(&reload::read(&settings_file)?, &mut std::io::stderr())? else {
+            return Ok(Exit::Unable);
+        };
+        match serve::start(settings, policy, Clock::starting_at(begin)) {
+            Err(StartError::Listen { .. }) if port != 0 => port = 0,
+            started => break started?,
+        }
+    };
     let log = folder.join("decisions.ndjson");
-    introduce(&folder, &sidecar.addresses, out)?;
-    let as_told = Tour { listeners: &sidecar.addresses, service: &service, log: &log }.walk(out)?;
+    let tls = certificates.as_ref();
+    introduce(&folder, &sidecar.addresses, tls, out)?;
+    let as_told = Tour { listeners: &sidecar.addresses, service: &service, log: &log, certificates: tls }.walk(out)?;
     if arguments.once {
         sidecar.stop();
         // What is left behind is a folder of the system's own temporary ones.
         let _left = std::fs::remove_dir_all(&folder);
     } else {
-        invite(&sidecar.addresses, &log, out)?;
+        invite(&sidecar.addresses, tls, &log, out)?;
         sidecar.run_until_stopped()?;
     }
     Ok(if as_told { Exit::Yes } else { Exit::No })
 }
 
+const IDENTITY: &str = "  - header: {name: DPA-Caller, trusted_peers: [127.0.0.1/32]}
+";
+const IDENTITY_TLS: &str =
+    "  # In the demo one authority signs for all. If yours does, list the `trust_domains` that count.
+  - certificate: {}
+";
+/// Optional, so that the tour can show what becomes of a caller without a certificate.
+const LISTENER_TLS: &str = ", tls: {
+      certificate: tls/server.crt, private_key: tls/server.key,
+      client_ca: tls/ca.crt, client_authentication: optional}";
+
 /// The demo's sidecar.yaml: one listener for each place where the data service keeps data.
-fn settings(service: &Service) -> String {
-    // The first address a newcomer would try, if nobody has it.
-    let main: SocketAddr = (Ipv4Addr::LOCALHOST, 8080).into();
-    let port = if std::net::TcpListener::bind(main).is_ok() { main.port() } else { 0 };
+fn settings(service: &Service, port: u16, is_tls: bool) -> String {
+    let (tls, identity) = if is_tls { (LISTENER_TLS, IDENTITY_TLS) } else { ("", IDENTITY) };
     format!(
         "# The demo's settings. The shipped example, config/sidecar.yaml, explains each key.
 service: {{name: subscriber-api, storage_location: US-OR}}
 policy: {{file: policy.yaml}}
 listeners:
-  - {{name: subscriber-api, address: 127.0.0.1:{port}, upstream: oregon}}
-  - {{name: subscriber-api-ca, address: 127.0.0.1:0, upstream: quebec}}
+  - {{name: subscriber-api, address: 127.0.0.1:{port}, upstream: oregon{tls}}}
+  - {{name: subscriber-api-ca, address: 127.0.0.1:0, upstream: quebec{tls}}}
 upstreams:
   - {{name: oregon, address: {oregon}, storage_location: US-OR}}
   - {{name: quebec, address: {quebec}, storage_location: CA-QC}}
 identity:
-  - header: {{name: DPA-Caller, trusted_peers: [127.0.0.1/32]}}
-routes:
+{identity}routes:
   - path: /v1/customers/{{customer}}/subscribers/{{id}}
     methods: [GET]
     customer: {{from: path, name: customer}}
@@ -117,29 +142,71 @@ decision_log: {{file: {{path: decisions.ndjson}}}}
     )
 }
 
-fn introduce(folder: &Path, listeners: &[(String, SocketAddr)], out: &mut dyn Write) -> Result<(), CliError> {
+fn introduce(
+    folder: &Path,
+    listeners: &[(String, SocketAddr)],
+    tls: Option<&Certificates>,
+    out: &mut dyn Write,
+) -> Result<(), CliError> {
     writeln!(
         out,
-        "dpa-sidecar demo
+        "dpa-sidecar demo{}
 
 A data service with made-up subscribers runs behind a sidecar with a sample agreement. Each request below is a
 real one. The sidecar finds out who asks, for which customer, for what purpose and from where, holds that
 against the agreement, writes the decision down, and then forwards the request or refuses it.
-
-  files      {} (policy.yaml, sidecar.yaml, decisions.ndjson)
-  clock      starts at {CLOCK}, around which the agreement's dates lie",
-        folder.display()
+",
+        if tls.is_some() { " --tls" } else { "" }
     )?;
+    if tls.is_some() {
+        writeln!(
+            out,
+            "Every connection is TLS. A caller is who its certificate names: the demo has made an authority, and with it a
+certificate for the sidecar and one for each caller, which hold for a day.
+"
+        )?;
+    }
+    let more = if tls.is_some() { ", tls" } else { "" };
+    writeln!(out, "  files      {} (policy.yaml, sidecar.yaml, decisions.ndjson{more})", folder.display())?;
+    if tls.is_some() {
+        let names: Vec<&str> = tour::callers().into_keys().collect();
+        let (some, others) = names.split_at(names.len().div_ceil(2));
+        writeln!(
+            out,
+            "  tls        ca.crt, the authority; server.crt and .key, of the sidecar; and of each caller NAME.crt and .key:
+             {},
+             {}",
+            some.join(", "),
+            others.join(", ")
+        )?;
+    }
+    writeln!(out, "  clock      starts at {CLOCK}, around which the agreement's dates lie")?;
     let places = ["data kept in Oregon, US", "data kept in Québec, Canada"];
+    let scheme = if tls.is_some() { "https" } else { "http" };
     for ((name, address), place) in listeners.iter().zip(places) {
-        writeln!(out, "  listener   http://{address}  {name}, {place}")?;
+        writeln!(out, "  listener   {scheme}://{address}  {name}, {place}")?;
     }
     writeln!(out)?;
     Ok(())
 }
 
-fn invite(listeners: &[(String, SocketAddr)], log: &Path, out: &mut dyn Write) -> Result<(), CliError> {
+fn invite(
+    listeners: &[(String, SocketAddr)],
+    tls: Option<&Certificates>,
+    log: &Path,
+    out: &mut dyn Write,
+) -> Result<(), CliError> {
     let Some((_, address)) = listeners.first() else { return Ok(()) };
+    match tls {
+        None => invite_in_clear(*address, out)?,
+        Some(_) => invite_with_certificates(*address, log, out)?,
+    }
+    writeln!(out, "\n  # what was written down\n  tail -f {}", log.display())?;
+    out.flush()?;
+    Ok(())
+}
+
+fn invite_in_clear(address: SocketAddr, out: &mut dyn Write) -> Result<(), CliError> {
     writeln!(
         out,
         "
@@ -153,12 +220,34 @@ Still serving; Ctrl-C stops. Try it:
   # refused: change the purpose, the customer, or leave a header out
   curl -i http://{address}/v1/customers/redwood-strand/subscribers/1a2b \\
     -H 'DPA-Caller: spiffe://lumenfield.example/ns/care/sa/care-desk' \\
-    -H 'DPA-Context: purpose=customer_marketing'
-
-  # what was written down
-  tail -f {}",
-        log.display()
+    -H 'DPA-Context: purpose=customer_marketing'"
     )?;
-    out.flush()?;
+    Ok(())
+}
+
+fn invite_with_certificates(address: SocketAddr, log: &Path, out: &mut dyn Write) -> Result<(), CliError> {
+    let folder = log.parent().unwrap_or(log).display();
+    writeln!(out, "\nStill serving; Ctrl-C stops, and removes the certificates. Try it:\n\n  cd '{folder}'")?;
+    let support = "DPA-Context: purpose=customer_support";
+    let marketing = "DPA-Context: purpose=customer_marketing";
+    let claim = "DPA-Caller: spiffe://lumenfield.example/ns/care/sa/care-desk";
+    let table: [(&str, Option<&Caller>, &[&str]); 5] = [
+        ("permitted", tour::CARE_DESK, &[support]),
+        ("refused: not a purpose of this caller", tour::CARE_DESK, &[marketing]),
+        ("refused: the biller stays the biller, whatever a header says", tour::BILLER, &[support, claim]),
+        ("refused: no certificate", None, &[support]),
+        ("no connection, `unknown ca`: names the care desk, but not signed by ca.crt", tour::IMPOSTOR, &[support]),
+    ];
+    for (says, caller, headers) in table {
+        let options = Certificates::curl_options(caller);
+        write!(
+            out,
+            "\n  # {says}\n  curl -i https://{address}/v1/customers/redwood-strand/subscribers/1a2b \\\n    {options}"
+        )?;
+        for header in headers {
+            write!(out, " \\\n    -H '{header}'")?;
+        }
+        writeln!(out)?;
+    }
     Ok(())
 }
