@@ -160,7 +160,14 @@ impl Files {
             loop {
                 let place = next.fetch_add(1, Ordering::Relaxed);
                 let Some(found) = self.found.get(place) else { break };
-                let plan = Plan { file: place, keys, anchors, fork: self.fork(place) };
+                let plan = Plan {
+                    file: place,
+                    log: found.look.log,
+                    first: found.look.first,
+                    keys,
+                    anchors,
+                    fork: self.fork(place),
+                };
                 let read = found.read(&plan, bytes);
                 let piece = read.map(|runs| Piece { is_named: found.is_named, runs });
                 let piece = piece.map_err(|source| CliError::Log { path: found.path.clone(), source });

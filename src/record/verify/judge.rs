@@ -131,7 +131,7 @@ fn take(all: &mut Some100<Finding>, more: Some100<Finding>) {
 }
 
 fn of_log(log: Uuid, mut runs: Vec<(bool, Run)>, keys: &Keys, anchors: &Anchors) -> LogReport {
-    runs.sort_by_key(|(_, run)| (run.first.map(|(seq, _)| seq), run.file));
+    runs.sort_by_key(|(_, run)| (run.order, run.file));
     let files = u64::try_from(runs.len()).unwrap_or(u64::MAX);
     let is_alone = matches!(runs.as_slice(), [(true, _)]);
     let all: Vec<Run> = runs.into_iter().map(|(_, run)| run).collect();

@@ -102,25 +102,26 @@ pub struct Look {
 pub fn look(reader: &mut impl BufRead) -> io::Result<Look> {
     let mut look = Look { log: None, first: 0, opening: None, is_copy: false };
     let mut line = Vec::new();
+    // The checkpoint that is the first line.
+    let mut checkpoint = None;
     for place in 0..MOST_BEFORE {
         let Some(ended) = next_line(reader, &mut line)? else { break };
         let sealed = Sealed::read(&line).filter(|sealed| ended == Ended::Whole && sealed.is_whole());
         let Some(sealed) = sealed else { continue };
-        look.log = log_of(sealed.record);
+        look.log = log_of(sealed.record).or(look.log);
         look.first = sealed.seq.saturating_sub(u64::try_from(place).unwrap_or(0));
-        if place == 0 && sealed.record.starts_with(CHECKPOINT) {
-            let hash = sealed.hash;
-            let second = next_line(reader, &mut line)?;
-            let next = Sealed::read(&line).filter(|next| next.record.starts_with(CHECKPOINT) && next.is_whole());
-            look.is_copy = second.is_none() || next.is_some_and(|next| next.prev != hash);
+        let is_checkpoint = sealed.record.starts_with(CHECKPOINT);
+        if place > 0 {
+            look.is_copy = is_checkpoint && checkpoint.is_some_and(|hash| hash != sealed.prev);
             break;
         }
-        if place == 0
-            && let Some(event) = Event::read(&sealed).filter(Event::is_opening)
-        {
-            look.opening = opening(&sealed, event);
+        look.opening = Event::read(&sealed).filter(Event::is_opening).and_then(|event| opening(&sealed, event));
+        if look.opening.is_some() {
+            break;
         }
-        break;
+        // A first line that is no opening is not where it belongs: the next one says where this file does.
+        checkpoint = is_checkpoint.then_some(sealed.hash);
+        look.is_copy = is_checkpoint;
     }
     Ok(look)
 }
@@ -135,6 +136,10 @@ fn opening(sealed: &Sealed<'_>, event: Event) -> Option<Opening> {
 pub struct Plan<'p> {
     /// Which file it is.
     pub file: usize,
+    /// The log that it is of, and the number that its first record should have, as [`Look`] says.
+    pub log: Option<Uuid>,
+    /// See there.
+    pub first: u64,
     /// The keys of its checkpoints; none: signatures are not checked.
     pub keys: &'p Keys,
     /// Checkpoints that were kept elsewhere.
@@ -213,6 +218,8 @@ impl<T> Some100<T> {
 pub struct Run {
     /// Which file.
     pub file: usize,
+    /// The number that its first record should have.
+    pub order: u64,
     /// The line that it begins with.
     pub line: u64,
     /// The line that it ends with.
@@ -296,8 +303,18 @@ struct Reading<'p> {
 
 impl<'p> Reading<'p> {
     fn new(plan: Plan<'p>) -> Self {
-        let run = Run { file: plan.file, line: 1, ..Run::default() };
-        Self { plan, runs: Vec::new(), run, number: 0, log_key: Vec::new(), anchors: &[] }
+        let run = Run { file: plan.file, order: plan.first, line: 1, ..Run::default() };
+        let mut reading = Self { plan, runs: Vec::new(), run, number: 0, log_key: Vec::new(), anchors: &[] };
+        if let Some(log) = plan.log {
+            reading.is_of(log);
+        }
+        reading
+    }
+
+    fn is_of(&mut self, log: Uuid) {
+        self.run.log = Some(log);
+        self.log_key = format!(",\"log\":\"{log}\"").into_bytes();
+        self.anchors = self.plan.anchors.of(log);
     }
 
     fn found(&mut self, seq: Option<u64>, fault: Fault) {
@@ -351,7 +368,7 @@ impl<'p> Reading<'p> {
 
     /// Another log begins in this file: what a process writes to standard output after another one.
     fn begin(&mut self) {
-        let next = Run { file: self.plan.file, line: self.number, ..Run::default() };
+        let next = Run { file: self.plan.file, order: 1, line: self.number, ..Run::default() };
         self.runs.push(std::mem::replace(&mut self.run, next));
         self.log_key.clear();
         self.anchors = &[];
@@ -410,13 +427,10 @@ impl<'p> Reading<'p> {
         match self.run.log {
             Some(_) if memchr::memmem::find(sealed.record, &self.log_key).is_some() => {}
             Some(log) => self.found(Some(sealed.seq), Fault::OtherLog { log }),
-            None => {
-                self.run.log = log_of(sealed.record);
-                let Some(log) = self.run.log else { return self.found(Some(sealed.seq), Fault::Unreadable) };
-                self.log_key = format!(",\"log\":\"{log}\"").into_bytes();
-                let all = self.plan.anchors.of(log);
-                self.anchors = all.get(all.partition_point(|(seq, _)| *seq < sealed.seq)..).unwrap_or_default();
-            }
+            None => match log_of(sealed.record) {
+                Some(log) => self.is_of(log),
+                None => self.found(Some(sealed.seq), Fault::Unreadable),
+            },
         }
     }
 
@@ -508,6 +522,10 @@ impl<'p> Reading<'p> {
 
     /// Holds the record against the checkpoints that were kept elsewhere.
     fn meet(&mut self, sealed: &Sealed<'_>) {
+        if self.run.records == 1 {
+            let before = self.anchors.partition_point(|(seq, _)| *seq < sealed.seq);
+            self.anchors = self.anchors.get(before..).unwrap_or_default();
+        }
         while let Some(((seq, hash), rest)) = self.anchors.split_first() {
             if *seq > sealed.seq {
                 return;
