@@ -18,8 +18,8 @@ Examples:
   dpa-sidecar keygen audit.key                     writes audit.key (keep it secret) and audit.key.pub
   dpa-sidecar audit verify --key audit.key.pub /var/lib/dpa-sidecar
 
-sidecar.yaml names the private key: `decision_log: {…, signing_key: audit.key}`. Auditors get the public one, by
-a way on which nobody who can write the log can change it: tell them the key id as well.
+sidecar.yaml names the private key: `decision_log: {…, signing_key: audit.key}`. Give auditors the
+public one and the key id, by a way that nobody who can write the log can change.
 
 Exit codes: 0 written, 2 not (a file is there already, or cannot be written).")]
 pub(super) struct Arguments {

@@ -35,13 +35,16 @@ const FIRST_LOOK: u64 = 256 * 1024;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  dpa-sidecar audit tail decisions.ndjson                            the last 20 decisions
-  dpa-sidecar audit tail -f --action denied decisions.ndjson         denials as they come, also in later segments
-  dpa-sidecar audit tail -n 100 --customer redwood-strand --reason purpose_not_permitted decisions.ndjson
-  kubectl logs -f POD | dpa-sidecar audit tail -f                    a log on standard output
+  dpa-sidecar audit tail decisions.ndjson                       the last 20 decisions
+  dpa-sidecar audit tail -f --action denied decisions.ndjson    denials as they come
+  dpa-sidecar audit tail -n 100 --customer redwood-strand decisions.ndjson
+  kubectl logs -f POD | dpa-sidecar audit tail -f               a log on standard output
 
-Columns: time, action, reason (with how many more) or authority, caller, customer, purpose, operation, the end of the
-decision id, route. `explain ID --log FILE` says why. It reads and does not verify: see `audit verify`.
+Columns: time, action, reason (and how many more) or authority, caller, customer, purpose,
+operation, the end of the decision id, route. `explain ID --log FILE` says why. Without a filter
+also what happened to the log, and requests that did not complete.
+
+It reads and does not verify: see `audit verify`.
 
 Exit codes: 0 read to its end, 2 not (usage, unreadable file).")]
 pub(super) struct Arguments {

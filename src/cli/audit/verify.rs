@@ -28,16 +28,16 @@ const UNSEEN: Duration = Duration::from_secs(1);
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  dpa-sidecar audit verify /var/lib/dpa-sidecar                      all logs in a folder, with their segments
-  dpa-sidecar audit verify --key audit.key.pub /var/lib/dpa-sidecar  and that the sidecar's key vouches for them
-  dpa-sidecar audit verify --key audit.key.pub --checkpoint kept-elsewhere.ndjson /var/lib/dpa-sidecar
-  kubectl logs POD | dpa-sidecar audit verify -                      a log on standard output
-  zcat decisions-*.ndjson.gz | dpa-sidecar audit verify -            segments one after another
+  dpa-sidecar audit verify /var/lib/dpa-sidecar              all logs in a folder
+  dpa-sidecar audit verify --key audit.key.pub /var/lib/dpa-sidecar
+  dpa-sidecar audit verify --key audit.key.pub --checkpoint kept.ndjson /var/lib/dpa-sidecar
+  kubectl logs POD | dpa-sidecar audit verify -              a log on standard output
+  zcat decisions-*.gz | dpa-sidecar audit verify -           segments one after another
 
-Without --key anybody who can write the files could have made the chain anew; without --checkpoint nobody sees that
-its end was cut off. The output says what is proven and what is not.
+Without --key, whoever can write the files could have made the chain anew. Without --checkpoint,
+nobody sees that its end was cut off. The output says what is proven and what is not.
 
-Exit codes: 0 nothing is wrong, 1 something is, 2 could not tell (usage, unreadable file, no log there).")]
+Exit codes: 0 nothing is wrong, 1 something is, 2 could not tell (usage, unreadable file, no log).")]
 pub(super) struct Arguments {
     /// Segments, folders of segments, or `-` for standard input.
     #[arg(required = true, value_name = "FILE|DIR")]

@@ -254,7 +254,7 @@ impl LogReport {
             // The oldest go first: what removed this one had removed those before it.
             self.untold.push((1, seq, Untold::Retention));
         } else if opening.why == "removed" && is_retained(to - 1) {
-            self.found(run, Fault::SegmentRemoved { from: to, to });
+            self.found(run, Fault::SegmentRemoved { segment: to });
         } else {
             self.found(run, Fault::SegmentsMissing { from: 1, to });
         }
@@ -293,7 +293,7 @@ impl LogReport {
                 match unexplained(retained, first, last) {
                     None => self.untold.push((from, seq - 1, Untold::Retention)),
                     Some(it) if it == last && run.opening.as_ref().is_some_and(|opening| opening.why == "removed") => {
-                        self.found(run, Fault::SegmentRemoved { from: it, to: last });
+                        self.found(run, Fault::SegmentRemoved { segment: it });
                     }
                     Some(it) => self.found(run, Fault::SegmentsMissing { from: it, to: last }),
                 }

@@ -110,7 +110,7 @@ pub enum Fault {
     #[error("the line break behind it is gone")]
     NoBreak,
     /// Files that are not there.
-    #[error("{} before it, and no record says that they were removed in their time", segments(*.from, *.to))]
+    #[error("{} before it, and the log says nothing of a removal (`keep`)", segments(*.from, *.to))]
     SegmentsMissing {
         /// The first.
         from: u64,
@@ -118,12 +118,10 @@ pub enum Fault {
         to: u64,
     },
     /// The sidecar saw it go.
-    #[error("{} before it: somebody removed them while the sidecar was writing", segments(*.from, *.to))]
+    #[error("segment {segment} is missing before it: somebody removed it while the sidecar was writing")]
     SegmentRemoved {
-        /// The first.
-        from: u64,
-        /// The last.
-        to: u64,
+        /// Which.
+        segment: u64,
     },
     /// Two segments go on from one record.
     #[error("it goes on from record {fork}, but the segment before it comes to record {end}: there are two chains")]
