@@ -10,6 +10,8 @@ mod context;
 mod names;
 #[path = "../fuzz/bodies/policy.rs"]
 mod policy;
+#[path = "../fuzz/bodies/record.rs"]
+mod record;
 #[path = "../fuzz/bodies/request.rs"]
 mod request;
 #[path = "../fuzz/bodies/settings.rs"]
@@ -24,10 +26,11 @@ type Run = fn(&[u8]);
 
 #[test]
 fn what_was_found_stays_mended() {
-    let table: [(&str, Run); 7] = [
+    let table: [(&str, Run); 8] = [
         ("context", context::run),
         ("names", names::run),
         ("policy", policy::run),
+        ("record", record::run),
         ("request", request::run),
         ("settings", settings::run),
         ("token", token::run),

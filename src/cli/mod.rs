@@ -1,9 +1,11 @@
 //! The commands. Each is a function that says [`Exit`]; data goes to `out`, talk to `err`.
 
 mod ask;
+mod audit;
 mod check;
 mod demo;
 mod explain;
+mod keygen;
 mod run;
 mod schema;
 mod test;
@@ -18,6 +20,7 @@ use clap::ValueEnum;
 
 use crate::policy::problem::Problems;
 use crate::policy::problem::Source;
+use crate::record::checkpoint::KeyError;
 use crate::reload::ReadError;
 use crate::serve::StartError;
 use crate::telemetry;
@@ -63,6 +66,10 @@ enum CliError {
     Usage(&'static str),
     #[error("the demo cannot go on")]
     Demo(#[source] io::Error),
+    #[error("cannot write the key `{path}`")]
+    Key { path: PathBuf, source: io::Error },
+    #[error("the key `{path}` cannot be used")]
+    BadKey { path: PathBuf, source: KeyError },
     #[error("cannot prepare the demo in `{path}`")]
     Prepare { path: PathBuf, source: io::Error },
 }
@@ -74,6 +81,8 @@ Examples:
   dpa-sidecar run --config sidecar.yaml
   dpa-sidecar check sidecar.yaml policy.yaml
   dpa-sidecar test policy-tests.yaml
+  dpa-sidecar audit tail -f decisions.ndjson                   decisions, as a person reads them
+  dpa-sidecar audit verify --key audit.key.pub /var/lib/dpa-sidecar
   dpa-sidecar schema policy > policy.schema.json               for editors and validators
 
 Exit codes: 0 yes or clean, 1 no or findings, 2 could not tell (usage, unreadable file).";
@@ -101,6 +110,10 @@ enum Command {
     Explain(explain::Arguments),
     /// Run the cases of a policy test file against its policy, with a fixed clock.
     Test(test::Arguments),
+    /// Verify a decision log, or read it as it grows.
+    Audit(audit::Arguments),
+    /// Make a key pair that signs the checkpoints of a decision log.
+    Keygen(keygen::Arguments),
     /// Print the JSON Schema (draft 2020-12) of a file, or of the lines of the decision log.
     Schema(schema::Arguments),
 }
@@ -143,6 +156,8 @@ pub fn run() -> Exit {
         Command::Check(check) => check::check(check, &mut out, &mut err),
         Command::Explain(explain) => explain::explain(explain, &mut out, &mut err),
         Command::Test(test) => test::test(test, &mut out, &mut err),
+        Command::Audit(audit) => audit::audit(audit, &mut out, &mut err),
+        Command::Keygen(keygen) => keygen::keygen(keygen, &mut out),
         Command::Schema(schema) => schema::schema(schema, &mut out),
     };
     told(result, &mut err)

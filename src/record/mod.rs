@@ -7,5 +7,6 @@ pub mod log;
 pub mod recorder;
 mod scribe;
 pub mod segment;
+pub mod verify;
 
 pub use self::recorder::Batch;

@@ -1,0 +1,142 @@
+//! `audit verify`: whether decision logs are as they were written.
+
+use std::io;
+use std::io::IsTerminal as _;
+use std::io::Write;
+use std::path::Path;
+use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::super::CliError;
+use super::super::Exit;
+use super::super::Output;
+use super::super::colour;
+use super::files;
+use super::files::Files;
+use super::said::Said;
+use crate::record::checkpoint::Verifier;
+use crate::record::verify::Anchors;
+use crate::record::verify::Keys;
+use crate::record::verify::judge::judge;
+
+/// How long work takes before its progress is shown, and how often that is drawn.
+const UNSEEN: Duration = Duration::from_secs(1);
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  dpa-sidecar audit verify /var/lib/dpa-sidecar              all logs in a folder
+  dpa-sidecar audit verify --key audit.key.pub /var/lib/dpa-sidecar
+  dpa-sidecar audit verify --key audit.key.pub --checkpoint kept.ndjson /var/lib/dpa-sidecar
+  kubectl logs POD | dpa-sidecar audit verify -              a log on standard output
+  zcat decisions-*.gz | dpa-sidecar audit verify -           segments one after another
+
+Without --key, whoever can write the files could have made the chain anew. Without --checkpoint,
+nobody sees that its end was cut off. The output says what is proven and what is not.
+
+Exit codes: 0 nothing is wrong, 1 something is, 2 could not tell (usage, unreadable file, no log).")]
+pub(super) struct Arguments {
+    /// Segments, folders of segments, or `-` for standard input.
+    #[arg(required = true, value_name = "FILE|DIR")]
+    paths: Vec<PathBuf>,
+    /// The public key that checkpoints have to be signed with (PEM); several times if it was renewed.
+    #[arg(long, value_name = "PUB")]
+    key: Vec<PathBuf>,
+    /// Checkpoints that were kept elsewhere (`decision_log.checkpoint_copy`); the last line of them is enough.
+    #[arg(long, value_name = "FILE")]
+    checkpoint: Option<PathBuf>,
+    /// The form of the output.
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Output,
+}
+
+pub(super) fn verify(arguments: &Arguments, out: &mut dyn Write, err: &mut dyn Write) -> Result<Exit, CliError> {
+    let mut keys = Keys::default();
+    for path in &arguments.key {
+        let pem = std::fs::read(path).map_err(|source| CliError::Log { path: path.clone(), source })?;
+        let key = Verifier::read(&pem).map_err(|source| CliError::BadKey { path: path.clone(), source })?;
+        keys.0.push(key);
+    }
+    let anchors = arguments.checkpoint.as_deref().map(anchors).transpose()?;
+    let files = Files::find(&arguments.paths, arguments.checkpoint.as_deref())?;
+    if files.found.is_empty() {
+        return Err(CliError::Usage("there is no decision log in it: name its file, or the folder that it lies in"));
+    }
+    let bytes = AtomicU64::new(0);
+    let nothing = Anchors::default();
+    let held = anchors.as_ref().unwrap_or(&nothing);
+    let read = with_progress(files.size(), &bytes, || files.read(&keys, held, &bytes));
+    let mut pieces = Vec::new();
+    let mut unread = Vec::new();
+    for piece in read {
+        match piece {
+            Ok(piece) => pieces.push(piece),
+            Err(error) => unread.push(error),
+        }
+    }
+    if !unread.is_empty() {
+        for error in &unread {
+            writeln!(err, "error: {}", crate::telemetry::chain(error))?;
+        }
+        return Ok(Exit::Unable);
+    }
+    let report = judge(pieces, &keys, held);
+    if report.logs.is_empty() && report.count() == 0 {
+        return Err(CliError::Usage("the file is empty: there is no decision log in it"));
+    }
+    let said = Said::new(&report, &files, &keys, anchors.as_ref());
+    match arguments.output {
+        Output::Json => {
+            serde_json::to_writer_pretty(&mut *out, &said).map_err(io::Error::from)?;
+            writeln!(out)?;
+        }
+        Output::Text => said.print(out, colour(&io::stdout()))?,
+    }
+    if let Some(anchors) = anchors.filter(|anchors| anchors.passed_over > 0 || anchors.has_more) {
+        let more = if anchors.has_more { ", and more checkpoints than are compared: the newest were" } else { "" };
+        writeln!(err, "what was kept elsewhere has {} lines that are no checkpoint{more}", anchors.passed_over)?;
+    }
+    Ok(if report.count() == 0 { Exit::Yes } else { Exit::No })
+}
+
+fn anchors(path: &Path) -> Result<Anchors, CliError> {
+    let read = files::open(path).and_then(|mut reader| Anchors::read(&mut reader));
+    let anchors = read.map_err(|source| CliError::Log { path: path.to_path_buf(), source })?;
+    match anchors.is_empty() {
+        true => Err(CliError::Usage("the file of --checkpoint holds no checkpoint")),
+        false => Ok(anchors),
+    }
+}
+
+/// Shows how far work has come, on a terminal, once it takes its time.
+fn with_progress<T>(size: u64, bytes: &AtomicU64, work: impl FnOnce() -> T) -> T {
+    if !io::stderr().is_terminal() {
+        return work();
+    }
+    let is_done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let shown = scope.spawn(|| {
+            std::thread::park_timeout(UNSEEN);
+            if is_done.load(Ordering::Relaxed) {
+                return;
+            }
+            let bar = indicatif::ProgressBar::new(size);
+            let form = "{wide_bar} {binary_bytes} of {binary_total_bytes}, {binary_bytes_per_sec}, {eta} left";
+            if let Ok(style) = indicatif::ProgressStyle::with_template(form) {
+                bar.set_style(style);
+            }
+            while !is_done.load(Ordering::Relaxed) {
+                bar.set_position(bytes.load(Ordering::Relaxed));
+                std::thread::park_timeout(UNSEEN / 10);
+            }
+            bar.finish_and_clear();
+        });
+        let result = work();
+        is_done.store(true, Ordering::Relaxed);
+        shown.thread().unpark();
+        result
+    })
+}
