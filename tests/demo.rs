@@ -119,5 +119,5 @@ fn what_the_demo_with_certificates_prints_can_be_pasted() {
     assert!(Command::new("kill").arg(demo.0.id().to_string()).status().unwrap().success());
     assert_eq!(demo.0.wait().unwrap().code(), Some(0));
     let left: Vec<_> = files(&folder).iter().map(|file| file.file_name().unwrap().to_owned()).collect();
-    assert_eq!(left, ["decisions.ndjson", "policy.yaml", "sidecar.yaml"]);
+    assert_eq!(left, [".decisions.ndjson.lock", "decisions.ndjson", "policy.yaml", "sidecar.yaml"]);
 }

@@ -226,6 +226,10 @@ impl Scribe {
         if let Err(error) = self.put(&last) {
             tracing::error!(error = %error.source, "the last checkpoint of the decision log is missing");
         }
+        if let Sink::Files(files) = &self.sink {
+            // It is taken anew at the next start.
+            let _left_over = segment::give_reserve(&files.names);
+        }
     }
 
     /// How long there is nothing to do if no records come.

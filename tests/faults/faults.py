@@ -254,6 +254,8 @@ def traced(program, folder, fault, calls, log):
     """The sidecar under strace, which makes its n-th to m-th call fail in one thread after another."""
     if not shutil.which("strace"):
         raise CannotRun("there is no strace")
+    if subprocess.run(["strace", "-o", os.path.join(folder, "try"), "true"], capture_output=True).returncode != 0:
+        raise CannotRun("strace may not trace here")
     origin = Origin()
     path = os.path.join(folder, "decisions.ndjson")
     wrapper = ["strace", "-f", "-qq", "-o", os.path.join(folder, "trace"), "-P", path, "-e", f"trace={calls}", "-e", fault]
