@@ -40,8 +40,14 @@ fn follow(path: &Path, mut head: Head) -> (Vec<Value>, Head) {
         let sealed = Sealed::read(line.as_bytes()).unwrap_or_else(|| panic!("{line}"));
         assert!(sealed.is_whole(), "{line}");
         assert_eq!((sealed.seq, sealed.prev), (head.seq + 1, head.hash), "{line}");
+        let record: Value = serde_json::from_str(line).unwrap();
+        if record["event"] == "dpa.checkpoint" {
+            // One was made, then a new segment began, and it stood behind records that it did not count.
+            let says = (record["count"].as_u64(), record["head"].as_str());
+            assert_eq!(says, (Some(head.seq), Some(head.hash.as_str())), "{line}");
+        }
         head = sealed.head();
-        records.push(serde_json::from_str(line).unwrap());
+        records.push(record);
     }
     (records, head)
 }

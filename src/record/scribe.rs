@@ -36,6 +36,9 @@ use crate::policy::Durability;
 /// How often there is a checkpoint while no records come.
 const IDLE_CHECKPOINT: Duration = Duration::from_secs(300);
 
+/// How the line of a checkpoint begins.
+const CHECKPOINT: &[u8] = b"{\"event\":\"dpa.checkpoint\"";
+
 /// Bytes of records that are written at once; more is left for the next time.
 const MOST_AT_ONCE: usize = 4 * 1024 * 1024;
 
@@ -222,9 +225,8 @@ impl Scribe {
                 Err(mpsc::RecvTimeoutError::Disconnected) => break,
             }
         }
-        let last = self.checkpoint_record();
-        if let Err(error) = self.put(&last) {
-            tracing::error!(error = %error.source, "the last checkpoint of the decision log is missing");
+        if let Err(error) = self.put_checkpoint() {
+            tracing::error!(%error, "the last checkpoint of the decision log is missing");
         }
         if let Sink::Files(files) = &self.sink {
             // It is taken anew at the next start.
@@ -277,10 +279,7 @@ impl Scribe {
     fn turn(&mut self) {
         let result = match self.is_failing {
             true => self.ready(),
-            false if self.is_checkpoint_due() => {
-                let record = self.checkpoint_record();
-                self.ready().and_then(|()| self.put(&record).map_err(|error| error.source))
-            }
+            false if self.is_checkpoint_due() => self.put_checkpoint(),
             false => Ok(()),
         };
         match result {
@@ -331,6 +330,13 @@ impl Scribe {
     fn opening(&self, why: &'static str, number: u64) -> LogDetail {
         let key_id = self.signer.as_ref().map(|signer| signer.id().to_owned());
         LogDetail { segment: Some(number), why: Some(why), key_id, ..LogDetail::default() }
+    }
+
+    /// Writes a checkpoint; made only now, since a new segment may have begun before it.
+    fn put_checkpoint(&mut self) -> io::Result<()> {
+        self.ready()?;
+        let record = self.checkpoint_record();
+        self.put(&record).map_err(|error| error.source)
     }
 
     /// A checkpoint about all records so far; signed if there is a key.
@@ -411,8 +417,13 @@ impl Scribe {
                 // What is on the disk is not known, and asking again would not tell: the old segment ends with its
                 // last record that is, and a new one begins.
                 tracing::error!(%error, "the decision log could not be brought to the disk: a new segment begins");
+                let is_checkpoint = self.lines.starts_with(CHECKPOINT);
                 self.ready()?;
-                let sealed = self.seal(batches);
+                let again = is_checkpoint.then(|| self.checkpoint_record());
+                let sealed = match &again {
+                    Some(record) => self.seal(&[record]),
+                    None => self.seal(batches),
+                };
                 let Sink::Files(files) = &mut self.sink else { return Ok(()) };
                 files.append(&self.lines)??;
                 sealed
@@ -458,7 +469,7 @@ impl Scribe {
     fn note_checkpoint(&mut self) {
         let line = self.lines.strip_suffix(b"\n").unwrap_or_default();
         let line = line.rsplit(|byte| *byte == b'\n').next().unwrap_or_default();
-        if !line.starts_with(b"{\"event\":\"dpa.checkpoint\"") {
+        if !line.starts_with(CHECKPOINT) {
             return;
         }
         self.checkpoint = self.head.seq;
