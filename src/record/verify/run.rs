@@ -28,6 +28,9 @@ const PLAIN: [&[u8]; 2] = [b"{\"event\":\"dpa.decision\"", b"{\"event\":\"dpa.ou
 /// Lines at the beginning of a file in which a record has to be.
 const MOST_BEFORE: usize = 16;
 
+/// Bytes at the beginning of a file in which a record has to be.
+const MOST_LOOKED_AT: u64 = 4 * 1024 * 1024;
+
 /// Numbers that are kept in a list of ranges.
 const MOST_RANGES: usize = 10_000;
 
@@ -100,12 +103,13 @@ pub struct Look {
 ///
 /// If it cannot be read.
 pub fn look(reader: &mut impl BufRead) -> io::Result<Look> {
+    let mut reader = io::Read::take(reader, MOST_LOOKED_AT);
     let mut look = Look { log: None, first: 0, opening: None, is_copy: false };
     let mut line = Vec::new();
     // The checkpoint that is the first line.
     let mut checkpoint = None;
     for place in 0..MOST_BEFORE {
-        let Some(ended) = next_line(reader, &mut line)? else { break };
+        let Some(ended) = next_line(&mut reader, &mut line)? else { break };
         let sealed = Sealed::read(&line).filter(|sealed| ended == Ended::Whole && sealed.is_whole());
         let Some(sealed) = sealed else { continue };
         look.log = log_of(sealed.record).or(look.log);
