@@ -39,6 +39,10 @@ async def main():
 asyncio.run(main())
 PY
 python3 "$dir/origin.py" "$back" & running+=($!)
+for _ in $(seq 100); do
+    python3 -c "import socket; socket.create_connection(('127.0.0.1', $back), 1)" 2>/dev/null && break
+    sleep 0.1
+done
 cat > "$dir/sidecar.yaml" <<YAML
 service: {name: bench, storage_location: US-OR}
 workers: 2
