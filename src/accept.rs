@@ -257,16 +257,18 @@ async fn connected(
     let Some(stream) = handshake(stream, tls, handshakes.begin(), limits, unread, draining.clone()).await else {
         return;
     };
-    let now = door.clock.now();
+    let (now, since) = (door.clock.now(), tokio::time::Instant::now());
     let proven = tls::proven(&stream, now);
     let peer = Peer { address, transport: proven.transport, certificate: proven.identity, until: proven.until };
     // Afterwards nothing that comes on it would prove who sends it.
     let left = proven.until.map(|until| Duration::try_from(until.duration_since(now)).unwrap_or_default());
     let ends = async {
-        tokio::select! {
-            Ok(()) = renewals.changed() => {}
-            () = tokio::time::sleep(left.unwrap_or_default()), if left.is_some() => {}
-            else => std::future::pending().await,
+        loop {
+            tokio::select! {
+                Ok(()) = renewals.changed() => if !tls.still_holds(&proven.chain) { return },
+                () = tokio::time::sleep_until(since + left.unwrap_or_default()), if left.is_some() => return,
+                else => std::future::pending().await,
+            }
         }
     };
     connection(stream, peer, door, limits, unread, draining, ends).await;

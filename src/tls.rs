@@ -1,8 +1,8 @@
 //! Step 2: proves the two ends of a connection to each other.
 //!
 //! Certificates, keys, authorities and revocation lists are PEM files. What is made of them is replaced whole when
-//! the files change: a new handshake takes the new. A connection that stands goes on, unless what its other end was
-//! verified with has changed; then it ends after the request that is under way.
+//! the files change: a new handshake takes the new. A connection that stands goes on as long as its caller's chain
+//! holds with the new too; one to an upstream is not used again once what verified it has changed.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -144,6 +144,8 @@ struct Made<C> {
     config: Arc<C>,
     endings: Vec<Ending>,
     own: Option<Own>,
+    /// Verifies the certificates of callers; none towards an upstream, and where none are asked for.
+    callers: Option<Arc<ByTime>>,
 }
 
 /// From when until when the certificate holds that the sidecar shows.
@@ -325,10 +327,22 @@ impl Server {
         self.in_force.made.load().endings.clone()
     }
 
-    /// Tells when the authorities or their lists are renewed: callers have to prove anew who they are.
+    /// Tells when the authorities or their lists are renewed.
     #[must_use]
     pub fn renewals(&self) -> watch::Receiver<u64> {
         self.in_force.renewals.subscribe()
+    }
+
+    /// Whether a chain that was verified once, its own certificate first, holds with the authorities and lists that
+    /// are in force now. Without a chain there is nothing that could have stopped to hold.
+    #[must_use]
+    pub fn still_holds(&self, chain: &[CertificateDer<'_>]) -> bool {
+        let made = self.in_force.made.load();
+        match (chain.split_first(), &made.callers) {
+            (None, _) => true,
+            (Some((leaf, others)), Some(callers)) => callers.verify_client_cert(leaf, others, UnixTime::now()).is_ok(),
+            (Some(_), None) => false,
+        }
     }
 
     /// Shakes hands. Without a bound in time.
@@ -409,6 +423,8 @@ pub struct Proven {
     pub identity: Fact<Identity>,
     /// When the first certificate of the chain ends that the caller has shown.
     pub until: Option<Timestamp>,
+    /// That chain, its own certificate first; empty if it has shown none.
+    pub chain: Vec<CertificateDer<'static>>,
 }
 
 /// What a connection proves that has come about `now`.
@@ -429,7 +445,7 @@ pub fn proven(stream: &FromCaller, now: Timestamp) -> Proven {
     let until = ends.filter(|(place, end)| *place == 0 || *end >= now).map(|(_, end)| end).min();
     let identity = leaf.map_or(Fact::Unknown(Why::Missing), |leaf| certificate::identity(leaf));
     let transport = Transport { tls, client_certificate: leaf.is_some(), is_unix: false };
-    Proven { transport, identity, until }
+    Proven { transport, identity, until, chain: chain.to_vec() }
 }
 
 impl<C> InForce<C> {
@@ -720,6 +736,7 @@ fn make_server(name: &str, settings: &ServerSettings, contents: &[Vec<u8>]) -> R
     };
     let unfit = |error: rustls::Error| misfit(certificate, private_key, &error);
     let builder = ServerConfig::builder_with_provider(provider()).with_protocol_versions(versions).map_err(unfit)?;
+    let mut callers = None;
     let builder = match clients {
         None => builder.with_no_client_auth(),
         Some(clients) => {
@@ -749,7 +766,7 @@ fn make_server(name: &str, settings: &ServerSettings, contents: &[Vec<u8>]) -> R
                 let validity = certificate.validity();
                 Some((validity.not_before.timestamp(), validity.not_after.timestamp()))
             });
-            builder.with_client_cert_verifier(Arc::new(ByTime {
+            let by_time = Arc::new(ByTime {
                 all: verifier(clients, &roots, all.clone()).map_err(unread)?,
                 clients: clients.clone(),
                 // What cannot be read was refused; if it were not, it would never hold.
@@ -757,7 +774,9 @@ fn make_server(name: &str, settings: &ServerSettings, contents: &[Vec<u8>]) -> R
                 authorities: certificates,
                 lists: all,
                 some: Mutex::default(),
-            }))
+            });
+            callers = Some(Arc::clone(&by_time));
+            builder.with_client_cert_verifier(by_time)
         }
     };
     let mut config = builder.with_single_cert(chain, key).map_err(unfit)?;
@@ -767,7 +786,7 @@ fn make_server(name: &str, settings: &ServerSettings, contents: &[Vec<u8>]) -> R
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
     }
-    Ok(Made { config: Arc::new(config), endings, own: own_times })
+    Ok(Made { config: Arc::new(config), endings, own: own_times, callers })
 }
 
 fn list_ends(what: String, file: &PemFile, list: &CertificateRevocationListDer<'_>) -> Option<Ending> {
@@ -799,7 +818,7 @@ fn make_client(name: &str, settings: &ClientSettings, contents: &[Vec<u8>]) -> R
         }
     };
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(Made { config: Arc::new(config), endings, own: own_times })
+    Ok(Made { config: Arc::new(config), endings, own: own_times, callers: None })
 }
 
 #[cfg(test)]

@@ -188,6 +188,7 @@ fn another_authority_is_believed_from_then_on() {
     std::fs::write(sidecar.log().with_file_name("ca.crt"), both).unwrap();
     wait_for("the second authority", || new.ask(&sidecar.address, &request()).ok());
     assert_eq!(old.ask(&sidecar.address, &request()).unwrap().status, 200, "both count");
+    assert_eq!(kept.ask(&request()).unwrap().status, 200, "a connection whose chain holds goes on");
     std::fs::write(sidecar.log().with_file_name("ca.crt"), &second.pem).unwrap();
     wait_for("the first authority to go", || old.ask(&sidecar.address, &request()).err());
     let kept = kept.ask(&request());
@@ -207,8 +208,12 @@ fn a_revoked_caller_kept_its_connection() {
     let (good, bad) = (Caller::new(&authority.pem, Some(&good)), Caller::new(&authority.pem, Some(&bad)));
     let mut kept = bad.connect(&sidecar.address).unwrap();
     assert_eq!(kept.ask(&request()).unwrap().status, 200);
+    let mut goes_on = good.connect(&sidecar.address).unwrap();
+    assert_eq!(goes_on.ask(&request()).unwrap().status, 200);
     std::fs::write(path, revoked).unwrap();
     wait_for("the connection to end", || kept.ask(&request()).err());
+    // A list that is renewed once cut every connection, and with it requests that were just being sent.
+    assert_eq!(goes_on.ask(&request()).unwrap().status, 200, "nobody took this one back");
     wait_for("the revocation", || super::is_revoked(bad.ask(&sidecar.address, &request())));
     assert_eq!(good.ask(&sidecar.address, &request()).unwrap().status, 200);
     // Whatever was asked was decided on and forwarded, also when the connection ended.
