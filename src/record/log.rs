@@ -12,11 +12,11 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use prometheus_client::metrics::counter::Counter;
-use tokio::sync::oneshot;
 
 use super::checkpoint::Signer;
 use super::entry::Writer;
 use super::recorder::Batch;
+use super::recorder::Desk;
 use super::recorder::Recorder;
 use super::scribe::Scribe;
 use crate::policy::Durability;
@@ -156,31 +156,19 @@ impl Counters {
     }
 }
 
-/// Records of one turn of a worker's loop.
-pub(super) struct Handover {
-    pub(super) batch: Batch,
-    pub(super) answer: oneshot::Sender<Answer>,
-}
-
-/// What became of them.
-#[derive(Default)]
-pub(super) struct Answer {
-    /// The number of the first.
-    pub(super) first: u64,
-    /// How many were written, from the first.
-    pub(super) written: usize,
-    /// All of them again, if not all were.
-    pub(super) unwritten: Option<Batch>,
-}
-
 /// The log of the process: makes a [`Recorder`] for each worker. When all are gone, the writer ends.
 #[derive(Clone)]
 pub struct Log {
     writer: Arc<Writer>,
     counters: Arc<Counters>,
-    to_writer: mpsc::Sender<Handover>,
+    desks: Desks,
+    to_writer: mpsc::SyncSender<()>,
+    is_synced: bool,
     timeout: Duration,
 }
+
+/// The workers' ends of the log, to which each [`Recorder`] adds its own.
+pub(super) type Desks = Arc<Mutex<Vec<Arc<Desk>>>>;
 
 impl fmt::Debug for Log {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -233,16 +221,20 @@ impl Log {
         scribe.begin(&first).map_err(|source| OpenError::Open { path, source })?;
 
         let writer = Arc::new(scribe.writer().clone());
-        let (to_writer, from_workers) = mpsc::channel();
+        let desks = Desks::default();
+        let all = Arc::clone(&desks);
+        // One call that has not been heard is enough.
+        let (to_writer, calls) = mpsc::sync_channel(1);
         let (alive, finished) = mpsc::channel();
         std::thread::Builder::new()
             .name("dpa-log".to_owned())
             .spawn(move || {
-                scribe.run(&from_workers);
+                scribe.run(&calls, &all);
                 drop(alive);
             })
             .map_err(OpenError::Thread)?;
-        let log = Self { writer, counters, to_writer, timeout: settings.timeout };
+        let is_synced = settings.durability == Durability::Synced;
+        let log = Self { writer, counters, desks, to_writer, is_synced, timeout: settings.timeout };
         Ok((log, Closing { finished, timeout: settings.timeout }))
     }
 
@@ -269,8 +261,18 @@ impl Log {
         self.timeout
     }
 
-    /// Hands records to the writer.
-    pub(super) fn send(&self, handover: Handover) -> Result<(), mpsc::SendError<Handover>> {
-        self.to_writer.send(handover)
+    /// Whether a record counts only once it is on the disk.
+    pub(super) fn is_synced(&self) -> bool {
+        self.is_synced
+    }
+
+    /// One more worker's end.
+    pub(super) fn add(&self, desk: Arc<Desk>) {
+        self.desks.lock().unwrap_or_else(PoisonError::into_inner).push(desk);
+    }
+
+    /// Tells the writer that there are records. Whether there is a writer.
+    pub(super) fn wake(&self) -> bool {
+        !matches!(self.to_writer.try_send(()), Err(mpsc::TrySendError::Disconnected(())))
     }
 }

@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
-use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
+use std::time::Instant;
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -18,14 +18,16 @@ use super::entry;
 use super::entry::Ended;
 use super::entry::Ending;
 use super::entry::Writer;
-use super::log::Answer;
-use super::log::Handover;
 use super::log::Log;
 use super::log::RETRY;
 
 /// Most bytes of records that one worker keeps for a writer that does not answer. At a kilobyte a record
 /// that is 8,000 requests, more than wait within `decision_log.timeout`.
 const MAX_PENDING_BYTES: usize = 8 * 1024 * 1024;
+
+/// Under `synced`: how long a record that nobody waits for may wait for one that is waited for, and with it for
+/// the disk. Each sync of its own would be one that requests wait behind.
+const RIDE: Duration = Duration::from_millis(100);
 
 /// Why a request has no record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -121,36 +123,38 @@ impl Batch {
     pub(super) fn len(&self) -> usize {
         self.ends.len()
     }
-
-    /// How many bytes.
-    pub(super) fn size(&self) -> usize {
-        self.bytes.len()
-    }
 }
 
 /// One worker's end of the log.
 #[derive(Clone, Debug)]
 pub struct Recorder {
-    shared: Arc<Turn>,
+    log: Log,
+    desk: Arc<Desk>,
 }
 
-#[derive(Debug)]
-struct Turn {
-    log: Log,
-    pending: Mutex<Pending>,
-    has_records: Notify,
-    is_finished: AtomicBool,
+/// What a worker and the writer share: records that are to be written, and what became of those that were taken.
+#[derive(Debug, Default)]
+pub(super) struct Desk {
+    papers: Mutex<Papers>,
+    /// Records have come, or answers.
+    has_news: Notify,
 }
 
 #[derive(Debug, Default)]
-struct Pending {
-    batch: Batch,
-    /// Whether it begins with records that could not be written before.
-    has_old: bool,
+struct Papers {
+    pending: Batch,
     waiting: Vec<Waiting>,
+    /// Whether the writer is to be woken at the end of this turn.
+    is_urgent: bool,
+    /// When at the latest.
+    due: Option<Instant>,
+    /// How often the writer took records and has not answered yet.
+    taken: usize,
+    answers: Vec<Answer>,
     /// Permitted requests that were refused because their record did not come in time: if it lands late, it
     /// is followed by `not_forwarded`.
     given_up: Vec<Uuid>,
+    is_finished: bool,
 }
 
 #[derive(Debug)]
@@ -160,6 +164,46 @@ struct Waiting {
     decision_id: Uuid,
     time: Timestamp,
     answer: oneshot::Sender<Result<u64, RecordError>>,
+}
+
+/// Records that the writer has taken, and who waits for them.
+#[derive(Debug)]
+pub(super) struct Taken {
+    pub(super) batch: Batch,
+    waiting: Vec<Waiting>,
+}
+
+/// What became of them.
+#[derive(Debug)]
+struct Answer {
+    taken: Taken,
+    /// The number of the first.
+    first: u64,
+    /// How many were written, from the first.
+    written: usize,
+}
+
+impl Desk {
+    fn papers(&self) -> MutexGuard<'_, Papers> {
+        self.papers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes all records that are to be written.
+    pub(super) fn take(&self) -> Option<Taken> {
+        let mut papers = self.papers();
+        if papers.pending.ends.is_empty() {
+            return None;
+        }
+        papers.taken += 1;
+        (papers.is_urgent, papers.due) = (false, None);
+        Some(Taken { batch: std::mem::take(&mut papers.pending), waiting: std::mem::take(&mut papers.waiting) })
+    }
+
+    /// Says how many of them were written, and the number of the first.
+    pub(super) fn answer(&self, taken: Taken, first: u64, written: usize) {
+        self.papers().answers.push(Answer { taken, first, written });
+        self.has_news.notify_one();
+    }
 }
 
 /// The decision that a record is about.
@@ -179,24 +223,15 @@ impl Recorder {
     /// An end of this log; its [`Recorder::hand_over`] has to run on the worker that has it.
     #[must_use]
     pub fn of(log: &Log) -> Self {
-        Self {
-            shared: Arc::new(Turn {
-                log: log.clone(),
-                pending: Mutex::default(),
-                has_records: Notify::new(),
-                is_finished: AtomicBool::new(false),
-            }),
-        }
-    }
-
-    fn pending(&self) -> MutexGuard<'_, Pending> {
-        self.shared.pending.lock().unwrap_or_else(PoisonError::into_inner)
+        let desk = Arc::default();
+        log.add(Arc::clone(&desk));
+        Self { log: log.clone(), desk }
     }
 
     /// Which sidecar writes.
     #[must_use]
     pub fn writer(&self) -> &Writer {
-        self.shared.log.writer()
+        self.log.writer()
     }
 
     /// Writes the records of one decision and waits until they are with the kernel.
@@ -210,7 +245,7 @@ impl Recorder {
     pub async fn append(&self, pass: Pass, encode: impl FnOnce(&mut Batch)) -> Result<Receipt, RecordError> {
         let written = match self.enqueue(pass, encode) {
             None => Err(RecordError::Failed),
-            Some(answer) => match tokio::time::timeout(self.shared.log.timeout(), answer).await {
+            Some(answer) => match tokio::time::timeout(self.log.timeout(), answer).await {
                 Ok(Ok(result)) => result,
                 Ok(Err(_gone)) => Err(RecordError::Failed),
                 Err(_elapsed) => Err(RecordError::TimedOut),
@@ -220,14 +255,14 @@ impl Recorder {
             Ok(place) => return Ok(Receipt(Accounted::Written(place))),
             Err(error) => error,
         };
-        self.shared.log.counters().is_failing.store(true, Ordering::Relaxed);
+        self.log.counters().is_failing.store(true, Ordering::Relaxed);
         if pass.may_be_lost {
-            let count = self.shared.log.counters().unrecorded.inc() + 1;
+            let count = self.log.counters().unrecorded.inc() + 1;
             return Ok(Receipt(Accounted::Lost(count)));
         }
-        self.shared.log.counters().refused.fetch_add(1, Ordering::Relaxed);
+        self.log.counters().refused.fetch_add(1, Ordering::Relaxed);
         if pass.is_permitted && error == RecordError::TimedOut {
-            self.pending().given_up.push(pass.decision_id);
+            self.desk.papers().given_up.push(pass.decision_id);
         }
         Err(error)
     }
@@ -237,111 +272,138 @@ impl Recorder {
         pass: Pass,
         encode: impl FnOnce(&mut Batch),
     ) -> Option<oneshot::Receiver<Result<u64, RecordError>>> {
-        let mut pending = self.pending();
-        if pending.batch.bytes.len() > MAX_PENDING_BYTES {
+        let mut papers = self.desk.papers();
+        if papers.pending.bytes.len() > MAX_PENDING_BYTES {
             return None;
         }
-        let before = pending.batch.ends.len();
-        encode(&mut pending.batch);
+        let before = papers.pending.ends.len();
+        encode(&mut papers.pending);
         // No record, no receipt: the place of an earlier one would be somebody else's.
-        let place = pending.batch.ends.len().checked_sub(1).filter(|place| *place >= before)?;
+        let place = papers.pending.ends.len().checked_sub(1).filter(|place| *place >= before)?;
         let (answer, written) = oneshot::channel();
         let Pass { decision_id, time, .. } = pass;
-        pending.waiting.push(Waiting { place, decision_id, time, answer });
-        drop(pending);
-        self.shared.has_records.notify_one();
+        papers.waiting.push(Waiting { place, decision_id, time, answer });
+        papers.is_urgent = true;
+        drop(papers);
+        self.desk.has_news.notify_one();
         Some(written)
     }
 
-    /// Writes a record that nobody waits for.
+    /// Writes a record that nobody waits for. Under `synced` it goes to the disk with the next one that somebody
+    /// waits for, after 100 ms at the latest.
     pub fn note(&self, encode: impl FnOnce(&mut Batch)) {
-        let mut pending = self.pending();
-        if pending.batch.bytes.len() > MAX_PENDING_BYTES {
+        let mut papers = self.desk.papers();
+        if papers.pending.bytes.len() > MAX_PENDING_BYTES {
             tracing::error!("the decision log does not answer: a record of an outcome is lost");
             return;
         }
-        let before = pending.batch.len();
-        encode(&mut pending.batch);
-        pending.batch.ends.iter_mut().skip(before).for_each(|end| end.stays = true);
-        drop(pending);
-        self.shared.has_records.notify_one();
+        let before = papers.pending.len();
+        encode(&mut papers.pending);
+        papers.pending.ends.iter_mut().skip(before).for_each(|end| end.stays = true);
+        let was_quiet = papers.due.is_none();
+        match self.log.is_synced() {
+            true => papers.due = papers.due.or_else(|| Some(Instant::now() + RIDE)),
+            false => papers.is_urgent = true,
+        }
+        let is_news = papers.is_urgent || was_quiet;
+        drop(papers);
+        if is_news {
+            self.desk.has_news.notify_one();
+        }
     }
 
-    /// Hands over what the worker recorded in each turn of its loop, until [`Recorder::finish`].
+    /// Has the writer take what the worker recorded in each turn of its loop, and passes on its answers, until
+    /// [`Recorder::finish`].
     ///
-    /// On a current-thread runtime it runs after the tasks that were ready before it, so all requests of
-    /// a turn share one hand-over; while the writer is busy, the next ones gather.
+    /// On a current-thread runtime it runs after the tasks that were ready before it, so all requests of a turn
+    /// share one call. While the writer is busy the next ones gather: it takes all that is there then.
     pub async fn hand_over(self) {
-        while !self.shared.is_finished.load(Ordering::Relaxed) {
-            let has_old = self.pending().has_old;
+        loop {
+            self.pass_on_answers();
+            let due = {
+                let mut papers = self.desk.papers();
+                let is_due = papers.due.is_some_and(|due| due <= Instant::now());
+                if std::mem::take(&mut papers.is_urgent) || is_due {
+                    papers.due = None;
+                    if !self.log.wake() {
+                        papers.waiting.clear();
+                        papers.pending = Batch::default();
+                    }
+                }
+                if papers.is_finished && papers.pending.ends.is_empty() && papers.taken == 0 {
+                    return;
+                }
+                papers.due
+            };
+            let wait = async {
+                match due {
+                    Some(due) => tokio::time::sleep_until(due.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
-                () = self.shared.has_records.notified() => {}
-                () = tokio::time::sleep(RETRY), if has_old => {}
+                () = self.desk.has_news.notified() => {}
+                () = wait => {}
             }
-            self.flush().await;
         }
     }
 
     /// Ends [`Recorder::hand_over`], whose task is `handing_over`, once what is pending is written; not later
     /// than `decision_log.timeout`.
     pub async fn finish(&self, handing_over: tokio::task::JoinHandle<()>) {
-        self.shared.is_finished.store(true, Ordering::Relaxed);
-        self.shared.has_records.notify_one();
-        if tokio::time::timeout(self.shared.log.timeout(), handing_over).await.is_err() {
+        self.hurry();
+        if tokio::time::timeout(self.log.timeout(), handing_over).await.is_err() {
             tracing::error!("the decision log does not answer: a worker's last records may be missing");
         }
     }
 
-    /// Hands over everything that is pending; not later than `decision_log.timeout`.
+    /// Has everything written that is pending; not later than `decision_log.timeout`.
     pub async fn flush_all(&self) {
-        let all = async { while self.flush().await {} };
-        if tokio::time::timeout(self.shared.log.timeout(), all).await.is_err() {
+        self.hurry();
+        if tokio::time::timeout(self.log.timeout(), self.clone().hand_over()).await.is_err() {
             tracing::error!("the decision log does not answer: a worker's last records may be missing");
         }
     }
 
-    /// Hands over what is pending and waits for the writer. Whether anything was written.
-    async fn flush(&self) -> bool {
-        let (batch, waiting) = {
-            let mut pending = self.pending();
-            pending.has_old = false;
-            (std::mem::take(&mut pending.batch), std::mem::take(&mut pending.waiting))
-        };
-        if batch.ends.is_empty() {
-            return false;
-        }
-        let (answer, written) = oneshot::channel();
-        let answer = match self.shared.log.send(Handover { batch, answer }) {
-            Ok(()) => written.await.unwrap_or_default(),
-            Err(_gone) => Answer::default(),
-        };
-        if let Some(batch) = &answer.unwritten {
-            self.put_back(batch, answer.written);
-        }
-        for Waiting { place, decision_id, time, answer: to_request } in waiting {
-            let result = match place < answer.written {
-                true => Ok(answer.first + u64::try_from(place).unwrap_or(u64::MAX)),
-                false => Err(RecordError::Failed),
-            };
-            // Nobody waits any more: the request went away, which its guard records, or was given up.
-            let was_given_up = to_request.send(result).is_err() && self.was_given_up(decision_id);
-            if was_given_up && result.is_ok() {
-                let ended = Ended {
-                    time,
-                    decision_id,
-                    ending: Ending::NotForwarded,
-                    status: Some(503),
-                    request_bytes: 0,
-                    response_bytes: 0,
-                    duration: Duration::ZERO,
+    fn hurry(&self) {
+        let mut papers = self.desk.papers();
+        (papers.is_finished, papers.is_urgent) = (true, true);
+        drop(papers);
+        self.desk.has_news.notify_one();
+    }
+
+    /// Tells those who wait what became of their records.
+    fn pass_on_answers(&self) {
+        let answers = std::mem::take(&mut self.desk.papers().answers);
+        for Answer { taken: Taken { batch, waiting }, first, written } in answers {
+            self.desk.papers().taken -= 1;
+            if written < batch.len() {
+                self.put_back(&batch, written);
+            }
+            for Waiting { place, decision_id, time, answer: to_request } in waiting {
+                let result = match place < written {
+                    true => Ok(first + u64::try_from(place).unwrap_or(u64::MAX)),
+                    false => Err(RecordError::Failed),
                 };
-                self.note(|batch| entry::outcome(batch, self.writer(), &ended));
+                // Nobody waits any more: the request went away, which its guard records, or was given up.
+                let was_given_up = to_request.send(result).is_err() && self.was_given_up(decision_id);
+                if was_given_up && result.is_ok() {
+                    let ended = Ended {
+                        time,
+                        decision_id,
+                        ending: Ending::NotForwarded,
+                        status: Some(503),
+                        request_bytes: 0,
+                        response_bytes: 0,
+                        duration: Duration::ZERO,
+                    };
+                    self.note(|batch| entry::outcome(batch, self.writer(), &ended));
+                }
             }
         }
-        answer.written > 0
     }
 
-    /// Puts the records that stay back before those that came since.
+    /// Puts the records that stay back before those that came since, to be tried again in a while.
     fn put_back(&self, batch: &Batch, from: usize) {
         let mut old = Batch::default();
         batch.all().skip(from).filter(|(_, stays)| *stays).for_each(|(record, _)| old.add(record, true));
@@ -349,15 +411,15 @@ impl Recorder {
         if shift == 0 {
             return;
         }
-        let mut pending = self.pending();
-        pending.batch.all().for_each(|(record, stays)| old.add(record, stays));
-        pending.waiting.iter_mut().for_each(|waiting| waiting.place += shift);
-        pending.batch = old;
-        pending.has_old = true;
+        let mut papers = self.desk.papers();
+        papers.pending.all().for_each(|(record, stays)| old.add(record, stays));
+        papers.waiting.iter_mut().for_each(|waiting| waiting.place += shift);
+        papers.pending = old;
+        papers.due = Some(Instant::now() + RETRY);
     }
 
     fn was_given_up(&self, decision_id: Uuid) -> bool {
-        let given_up = &mut self.pending().given_up;
+        let given_up = &mut self.desk.papers().given_up;
         let place = given_up.iter().position(|id| *id == decision_id);
         place.map(|place| given_up.swap_remove(place)).is_some()
     }

@@ -7,6 +7,7 @@ use std::io::Write as _;
 use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 use std::time::Duration;
@@ -18,16 +19,17 @@ use super::checkpoint::Signer;
 use super::entry;
 use super::entry::LogDetail;
 use super::entry::Writer;
-use super::log::Answer;
 use super::log::Copy;
 use super::log::Counters;
+use super::log::Desks;
 use super::log::FileSettings;
-use super::log::Handover;
 use super::log::LogSettings;
 use super::log::Now;
 use super::log::OpenError;
 use super::log::RETRY;
 use super::recorder::Batch;
+use super::recorder::Desk;
+use super::recorder::Taken;
 use super::segment;
 use super::segment::Names;
 use super::segment::Segment;
@@ -38,9 +40,6 @@ const IDLE_CHECKPOINT: Duration = Duration::from_secs(300);
 
 /// How the line of a checkpoint begins.
 const CHECKPOINT: &[u8] = b"{\"event\":\"dpa.checkpoint\"";
-
-/// Bytes of records that are written at once; more is left for the next time.
-const MOST_AT_ONCE: usize = 4 * 1024 * 1024;
 
 /// Why lines are not written, and how many records are all the same.
 struct Unwritten {
@@ -205,24 +204,18 @@ impl Scribe {
         Ok(())
     }
 
-    /// Writes what the workers hand over, in the order of its arrival, until they are gone. While writes fail it
-    /// tries by itself, so that a sidecar that was taken out of traffic for it comes back.
-    pub(super) fn run(mut self, from_workers: &mpsc::Receiver<Handover>) {
-        loop {
-            match from_workers.recv_timeout(self.wait()) {
-                Ok(first) => {
-                    let mut handovers = vec![first];
-                    let mut size = 0;
-                    while size < MOST_AT_ONCE
-                        && let Ok(next) = from_workers.try_recv()
-                    {
-                        size += next.batch.size();
-                        handovers.push(next);
-                    }
-                    self.commit(handovers);
-                }
+    /// Writes what the workers record until they are gone. While writes fail it tries by itself, so that a sidecar
+    /// that was taken out of traffic for it comes back.
+    pub(super) fn run(mut self, calls: &mpsc::Receiver<()>, desks: &Desks) {
+        let mut is_alive = true;
+        while is_alive {
+            match calls.recv_timeout(self.wait()) {
+                Ok(()) => {}
                 Err(mpsc::RecvTimeoutError::Timeout) => self.turn(),
-                Err(mpsc::RecvTimeoutError::Disconnected) => break,
+                Err(mpsc::RecvTimeoutError::Disconnected) => is_alive = false,
+            }
+            while let Some(handed_over) = take(desks) {
+                self.commit(handed_over);
             }
         }
         if let Err(error) = self.put_checkpoint() {
@@ -251,21 +244,19 @@ impl Scribe {
         self.last_checkpoint.elapsed() >= every
     }
 
-    /// Writes the records of one or more hand-overs together, and tells each how it went.
-    fn commit(&mut self, handovers: Vec<Handover>) {
-        let batches: Vec<&Batch> = handovers.iter().map(|handover| &handover.batch).collect();
+    /// Writes the records of several workers together, and tells each how it went.
+    fn commit(&mut self, handed_over: Vec<(Arc<Desk>, Taken)>) {
+        let batches: Vec<&Batch> = handed_over.iter().map(|(_, taken)| &taken.batch).collect();
         let all: usize = batches.iter().map(|batch| batch.len()).sum();
         let was_failing = self.seems_to_fail();
         let result = self.ready().map_err(Unwritten::from).and_then(|()| self.write(&batches));
         let mut written = result.as_ref().map_or_else(|error| error.written, |()| all);
         let mut next = (self.head.seq + 1).saturating_sub(u64::try_from(written).unwrap_or(0));
-        for Handover { batch, answer } in handovers {
-            let here = written.min(batch.len());
+        for (desk, taken) in handed_over {
+            let here = written.min(taken.batch.len());
             written -= here;
-            let answered = Answer { first: next, written: here, unwritten: (here < batch.len()).then_some(batch) };
+            desk.answer(taken, next, here);
             next += u64::try_from(here).unwrap_or(0);
-            // A worker that is gone does not want to know.
-            let _gone = answer.send(answered);
         }
         match result {
             Ok(()) if was_failing => self.regained(),
@@ -485,6 +476,13 @@ impl Scribe {
             tracing::warn!(%error, "a checkpoint could not be copied");
         }
     }
+}
+
+/// All that the workers have recorded; `None` if there is nothing.
+fn take(desks: &Desks) -> Option<Vec<(Arc<Desk>, Taken)>> {
+    let desks = desks.lock().unwrap_or_else(PoisonError::into_inner);
+    let taken = desks.iter().filter_map(|desk| Some((Arc::clone(desk), desk.take()?)));
+    Some(taken.collect()).filter(|all: &Vec<_>| !all.is_empty())
 }
 
 fn stdout_written(stdout: &mut Stdout, lines: &[u8]) -> Result<(), (usize, io::Error)> {
