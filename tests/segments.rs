@@ -147,6 +147,33 @@ fn segments_that_are_too_old_or_too_many() {
 }
 
 #[test]
+fn a_file_that_was_no_segment_was_removed_as_one() {
+    let upstream = Upstream::ok();
+    let log = "{file: {path: decisions.ndjson, rotate_bytes: 16KiB, keep: 1}}".to_owned();
+    let sidecar = Setup { decision_log: log, ..Setup::to(&upstream.address) }.start();
+    let foreign = sidecar.log().with_file_name("decisions-000000.ndjson");
+    std::fs::write(&foreign, "notes of an officer\n").unwrap();
+    ask(&sidecar, 60);
+    assert_eq!(std::fs::read_to_string(&foreign).unwrap(), "notes of an officer\n");
+    let stopped = sidecar.stop();
+    assert_eq!(segments(&stopped.folder).len(), 3, "its own are kept and removed as before");
+}
+
+#[test]
+fn a_full_segment_whose_name_was_taken_stopped_the_log() {
+    let upstream = Upstream::ok();
+    let log = "{file: {path: decisions.ndjson, rotate_bytes: 16KiB}}".to_owned();
+    let sidecar = Setup { decision_log: log, ..Setup::to(&upstream.address) }.start();
+    std::fs::write(sidecar.log().with_file_name("decisions-000001.ndjson"), "not a segment\n").unwrap();
+    ask(&sidecar, 60);
+    let stopped = sidecar.stop();
+    let (records, _) = follow(&stopped.folder.file("decisions.ndjson"), Head::NONE);
+    assert_eq!(records.iter().filter(|record| record["event"] == "dpa.decision").count(), 60);
+    let checkpoints = records.iter().filter(|record| record["event"] == "dpa.checkpoint").count();
+    assert!(checkpoints < 20, "one for each try to close it: {checkpoints}");
+}
+
+#[test]
 fn checkpoints_are_signed_and_copied() {
     let upstream = Upstream::ok();
     let folder = Folder::new();

@@ -13,6 +13,8 @@ use std::sync::mpsc;
 use std::time::Duration;
 use std::time::Instant;
 
+use uuid::Uuid;
+
 use super::chain::Head;
 use super::chain::Sealed;
 use super::checkpoint::Signer;
@@ -37,6 +39,9 @@ use crate::policy::Durability;
 
 /// How often there is a checkpoint while no records come.
 const IDLE_CHECKPOINT: Duration = Duration::from_secs(300);
+
+/// How long a segment that is full and cannot be closed is written to before that is tried again.
+const ROTATION_RETRY: Duration = Duration::from_secs(10);
 
 /// How the line of a checkpoint begins.
 const CHECKPOINT: &[u8] = b"{\"event\":\"dpa.checkpoint\"";
@@ -81,10 +86,16 @@ struct Files {
     settings: FileSettings,
     is_synced: bool,
     segment: Option<Segment>,
+    /// A segment that is not written to any more, since a sync of it failed, until it has its name as a closed one.
+    condemned: Option<Segment>,
     /// The number of the newest segment.
     number: u64,
     /// Why the next segment is opened.
     why: &'static str,
+    /// Until when a segment that is full is written to all the same, since it could not be closed.
+    stays_until: Option<Instant>,
+    /// Whether the beginning of a segment that did not come about may be left where the next one begins.
+    has_stump: bool,
     torn: Option<u64>,
     has_reserve: bool,
     _lock: File,
@@ -141,8 +152,11 @@ impl Scribe {
                     settings: file.clone(),
                     is_synced: settings.durability == Durability::Synced,
                     segment: found.segment,
+                    condemned: None,
                     number: found.number,
                     why,
+                    stays_until: None,
+                    has_stump: false,
                     torn: found.torn,
                     has_reserve: false,
                     _lock: found.lock,
@@ -352,6 +366,7 @@ impl Scribe {
             segment::take_reserve(&files.names)?;
             files.has_reserve = true;
         }
+        files.close_condemned()?;
         if files.segment.as_ref().is_some_and(Segment::is_removed) {
             tracing::error!("the decision log was removed under the sidecar: a new segment begins");
             (files.segment, files.why) = (None, "removed");
@@ -360,15 +375,23 @@ impl Scribe {
             let record = self.checkpoint_record();
             self.put(&record).map_err(|error| error.source)?;
             let Sink::Files(files) = &mut self.sink else { return Ok(()) };
+            // If its sync failed, it is the first of a new segment by now.
+            if !files.is_full(now) {
+                return Ok(());
+            }
             files.why = "rotated";
-            files.close()?;
+            if let Err(error) = files.close() {
+                let path = files.names.active.display();
+                tracing::error!(%error, %path, "a segment that is full cannot be closed: it is written to all the same");
+                files.stays_until = Some(Instant::now() + ROTATION_RETRY);
+            }
         }
         let Sink::Files(files) = &self.sink else { return Ok(()) };
         if files.segment.is_some() {
             return Ok(());
         }
         let mut opening = self.event("opened", &self.opening(files.why, files.number + 1));
-        let gone = files.outlived()?;
+        let gone = files.outlived(self.writer.log)?;
         for (number, _) in &gone {
             let detail = LogDetail { segment: Some(*number), ..LogDetail::default() };
             entry::log_event(&mut opening, &self.writer, now, "retention", &detail);
@@ -507,6 +530,9 @@ fn stdout_written(stdout: &mut Stdout, lines: &[u8]) -> Result<(), (usize, io::E
 
 impl Files {
     fn is_full(&self, now: jiff::Timestamp) -> bool {
+        if self.stays_until.is_some_and(|until| Instant::now() < until) {
+            return false;
+        }
         self.segment.as_ref().is_some_and(|segment| {
             let age = Duration::try_from(now.duration_since(segment.opened)).unwrap_or_default();
             segment.length >= self.settings.rotate_bytes || self.settings.rotate_after.is_some_and(|most| age >= most)
@@ -517,13 +543,24 @@ impl Files {
     fn close(&mut self) -> io::Result<()> {
         if let Some(segment) = &self.segment {
             segment.close(&self.names)?;
-            self.segment = None;
+            (self.segment, self.stays_until) = (None, None);
+        }
+        Ok(())
+    }
+
+    /// Cuts a segment behind its last record that is on the disk, and closes it.
+    fn close_condemned(&mut self) -> io::Result<()> {
+        if let Some(segment) = &mut self.condemned {
+            segment.cut()?;
+            // Removed by somebody else, it needs no name.
+            segment.close(&self.names).or_else(|error| if segment.is_removed() { Ok(()) } else { Err(error) })?;
+            self.condemned = None;
         }
         Ok(())
     }
 
     /// Writes lines. The inner error: they are written, and nobody knows whether they are on the disk; the segment
-    /// is closed then behind its last record that is.
+    /// is not written to any more.
     fn append(&mut self, lines: &[u8]) -> io::Result<io::Result<()>> {
         let Some(segment) = &mut self.segment else { return Err(io::ErrorKind::NotFound.into()) };
         let durable = segment.length;
@@ -533,23 +570,35 @@ impl Files {
         }
         let synced = segment.sync();
         if synced.is_err() {
-            segment.cut_to(durable);
+            segment.length = durable;
             self.why = "sync_failed";
-            self.close()?;
+            self.condemned = self.segment.take();
         }
         Ok(synced)
     }
 
-    /// The closed segments that are more than the settings keep, once the next one is opened.
-    fn outlived(&self) -> io::Result<Vec<(u64, PathBuf)>> {
+    /// The closed segments of this log that are more than the settings keep, once the next one is opened.
+    fn outlived(&self, log: Uuid) -> io::Result<Vec<(u64, PathBuf)>> {
         let Some(keep) = self.settings.keep else { return Ok(Vec::new()) };
         let mut closed = self.names.all_closed()?;
+        // A file that only has such a name is somebody else's.
+        let is_ours = |(number, path): &(u64, PathBuf)| {
+            let opening = File::open(path).and_then(|mut file| segment::opening(&mut file));
+            opening.is_ok_and(|opening| opening.is_some_and(|it| it.log == log && it.segment == *number))
+        };
+        if closed.len() > keep {
+            closed.retain(is_ours);
+        }
         closed.truncate(closed.len().saturating_sub(keep));
         Ok(closed)
     }
 
     /// Opens the next segment with these lines.
     fn open_next(&mut self, lines: &[u8], now: jiff::Timestamp) -> io::Result<()> {
+        if self.has_stump {
+            std::fs::remove_file(&self.names.active)?;
+            self.has_stump = false;
+        }
         let mut segment = Segment::create(&self.names, self.number + 1, now)?;
         let written = segment.append(lines).and_then(|()| match self.is_synced {
             true => segment.sync().and_then(|()| segment::sync_folder(&self.names)),
@@ -557,7 +606,7 @@ impl Files {
         });
         if let Err(error) = written {
             // A segment without its first record would be no log to the next start.
-            let _left_over = std::fs::remove_file(&self.names.active);
+            self.has_stump = std::fs::remove_file(&self.names.active).is_err();
             return Err(error);
         }
         self.number += 1;

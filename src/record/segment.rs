@@ -335,8 +335,12 @@ impl Segment {
         self.file.metadata().is_ok_and(|metadata| metadata.nlink() == 0)
     }
 
-    /// Cuts what a failed write left behind; in a file that somebody else made shorter, behind its last line.
-    fn cut(&mut self) -> io::Result<()> {
+    /// Cuts what lies behind the last whole record; in a file that somebody else made shorter, behind its last line.
+    ///
+    /// # Errors
+    ///
+    /// If that is not possible.
+    pub fn cut(&mut self) -> io::Result<()> {
         let length = self.file.metadata()?.len();
         if length < self.length {
             self.length = last_record(&mut self.file)?.map_or(0, |(_, whole)| whole);
@@ -355,12 +359,6 @@ impl Segment {
     /// After one nothing is known about what is on the disk, and a second try would not tell.
     pub fn sync(&self) -> io::Result<()> {
         self.file.sync_data()
-    }
-
-    /// Cuts what is not known to be on the disk; best effort.
-    pub fn cut_to(&mut self, length: u64) {
-        let _best_effort = self.file.set_len(length);
-        self.length = length;
     }
 
     /// Gives the segment its name among the closed ones.

@@ -6,7 +6,7 @@
     missing   the folder of the log is removed, and comes back           no root
     pipe      standard output is a pipe that nobody reads for 3 s        no root
     write     write() to the log says ENOSPC, then EIO                   no root, strace
-    sync      fdatasync() of the log says EIO, `durability: synced`      no root, strace
+    sync      fdatasync() of the log says EIO, then rename() too         no root, strace
     full      a tmpfs is full, and is made room on                       root
     frozen    the file system is frozen for 5 s (loop ext4, fsfreeze)    root
 
@@ -250,15 +250,17 @@ def pipe(program, folder):
     return took, back
 
 
-def traced(program, folder, fault, calls, log):
-    """The sidecar under strace, which makes its n-th to m-th call fail in one thread after another."""
+def traced(program, folder, faults, log):
+    """The sidecar under strace, which makes its n-th to m-th call fail in one thread after another: by call, how."""
     if not shutil.which("strace"):
         raise CannotRun("there is no strace")
     if subprocess.run(["strace", "-o", os.path.join(folder, "try"), "true"], capture_output=True).returncode != 0:
         raise CannotRun("strace may not trace here")
     origin = Origin()
     path = os.path.join(folder, "decisions.ndjson")
-    wrapper = ["strace", "-f", "-qq", "-o", os.path.join(folder, "trace"), "-P", path, "-e", f"trace={calls}", "-e", fault]
+    wrapper = ["strace", "-f", "-qq", "-o", os.path.join(folder, "trace"), "-P", path, "-e", "trace=" + ",".join(faults)]
+    for call, how in faults.items():
+        wrapper += ["-e", f"inject={call}:{how}"]
     sidecar = Sidecar(program, folder, origin, log, wrapper)
     return origin, sidecar
 
@@ -270,7 +272,7 @@ def write(program, folder):
         os.mkdir(inner)
         log = f"{{file: {{path: decisions.ndjson}}, timeout: {TIMEOUT * 1000:.0f}ms, checkpoint_every: 1h}}"
         # The first writes are the beginning of the log; then 12 fail.
-        origin, sidecar = traced(program, inner, f"inject=write:error={error}:when=8..19", "write", log)
+        origin, sidecar = traced(program, inner, {"write": f"error={error}:when=8..19"}, log)
         wait_for("a write that fails", lambda: sidecar.ask()[0] == 503)
         took = refused_or_back(sidecar, origin)
         back = recovers(sidecar, origin)
@@ -291,7 +293,9 @@ def refused_or_back(sidecar, origin):
 
 def sync(program, folder):
     log = f"{{file: {{path: decisions.ndjson}}, timeout: {TIMEOUT * 1000:.0f}ms, durability: synced, checkpoint_every: 1h}}"
-    origin, sidecar = traced(program, folder, "inject=fdatasync:error=EIO:when=6+9", "fdatasync", log)
+    # Twice the segment whose sync failed cannot even be closed.
+    faults = {"fdatasync": "error=EIO:when=6+9", "rename": "error=EIO:when=1..2"}
+    origin, sidecar = traced(program, folder, faults, log)
     took = 0.0
     for _ in range(60):
         took = max(took, refused_or_back(sidecar, origin))
