@@ -29,6 +29,10 @@ const MAX_PENDING_BYTES: usize = 8 * 1024 * 1024;
 /// the disk. Each sync of its own would be one that requests wait behind.
 const RIDE: Duration = Duration::from_millis(100);
 
+/// Under `synced`: how many turns of a worker's loop may bring further records before those that are there go to
+/// the disk.
+const MOST_TURNS: usize = 64;
+
 /// Why a request has no record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RecordError {
@@ -148,6 +152,8 @@ struct Papers {
     is_urgent: bool,
     /// When at the latest.
     due: Option<Instant>,
+    /// Whether the writer may take them.
+    is_offered: bool,
     /// How often the writer took records and has not answered yet.
     taken: usize,
     answers: Vec<Answer>,
@@ -188,6 +194,11 @@ impl Desk {
         self.papers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether the worker has told that there is something to be written.
+    pub(super) fn has_offered(&self) -> bool {
+        self.papers().is_offered
+    }
+
     /// Takes all records that are to be written.
     pub(super) fn take(&self) -> Option<Taken> {
         let mut papers = self.papers();
@@ -195,7 +206,7 @@ impl Desk {
             return None;
         }
         papers.taken += 1;
-        (papers.is_urgent, papers.due) = (false, None);
+        (papers.is_urgent, papers.due, papers.is_offered) = (false, None, false);
         Some(Taken { batch: std::mem::take(&mut papers.pending), waiting: std::mem::take(&mut papers.waiting) })
     }
 
@@ -320,11 +331,14 @@ impl Recorder {
     pub async fn hand_over(self) {
         loop {
             self.pass_on_answers();
+            if self.log.is_synced() {
+                self.gather().await;
+            }
             let due = {
                 let mut papers = self.desk.papers();
                 let is_due = papers.due.is_some_and(|due| due <= Instant::now());
                 if std::mem::take(&mut papers.is_urgent) || is_due {
-                    papers.due = None;
+                    (papers.due, papers.is_offered) = (None, true);
                     if !self.log.wake() {
                         papers.waiting.clear();
                         papers.pending = Batch::default();
@@ -345,6 +359,20 @@ impl Recorder {
                 () = self.desk.has_news.notified() => {}
                 () = wait => {}
             }
+        }
+    }
+
+    /// Lets the worker go on as long as each turn of its loop brings further records: a sync is dear, and what comes
+    /// while it goes on waits for the next.
+    async fn gather(&self) {
+        let mut before = 0;
+        for _ in 0..MOST_TURNS {
+            let now = self.desk.papers().waiting.len();
+            if now <= before {
+                return;
+            }
+            before = now;
+            tokio::task::yield_now().await;
         }
     }
 

@@ -504,6 +504,9 @@ impl Scribe {
 /// All that the workers have recorded; `None` if there is nothing.
 fn take(desks: &Desks) -> Option<Vec<(Arc<Desk>, Taken)>> {
     let desks = desks.lock().unwrap_or_else(PoisonError::into_inner);
+    if !desks.iter().any(|desk| desk.has_offered()) {
+        return None;
+    }
     let taken = desks.iter().filter_map(|desk| Some((Arc::clone(desk), desk.take()?)));
     Some(taken.collect()).filter(|all: &Vec<_>| !all.is_empty())
 }
