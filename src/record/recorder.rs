@@ -337,8 +337,11 @@ impl Recorder {
             let due = {
                 let mut papers = self.desk.papers();
                 let is_due = papers.due.is_some_and(|due| due <= Instant::now());
-                if std::mem::take(&mut papers.is_urgent) || is_due {
-                    (papers.due, papers.is_offered) = (None, true);
+                // A write is short: what comes while it goes on makes the next one larger. A sync is long, and
+                // whatever is there when it ends is to go with the next.
+                let is_free = self.log.is_synced() || papers.taken == 0;
+                if (papers.is_urgent || is_due) && is_free {
+                    (papers.is_urgent, papers.due, papers.is_offered) = (false, None, true);
                     if !self.log.wake() {
                         papers.waiting.clear();
                         papers.pending = Batch::default();
@@ -347,7 +350,7 @@ impl Recorder {
                 if papers.is_finished && papers.pending.ends.is_empty() && papers.taken == 0 {
                     return;
                 }
-                papers.due
+                papers.due.filter(|_| is_free)
             };
             let wait = async {
                 match due {
