@@ -243,13 +243,9 @@ fn stated(arguments: &Arguments, policy: &Policy, loaded: &Loaded) -> Result<Exp
             Some((identity, location))
         }
     };
-    let direction = match &arguments.recipient {
-        None => Direction::Ingress,
-        Some(name) => match policy.subprocessor_named(name) {
-            Some(id) => Direction::Egress(id),
-            None => return Err(CliError::Unknown(format!("--recipient: the policy has no subprocessor `{name}`"))),
-        },
-    };
+    if let Some(name) = arguments.recipient.as_ref().filter(|name| policy.subprocessor_named(name).is_none()) {
+        return Err(CliError::Unknown(format!("--recipient: the policy has no subprocessor `{name}`")));
+    }
     let Some(storage) = arguments.storage_location else {
         return Err(CliError::Usage("give `--storage-location`, such as US-OR: where the service keeps its data"));
     };
@@ -263,7 +259,7 @@ fn stated(arguments: &Arguments, policy: &Policy, loaded: &Loaded) -> Result<Exp
         operation: Some(arguments.operation),
         data_categories: arguments.data_category.clone(),
         subscriber: arguments.subscriber.clone().map_or(AskedSubscriber::NotEstablished, AskedSubscriber::Named),
-        direction,
+        recipient: arguments.recipient.clone(),
         transport: ask::CLEAR,
         storage,
         is_mapped: true,
@@ -313,7 +309,10 @@ fn facts_shown(facts: &Facts<'_>, arguments: &Arguments, policy: &Policy) -> Vec
             format!("{id}, a subprocessor")
         }
         Some(Party::Customer(id)) => format!("a caller of the customer {}", customer(&id)),
-        None => format!("{}, no party to the agreement", caller.identity),
+        None => {
+            let identity = caller.identity.as_ref().map(ToString::to_string).unwrap_or_default();
+            format!("{identity}, no party to the agreement")
+        }
     });
     let customers = shown("customer", &facts.customers, |customers| match customers {
         Customers::One(id) => customer(id),
@@ -338,7 +337,7 @@ fn facts_shown(facts: &Facts<'_>, arguments: &Arguments, policy: &Policy) -> Vec
     };
     let recipient_place = match facts.direction {
         Direction::Egress(id) => policy.subprocessor(id).map(|entry| written(&entry.access_locations)),
-        Direction::Ingress => None,
+        Direction::Ingress | Direction::EgressToNobody => None,
     };
     let categories: Vec<&str> = facts.data_categories.iter().map(DataCategory::as_str).collect();
     let data = (!categories.is_empty()).then(|| FactShown::new("data_categories", categories.join(", "), "stated"));
