@@ -155,3 +155,50 @@ fn is_here(address: &str) -> bool {
     let bare = host.trim_start_matches('[').trim_end_matches(']');
     bare == "localhost" || bare.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::tls::ClientSettings;
+
+    #[test]
+    fn how_a_subprocessor_is_called() {
+        let table = [
+            ("in clear on its own port", "api.example:80", None, Some(("api.example", "api.example"))),
+            ("in clear on another", "api.example:443", None, Some(("api.example", "api.example:443"))),
+            ("TLS on its own port", "api.example:443", Some("api.example"), Some(("api.example", "api.example"))),
+            ("TLS on another", "api.example:8443", Some("api.example"), Some(("api.example", "api.example:8443"))),
+            ("through an address", "10.1.2.3:443", Some("Api.Example"), Some(("api.example", "api.example"))),
+            ("a dot at its end", "api.example.:80", None, Some(("api.example", "api.example"))),
+            ("IPv4", "10.1.2.3:8080", None, Some(("10.1.2.3", "10.1.2.3:8080"))),
+            ("IPv6", "[2001:DB8::1]:443", Some("2001:db8::1"), Some(("[2001:db8::1]", "[2001:db8::1]"))),
+            ("IPv6 in clear", "[2001:db8::1]:443", None, Some(("[2001:db8::1]", "[2001:db8::1]:443"))),
+            ("a blank", "api example:80", None, None),
+            ("no port", "api.example", None, None),
+            ("a socket of this machine", "unix:/run/a.sock", None, None),
+        ];
+        for (name, address, server_name, expected) in table {
+            let tls = server_name.map(|name| ClientSettings {
+                ca: Spanned { value: "ca.crt".into(), at: At::default() },
+                is_system: false,
+                server_name: name.to_owned().try_into().unwrap(),
+                own: None,
+            });
+            let second = Duration::from_secs(1);
+            let upstream = UpstreamSettings {
+                name: "api".to_owned(),
+                address: address.to_owned(),
+                storage_location: None,
+                connect_timeout: second,
+                response_timeout: second,
+                idle_timeout: second,
+                tls,
+            };
+            let found = host_of(&upstream).map(|(host, header)| (host, header.to_str().unwrap().to_owned()));
+            let expected = expected.map(|(host, header)| (host.to_owned(), header.to_owned()));
+            assert_eq!(found, expected, "{name}");
+        }
+    }
+}
