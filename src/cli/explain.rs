@@ -342,9 +342,10 @@ fn facts_shown(facts: &Facts<'_>, arguments: &Arguments, policy: &Policy) -> Vec
     let categories: Vec<&str> = facts.data_categories.iter().map(DataCategory::as_str).collect();
     let data = (!categories.is_empty()).then(|| FactShown::new("data_categories", categories.join(", "), "stated"));
     let access = caller_place.map(|place| FactShown::new("access_location", place, "policy"));
+    let to = arguments.recipient.clone().map(|id| FactShown::new("recipient", id, "stated"));
     let recipient = recipient_place.map(|place| FactShown::new("recipient_location", place, "policy"));
     let storage = Some(FactShown::new("storage_location", facts.storage.to_string(), "stated"));
-    let all = [caller, customers, purpose, operation, data, subscriber, instruction, request_ref];
+    let all = [caller, to, customers, purpose, operation, data, subscriber, instruction, request_ref];
     all.into_iter().chain([claimed, access, recipient, storage]).flatten().collect()
 }
 
@@ -423,6 +424,13 @@ struct Record {
     policy: Option<RecordPolicy>,
 }
 
+impl Record {
+    /// Whether the service sent it: then the settings say who calls, and nothing else does.
+    fn is_egress(&self) -> bool {
+        self.sources.get("caller").and_then(|source| source.as_str()) == Some(FactSource::Settings.as_str())
+    }
+}
+
 #[derive(Deserialize)]
 struct RecordReason {
     code: String,
@@ -441,6 +449,7 @@ struct RecordRecipient {
 struct RecordLocation {
     storage: String,
     access: Option<String>,
+    recipient: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -479,7 +488,7 @@ fn recorded(id: Uuid, log: &Path, policy: &Policy, loaded: &Loaded) -> Result<Ex
         own_caller: record
             .caller_id
             .clone()
-            .filter(|_| record.recipient.as_ref().is_none_or(|to| matches!(to.r#type.as_str(), "internal"))),
+            .filter(|_| record.is_egress() || record.recipient.as_ref().is_none_or(|to| to.r#type == "internal")),
         subprocessor: record.recipient.as_ref().filter(|to| to.r#type == "subprocessor").and_then(|to| to.id.clone()),
         purpose: record.purpose.clone(),
         operation: record.operation.clone(),
@@ -526,8 +535,10 @@ fn record_facts(record: &Record, customers: &[String]) -> Vec<FactShown> {
     let joined = |list: &[String]| (!list.is_empty()).then(|| list.join(", "));
     let place = |place: fn(&RecordLocation) -> Option<String>| record.location.as_ref().and_then(place);
     let from = |fact: &str| record.sources.get(fact).and_then(|source| source.as_str()).unwrap_or("policy");
+    let recipient = record.recipient.as_ref().filter(|_| record.is_egress()).and_then(|to| to.id.clone());
     let facts = [
         ("caller", record.caller_id.clone(), from("caller")),
+        ("recipient", recipient, "settings"),
         ("customer", joined(customers), from("customer")),
         ("purpose", record.purpose.clone(), from("purpose")),
         ("operation", record.operation.clone(), from("operation")),
@@ -536,6 +547,7 @@ fn record_facts(record: &Record, customers: &[String]) -> Vec<FactShown> {
         ("instruction", record.instruction_id.clone(), from("instruction")),
         ("request_ref", record.request_ref.clone(), from("request_ref")),
         ("access_location", place(|location| location.access.clone()), from("location")),
+        ("recipient_location", place(|location| location.recipient.clone()), "policy"),
         ("storage_location", place(|location| Some(location.storage.clone())), "settings"),
         ("route", record.route.clone(), "settings"),
     ];
