@@ -58,12 +58,15 @@ use crate::support::run;
 const USAGE: &str = "/v1/customers/redwood-strand/usage";
 const ANALYTICS: &str = "purpose=customer_analytics";
 
+/// Heads and bodies, as they came in.
+type Seen = Vec<(MessageHead, Vec<u8>)>;
+
 /// A subprocessor's service: TLS under its own name, `200` and `thanks` for everything.
 struct Subprocessor {
     address: String,
     /// Its certificate, which vouches for itself.
     certificate: String,
-    seen: Arc<Mutex<Vec<(MessageHead, Vec<u8>)>>>,
+    seen: Arc<Mutex<Seen>>,
 }
 
 impl Subprocessor {
@@ -90,7 +93,7 @@ impl Subprocessor {
         Self { address, certificate: shown.cert.pem(), seen }
     }
 
-    fn seen(&self) -> Vec<(MessageHead, Vec<u8>)> {
+    fn seen(&self) -> Seen {
         self.seen.lock().unwrap().clone()
     }
 
@@ -100,7 +103,7 @@ impl Subprocessor {
     }
 }
 
-fn serve(stream: TcpStream, config: Arc<ServerConfig>, seen: &Mutex<Vec<(MessageHead, Vec<u8>)>>) {
+fn serve(stream: TcpStream, config: Arc<ServerConfig>, seen: &Mutex<Seen>) {
     stream.set_nodelay(true).unwrap();
     let mut reader = BufReader::new(StreamOwned::new(ServerConnection::new(config).unwrap(), stream));
     while let Some(head) = MessageHead::read(&mut reader) {
