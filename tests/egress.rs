@@ -416,10 +416,8 @@ fn a_caller_cannot_choose_a_route_of_egress_by_its_host() {
 fn a_subprocessor_that_is_somebody_else_gets_nothing() {
     let meridian = Subprocessor::start("api.meridian.example");
     let other = Subprocessor::start("api.meridian.example");
-    let mut setup = Setup::new(&meridian, &other, "127.0.0.1:1");
-    let settings = setup.settings();
-    let settings = settings.replace(&meridian.address, &other.address);
-    setup.more = "";
+    let setup = Setup::new(&meridian, &other, "127.0.0.1:1");
+    let settings = setup.settings().replace(&meridian.address, &other.address);
     let sidecar = Sidecar::start(setup.folder, &settings, &[]);
     let text = sidecar.stderr.text();
     let (_, rest) = text.split_once("listening name=to-meridian address=").unwrap();
@@ -583,6 +581,74 @@ fn the_host_that_a_subprocessor_is_asked_for() {
             ("POST /v1/customers/redwood-strand/usage HTTP/1.1", Some(expected.as_str()))
         );
     }
+}
+
+/// The transport floor is for what comes in; what `check` says of the connection that goes out.
+#[test]
+fn what_the_policy_promises_of_connections() {
+    let meridian = Subprocessor::start("api.meridian.example");
+    let mut setup = Setup::new(&meridian, &meridian, "127.0.0.1:1");
+    let promise = "\nsecurity_measures: {min_tls_version: \"1.3\", client_authentication: required}\n";
+    let settings = setup.settings();
+    let policy = std::fs::read_to_string(setup.folder.file("policy.yaml")).unwrap() + promise;
+    let nowhere = policy.replace("sa/subscriber-api\"]\n    location: US-OR", "sa/subscriber-api\"]");
+    assert_ne!(policy, nowhere, "the sample policy has changed");
+    let table = [
+        (
+            "over TLS",
+            &policy,
+            settings.clone(),
+            vec!["DPA031 the policy promises TLS 1.3, and the listener `main` speaks in clear"],
+        ),
+        (
+            "in clear to another machine",
+            &policy,
+            settings.replace(
+                &format!(
+                    "'{}', recipient: sp-07, tls: {{ca: meridian.crt, server_name: API.meridian.example}}",
+                    meridian.address
+                ),
+                "'api.meridian.example:80', recipient: sp-07",
+            ),
+            vec!["DPA045 the policy promises TLS 1.3, and data goes to `meridian` in clear"],
+        ),
+        (
+            "in clear to a proxy of this machine",
+            &policy,
+            settings.replace(", tls: {ca: meridian.crt, server_name: API.meridian.example}", ""),
+            vec![],
+        ),
+        (
+            "a service that is nowhere",
+            &nowhere,
+            settings.clone(),
+            vec![
+                "DPA031 the caller `subscriber-api` has no `location`, so nothing passes on the listener `to-meridian`",
+            ],
+        ),
+    ];
+    for (name, policy, settings, expected) in table {
+        setup.folder.write("policy.yaml", policy);
+        setup.folder.write("sidecar.yaml", &settings);
+        let said = out(&run(&setup.folder.file("."), &["check", "sidecar.yaml"]));
+        let said = said.replace("warning[", "").replace("]: ", " ");
+        for line in &expected {
+            assert!(said.contains(line), "{name}: {line}: {said}");
+        }
+        let is_said = expected.iter().any(|line| line.contains("data goes to"));
+        assert_eq!(said.contains("data goes to"), is_said, "{name}: {said}");
+        assert!(!said.contains("`to-meridian` speaks in clear"), "{name}: {said}");
+    }
+    setup.folder.write("policy.yaml", &policy);
+    let folder = std::mem::replace(&mut setup.folder, Folder::new());
+    let sidecar = Sidecar::start(folder, &settings, &[]);
+    let text = sidecar.stderr.text();
+    let (_, rest) = text.split_once("listening name=to-meridian address=").unwrap();
+    assert_eq!(ask(rest.split_once('\n').unwrap().0.trim(), &sends(USAGE, ANALYTICS).body("{}")).status, 200);
+    assert_eq!(
+        sidecar.ask(Head::bare("GET", SUBSCRIBER).with("X-Caller", CARE_DESK).end()).reason(),
+        "transport_too_weak"
+    );
 }
 
 /// Egress alone, to an upstream in clear.
