@@ -120,7 +120,7 @@ fn requests<'a>(policy: &Policy, customers: usize, subprocessors: usize, data: &
                 direction: Direction::Ingress,
                 transport: Transport { tls: None, client_certificate: false, is_unix: false },
                 carried: Carried::default(),
-                caller: Fact::Known(Caller { identity, party: Some(party) }, Source::Header),
+                caller: Fact::Known(Caller { identity: Some(identity), party: Some(party) }, Source::Header),
                 scope: Scope::Within,
                 route: Some("/v1"),
                 customers: Fact::Known(Customers::One(policy.customer_named(&customer).unwrap()), Source::Path),

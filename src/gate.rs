@@ -417,8 +417,11 @@ impl Gate {
     }
 
     /// An issuer may have a new key since its keys were fetched: a token that needs one waits for it, for a
-    /// bounded time, before anything is weighed.
+    /// bounded time, before anything is weighed. One on egress is for the subprocessor.
     async fn renew_keys(&self, seen: &Observed<'_>, started: Instant) {
+        if seen.egress.is_some() {
+            return;
+        }
         let lacking = self.rules.trust.tokens().and_then(|tokens| tokens.lacks_key(seen.headers));
         if let Some(source) = lacking.and_then(|place| self.rules.keys.get(place)) {
             let mut waiting = Waiting { gate: self, time: seen.time, started, is_over: false };

@@ -13,7 +13,6 @@ use http::Version;
 use http::header;
 use jiff::Timestamp;
 
-use crate::decide::facts::Direction;
 use crate::decide::facts::Fact;
 use crate::decide::facts::Flaw;
 use crate::decide::facts::Transport;
@@ -45,6 +44,15 @@ impl Peer {
     }
 }
 
+/// Two ends of a request that goes out, as the settings name them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Egress<'r> {
+    /// The service, by its id among the callers; none: who sends it is proven as on any request.
+    pub caller: Option<&'r str>,
+    /// Where it goes, by its id among the subprocessors.
+    pub recipient: &'r str,
+}
+
 /// A request as seen.
 #[derive(Debug)]
 pub struct Observed<'r> {
@@ -58,9 +66,9 @@ pub struct Observed<'r> {
     pub headers: &'r HeaderMap,
     /// Who sent it.
     pub peer: &'r Peer,
-    /// Which way it goes.
-    pub direction: Direction,
-    /// Where the service behind it keeps its data.
+    /// To whom the service sends it; none: it comes in, to the service.
+    pub egress: Option<Egress<'r>>,
+    /// Where the service keeps its data.
     pub storage: Location,
     /// When it was seen.
     pub time: Timestamp,

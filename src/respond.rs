@@ -125,13 +125,13 @@ pub fn no_answer(error: &ForwardError, decision: Uuid) -> Response<AnswerBody> {
         | ForwardError::Broken { .. }
         | ForwardError::Switched { .. } => (
             UPSTREAM_UNAVAILABLE,
-            "The data service cannot be reached or broke off.",
-            "The sidecar permitted the request; the data service behind it did not answer.",
+            "The upstream cannot be reached or broke off.",
+            "The sidecar permitted the request; the upstream that it goes to did not answer.",
         ),
         ForwardError::TimedOut { .. } => (
             UPSTREAM_TIMEOUT,
-            "The data service did not answer in time.",
-            "The sidecar permitted the request; the data service behind it took too long.",
+            "The upstream did not answer in time.",
+            "The sidecar permitted the request; the upstream that it goes to took too long.",
         ),
     };
     let status = error.status();

@@ -20,6 +20,7 @@ use crate::accept::Limits;
 use crate::admin;
 use crate::admin::Health;
 use crate::config::Settings;
+use crate::doors::egress::Egress;
 use crate::doors::proxy::Clock;
 use crate::doors::proxy::Proxy;
 use crate::forward::Upstream;
@@ -96,6 +97,7 @@ struct Bound {
     tls: Option<Arc<tls::Server>>,
     /// Place of its upstream.
     upstream: usize,
+    egress: Option<Egress>,
 }
 
 /// Starts a sidecar. When it returns, the sockets are bound, the log is open and the workers run.
@@ -113,7 +115,7 @@ pub fn start(settings: Settings, policy: Policy, clock: Clock) -> Result<Sidecar
         addresses.push((listener.name.clone(), address));
         let load = |tls| tls::Server::load(&listener.name, tls).map(Arc::new);
         let tls = listener.tls.clone().map(load).transpose()?;
-        listeners.push(Bound { socket, tls, upstream: listener.upstream });
+        listeners.push(Bound { socket, tls, upstream: listener.upstream, egress: listener.egress.clone() });
     }
     let mut upstreams = Vec::new();
     for upstream in settings.upstreams {
@@ -210,7 +212,7 @@ fn work(runtime: &tokio::runtime::Runtime, share: Share, recorder: &Recorder, is
         let upstreams: Vec<Rc<Upstream>> = share.upstreams.iter().cloned().map(upstream).collect();
         tokio::task::spawn_local(reap(upstreams.clone()));
         let mut doors = tokio::task::JoinSet::new();
-        for Bound { socket, tls, upstream } in share.listeners.iter() {
+        for Bound { socket, tls, upstream, egress } in share.listeners.iter() {
             let Some(upstream) = upstreams.get(*upstream) else { continue };
             let listener = match socket.try_clone().and_then(tokio::net::TcpListener::from_std) {
                 Ok(listener) => listener,
@@ -222,9 +224,13 @@ fn work(runtime: &tokio::runtime::Runtime, share: Share, recorder: &Recorder, is
             let door = Rc::new(Proxy {
                 gate: Gate::new(Arc::clone(&share.rules), recorder.clone(), share.metrics.clone()),
                 upstream: Rc::clone(upstream),
+                // An upstream on egress has none: the policy says where a subprocessor keeps data.
                 storage: upstream.storage_location().unwrap_or(share.storage),
+                egress: egress.clone(),
                 identity_headers: identity_headers(&share.rules),
-                keeps_tokens: share.rules.trust.tokens().is_some_and(|tokens| !tokens.are_forwarded),
+                // On egress a token is for the subprocessor.
+                keeps_tokens: egress.is_none()
+                    && share.rules.trust.tokens().is_some_and(|tokens| !tokens.are_forwarded),
                 clock: share.clock,
             });
             let (slots, unread) = (share.slots.clone(), Arc::clone(&share.unread));

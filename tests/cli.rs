@@ -12,7 +12,7 @@ use crate::support::repository;
 use crate::support::run;
 
 /// File, its problem, and how many errors there are; a file with none has a warning only.
-const INVALID: [(&str, &str, usize); 51] = [
+const INVALID: [(&str, &str, usize); 55] = [
     ("agreement-ends-soon", "DPA030", 0),
     ("alias", "DPA002", 1),
     ("ambiguous-identity", "DPA016", 1),
@@ -23,6 +23,9 @@ const INVALID: [(&str, &str, usize); 51] = [
     ("certificates-nobody-asks-for", "DPA031", 0),
     ("consent-to-two-things", "DPA021", 1),
     ("duplicate-key", "DPA003", 1),
+    ("egress-for-everybody", "DPA035", 1),
+    ("egress-half-said", "DPA005", 2),
+    ("egress-to-nobody-known", "DPA012", 2),
     ("empty-list", "DPA017", 1),
     ("ends-before-it-begins", "DPA019", 1),
     ("environment-in-flow", "DPA001", 1),
@@ -51,6 +54,7 @@ const INVALID: [(&str, &str, usize); 51] = [
     ("route-conflict", "DPA041", 1),
     ("route-not-canonical", "DPA008", 1),
     ("several-at-once", "DPA008", 3),
+    ("subprocessor-behind-ingress", "DPA021", 2),
     ("subprocessor-twice", "DPA011", 1),
     ("ten-mistakes", "DPA007", 10),
     ("token-anybody-could-make", "DPA008", 4),

@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use serde_json::Value;
+
 use crate::support::Folder;
 use crate::support::err;
 use crate::support::out;
@@ -94,6 +96,23 @@ fn resetting(settings: &str) -> String {
     text + settings
 }
 
+/// What a NetworkPolicy lacks to be one.
+fn no_object(text: &str) -> Option<String> {
+    let object: Value = match serde_yaml::from_str(text) {
+        Ok(object) => object,
+        Err(error) => return Some(error.to_string()),
+    };
+    let is = |place: &str, value: &str| object.pointer(place).and_then(Value::as_str) == Some(value);
+    let rules = object.pointer("/spec/egress").and_then(Value::as_array);
+    let is_whole = |rule: &Value| rule["to"].is_array() && rule["ports"].is_array();
+    let is_good = is("/apiVersion", "networking.k8s.io/v1")
+        && is("/kind", "NetworkPolicy")
+        && is("/spec/policyTypes/0", "Egress")
+        && object.pointer("/spec/podSelector/matchLabels").is_some()
+        && rules.is_some_and(|rules| !rules.is_empty() && rules.iter().all(is_whole));
+    (!is_good).then(|| format!("no NetworkPolicy, or one that closes nothing: {object}"))
+}
+
 /// What is wrong with the YAML of a document, block by block.
 fn faults(path: &str, blocks: &[Block]) -> Vec<String> {
     let mut faults = Vec::new();
@@ -123,9 +142,13 @@ fn faults(path: &str, blocks: &[Block]) -> Vec<String> {
                 }
                 "test"
             }
+            "kubernetes" => {
+                faults.extend(no_object(text).map(|fault| format!("{path}:{line}: {fault}")));
+                continue;
+            }
             other => {
                 faults.push(format!(
-                    "{path}:{line}: `{other}`: write `<!-- check: whole -->`, `merge`, `cases` or `settings` before the block"
+                    "{path}:{line}: `{other}`: write `<!-- check: whole -->`, `merge`, `cases`, `settings` or `kubernetes` before the block"
                 ));
                 continue;
             }
@@ -141,9 +164,13 @@ fn faults(path: &str, blocks: &[Block]) -> Vec<String> {
 #[test]
 fn each_piece_of_yaml_is_good() {
     let mut wrong = Vec::new();
-    for (path, least) in
-        [("docs/policy.md", 14), ("docs/policy-tests.md", 3), ("docs/settings.md", 3), ("docs/identity.md", 4)]
-    {
+    for (path, least) in [
+        ("docs/policy.md", 14),
+        ("docs/policy-tests.md", 3),
+        ("docs/settings.md", 3),
+        ("docs/identity.md", 4),
+        ("docs/egress.md", 3),
+    ] {
         let blocks = document(path);
         let count = blocks.iter().filter(|block| block.language == "yaml").count();
         assert!(count >= least, "{path}: {count} blocks: where are they?");
@@ -198,14 +225,17 @@ fn the_first_configuration_of_the_readme_is_good() {
 #[test]
 fn each_command_that_a_document_names_is_there() {
     let mut wrong = Vec::new();
-    for path in ["README.md", "CONTRIBUTING.md", "docs/policy.md", "docs/policy-tests.md", "docs/settings.md"] {
+    for path in
+        ["README.md", "CONTRIBUTING.md", "docs/policy.md", "docs/policy-tests.md", "docs/settings.md", "docs/egress.md"]
+    {
         for line in document(path).iter().filter(|block| block.language == "console").flat_map(|it| it.text.lines()) {
             let Some((_, rest)) = line.split_once("$ dpa-sidecar ") else { continue };
             let words: Vec<&str> = rest.split_whitespace().collect();
             let flags = words.iter().filter(|word| word.starts_with("--"));
-            let help = out(&run(&repository(""), &[words[0], "--help"]));
+            let command = if words[0] == "audit" { &words[..2] } else { &words[..1] };
+            let help = out(&run(&repository(""), &[command, &["--help"]].concat()));
             wrong.extend(flags.filter(|flag| !help.contains(**flag)).map(|flag| format!("{path}: {line}: {flag}")));
-            if !help.contains(&format!("dpa-sidecar {}", words[0])) {
+            if !help.contains(&format!("dpa-sidecar {}", command.join(" "))) {
                 wrong.push(format!("{path}: {line}"));
             }
         }

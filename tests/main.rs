@@ -17,6 +17,7 @@ mod cli;
 mod datasette;
 mod demo;
 mod docs;
+mod egress;
 mod explain;
 mod forwarded;
 mod fuzz_corpus;

@@ -138,7 +138,7 @@ impl Asked {
             carried: Carried::default(),
             caller: self.caller.as_ref().map_or(Fact::Unknown(Why::Missing), |identity| {
                 let identity: Identity = identity.parse().unwrap();
-                Fact::Known(Caller { party: policy.party(&identity), identity }, Source::Header)
+                Fact::Known(Caller { party: policy.party(&identity), identity: Some(identity) }, Source::Header)
             }),
             scope: Scope::Within,
             route: None,

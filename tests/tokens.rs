@@ -24,7 +24,6 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use base64::engine::general_purpose::URL_SAFE;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use dpa_sidecar::decide::facts::Direction;
 use dpa_sidecar::decide::facts::Fact;
 use dpa_sidecar::decide::facts::Flaw;
 use dpa_sidecar::decide::facts::Transport;
@@ -1136,7 +1135,7 @@ fn times_are_those_of_the_request_not_of_the_machine() {
             host,
             headers: &headers,
             peer: &peer,
-            direction: Direction::Ingress,
+            egress: None,
             storage: "US".parse().unwrap(),
             time: jiff::Timestamp::new(second, nanosecond).unwrap(),
         };

@@ -87,7 +87,7 @@ fn ask(policy: &Policy, sources: &[Source], now: Timestamp) {
             transport: Transport { tls: None, client_certificate: false, is_unix: place % 3 == 0 },
             carried: Carried::default(),
             caller: identity.map_or(Fact::Unknown(Why::Missing), |identity| {
-                Fact::Known(Caller { identity, party: Some(party) }, From::Header)
+                Fact::Known(Caller { identity: Some(identity), party: Some(party) }, From::Header)
             }),
             scope: Scope::Within,
             route: None,

@@ -7,7 +7,6 @@ use dpa_sidecar::config::Settings;
 use dpa_sidecar::decide::decision::Decision;
 use dpa_sidecar::decide::decision::Outcome;
 use dpa_sidecar::decide::facts::Customers;
-use dpa_sidecar::decide::facts::Direction;
 use dpa_sidecar::decide::facts::Fact;
 use dpa_sidecar::decide::facts::Facts;
 use dpa_sidecar::decide::facts::Scope;
@@ -97,7 +96,7 @@ impl Head {
             host: host.to_owned(),
             headers: &self.headers,
             peer,
-            direction: Direction::Ingress,
+            egress: None,
             storage: SETTINGS.storage_location,
             time: *TIME,
         };

@@ -10,7 +10,6 @@ use aws_lc_rs::signature::KeyPair as _;
 use aws_lc_rs::signature::UnparsedPublicKey;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use dpa_sidecar::decide::facts::Direction;
 use dpa_sidecar::decide::facts::Fact;
 use dpa_sidecar::decide::facts::Flaw;
 use dpa_sidecar::decide::facts::Transport;
@@ -81,7 +80,7 @@ fn proven(headers: &HeaderMap) -> Proven {
         host,
         headers,
         peer: &peer,
-        direction: Direction::Ingress,
+        egress: None,
         storage: "US".parse().unwrap(),
         time: *TIME,
     };

@@ -10,7 +10,6 @@ use http::header;
 use jiff::Timestamp;
 
 use crate::decide::decision::Decision;
-use crate::decide::facts::Direction;
 use crate::decide::facts::Fact;
 use crate::decide::facts::Facts;
 use crate::decide::facts::Transport;
@@ -23,6 +22,7 @@ use crate::establish::route::Take;
 use crate::gate::weigh;
 use crate::identify::Trust;
 use crate::identify::Way;
+use crate::observed::Egress;
 use crate::observed::Observed;
 use crate::observed::Peer;
 use crate::observed::Target;
@@ -60,7 +60,8 @@ pub(super) struct Ask {
     pub(super) operation: Option<Operation>,
     pub(super) data_categories: Vec<DataCategory>,
     pub(super) subscriber: AskedSubscriber,
-    pub(super) direction: Direction,
+    /// The subprocessor that the service sends it to; none: it comes in.
+    pub(super) recipient: Option<String>,
     pub(super) transport: Transport,
     pub(super) storage: Location,
     /// Whether a route has its path.
@@ -78,7 +79,7 @@ pub(super) struct Asked {
     target: Target,
     host: String,
     peer: Peer,
-    direction: Direction,
+    recipient: Option<String>,
     storage: Location,
 }
 
@@ -130,7 +131,7 @@ impl Ask {
                 certificate: Fact::Unknown(Why::Missing),
                 until: None,
             },
-            direction: self.direction,
+            recipient: self.recipient,
             storage: self.storage,
         })
     }
@@ -168,7 +169,7 @@ impl Asked {
             host: self.host.clone(),
             headers: &self.headers,
             peer: &self.peer,
-            direction: self.direction,
+            egress: self.recipient.as_deref().map(|recipient| Egress { caller: None, recipient }),
             storage: self.storage,
             time: now,
         };

@@ -243,13 +243,9 @@ fn stated(arguments: &Arguments, policy: &Policy, loaded: &Loaded) -> Result<Exp
             Some((identity, location))
         }
     };
-    let direction = match &arguments.recipient {
-        None => Direction::Ingress,
-        Some(name) => match policy.subprocessor_named(name) {
-            Some(id) => Direction::Egress(id),
-            None => return Err(CliError::Unknown(format!("--recipient: the policy has no subprocessor `{name}`"))),
-        },
-    };
+    if let Some(name) = arguments.recipient.as_ref().filter(|name| policy.subprocessor_named(name).is_none()) {
+        return Err(CliError::Unknown(format!("--recipient: the policy has no subprocessor `{name}`")));
+    }
     let Some(storage) = arguments.storage_location else {
         return Err(CliError::Usage("give `--storage-location`, such as US-OR: where the service keeps its data"));
     };
@@ -263,7 +259,7 @@ fn stated(arguments: &Arguments, policy: &Policy, loaded: &Loaded) -> Result<Exp
         operation: Some(arguments.operation),
         data_categories: arguments.data_category.clone(),
         subscriber: arguments.subscriber.clone().map_or(AskedSubscriber::NotEstablished, AskedSubscriber::Named),
-        direction,
+        recipient: arguments.recipient.clone(),
         transport: ask::CLEAR,
         storage,
         is_mapped: true,
@@ -313,7 +309,10 @@ fn facts_shown(facts: &Facts<'_>, arguments: &Arguments, policy: &Policy) -> Vec
             format!("{id}, a subprocessor")
         }
         Some(Party::Customer(id)) => format!("a caller of the customer {}", customer(&id)),
-        None => format!("{}, no party to the agreement", caller.identity),
+        None => {
+            let identity = caller.identity.as_ref().map(ToString::to_string).unwrap_or_default();
+            format!("{identity}, no party to the agreement")
+        }
     });
     let customers = shown("customer", &facts.customers, |customers| match customers {
         Customers::One(id) => customer(id),
@@ -338,14 +337,15 @@ fn facts_shown(facts: &Facts<'_>, arguments: &Arguments, policy: &Policy) -> Vec
     };
     let recipient_place = match facts.direction {
         Direction::Egress(id) => policy.subprocessor(id).map(|entry| written(&entry.access_locations)),
-        Direction::Ingress => None,
+        Direction::Ingress | Direction::EgressToNobody => None,
     };
     let categories: Vec<&str> = facts.data_categories.iter().map(DataCategory::as_str).collect();
     let data = (!categories.is_empty()).then(|| FactShown::new("data_categories", categories.join(", "), "stated"));
     let access = caller_place.map(|place| FactShown::new("access_location", place, "policy"));
+    let to = arguments.recipient.clone().map(|id| FactShown::new("recipient", id, "stated"));
     let recipient = recipient_place.map(|place| FactShown::new("recipient_location", place, "policy"));
     let storage = Some(FactShown::new("storage_location", facts.storage.to_string(), "stated"));
-    let all = [caller, customers, purpose, operation, data, subscriber, instruction, request_ref];
+    let all = [caller, to, customers, purpose, operation, data, subscriber, instruction, request_ref];
     all.into_iter().chain([claimed, access, recipient, storage]).flatten().collect()
 }
 
@@ -424,6 +424,13 @@ struct Record {
     policy: Option<RecordPolicy>,
 }
 
+impl Record {
+    /// Whether the service sent it: then the settings say who calls, and nothing else does.
+    fn is_egress(&self) -> bool {
+        self.sources.get("caller").and_then(|source| source.as_str()) == Some(FactSource::Settings.as_str())
+    }
+}
+
 #[derive(Deserialize)]
 struct RecordReason {
     code: String,
@@ -442,6 +449,7 @@ struct RecordRecipient {
 struct RecordLocation {
     storage: String,
     access: Option<String>,
+    recipient: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -480,7 +488,7 @@ fn recorded(id: Uuid, log: &Path, policy: &Policy, loaded: &Loaded) -> Result<Ex
         own_caller: record
             .caller_id
             .clone()
-            .filter(|_| record.recipient.as_ref().is_none_or(|to| matches!(to.r#type.as_str(), "internal"))),
+            .filter(|_| record.is_egress() || record.recipient.as_ref().is_none_or(|to| to.r#type == "internal")),
         subprocessor: record.recipient.as_ref().filter(|to| to.r#type == "subprocessor").and_then(|to| to.id.clone()),
         purpose: record.purpose.clone(),
         operation: record.operation.clone(),
@@ -527,8 +535,10 @@ fn record_facts(record: &Record, customers: &[String]) -> Vec<FactShown> {
     let joined = |list: &[String]| (!list.is_empty()).then(|| list.join(", "));
     let place = |place: fn(&RecordLocation) -> Option<String>| record.location.as_ref().and_then(place);
     let from = |fact: &str| record.sources.get(fact).and_then(|source| source.as_str()).unwrap_or("policy");
+    let recipient = record.recipient.as_ref().filter(|_| record.is_egress()).and_then(|to| to.id.clone());
     let facts = [
         ("caller", record.caller_id.clone(), from("caller")),
+        ("recipient", recipient, "settings"),
         ("customer", joined(customers), from("customer")),
         ("purpose", record.purpose.clone(), from("purpose")),
         ("operation", record.operation.clone(), from("operation")),
@@ -537,6 +547,7 @@ fn record_facts(record: &Record, customers: &[String]) -> Vec<FactShown> {
         ("instruction", record.instruction_id.clone(), from("instruction")),
         ("request_ref", record.request_ref.clone(), from("request_ref")),
         ("access_location", place(|location| location.access.clone()), from("location")),
+        ("recipient_location", place(|location| location.recipient.clone()), "policy"),
         ("storage_location", place(|location| Some(location.storage.clone())), "settings"),
         ("route", record.route.clone(), "settings"),
     ];

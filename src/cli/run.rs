@@ -17,7 +17,6 @@ use super::colour;
 use super::print_problems;
 use crate::config;
 use crate::config::Settings;
-use crate::decide::facts::Direction;
 use crate::decide::facts::Fact;
 use crate::decide::facts::Why;
 use crate::doors::proxy::Clock;
@@ -212,7 +211,7 @@ fn passing(storage: Location, policy: &Policy, now: Timestamp) -> Option<(String
             operation: Some(Operation::Retrieve),
             data_categories: data_categories.clone(),
             subscriber: AskedSubscriber::NotEstablished,
-            direction: Direction::Ingress,
+            recipient: None,
             transport: CLEAR,
             storage,
             is_mapped: true,

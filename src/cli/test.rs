@@ -28,7 +28,6 @@ use crate::decide::decision::Outcome;
 use crate::decide::explain::Names;
 use crate::decide::explain::why;
 use crate::decide::facts::Customers;
-use crate::decide::facts::Direction;
 use crate::decide::facts::Fact;
 use crate::decide::facts::Facts;
 use crate::decide::facts::Source as FactSource;
@@ -496,16 +495,11 @@ fn ask(case: &Case, document: &Document, policy: &Policy) -> Result<Ask, Problem
         let help = "add it under `services` with its `storage_location`";
         return Err(impossible(service.at, format!("there is no service `{}`", service.value), help));
     };
-    let direction = match &request.recipient {
-        None => Direction::Ingress,
-        Some(recipient) => match policy.subprocessor_named(&recipient.value) {
-            Some(id) => Direction::Egress(id),
-            None => {
-                let message = format!("there is no subprocessor `{}`", recipient.value);
-                return Err(impossible(recipient.at, message, "name one of the policy"));
-            }
-        },
-    };
+    let is_nobody = |recipient: &&Spanned<String>| policy.subprocessor_named(&recipient.value).is_none();
+    if let Some(recipient) = request.recipient.as_ref().filter(is_nobody) {
+        let message = format!("there is no subprocessor `{}`", recipient.value);
+        return Err(impossible(recipient.at, message, "name one of the policy"));
+    }
     let subscriber = match request.subscriber.as_ref().or(document.defaults.subscriber.as_ref()) {
         None => AskedSubscriber::NotEstablished,
         Some(Subscriber::NotNamed) => AskedSubscriber::NotNamed,
@@ -521,7 +515,7 @@ fn ask(case: &Case, document: &Document, policy: &Policy) -> Result<Ask, Problem
         operation: request.operation.or(document.defaults.operation),
         data_categories: request.data_categories.clone().unwrap_or_default(),
         subscriber,
-        direction,
+        recipient: text(&request.recipient),
         transport: request.transport.as_ref().map_or(ask::CLEAR, |transport| Transport {
             tls: transport.tls,
             client_certificate: transport.client_certificate,

@@ -91,8 +91,9 @@ pub(super) struct Service {
     pub(super) storage_location: Location,
     /// Stands in every record. Default: the host name.
     pub(super) instance: Option<Id>,
-    #[schemars(skip)]
-    pub(super) caller: Later,
+    /// Who the service is in the policy when it asks subprocessors: the id of a caller. Needed with
+    /// `direction: egress`.
+    pub(super) caller: Option<Spanned<Id>>,
 }
 
 #[derive(Deserialize, JsonSchema)]
@@ -115,8 +116,7 @@ pub(super) struct PolicyFile {
 pub(super) enum Way {
     /// Somebody asks the service.
     Ingress,
-    /// The service asks somebody. Not in this version.
-    #[schemars(skip)]
+    /// The service asks a subprocessor: the upstream's `recipient`.
     Egress,
 }
 
@@ -150,7 +150,7 @@ pub(super) enum Protocol {
 pub(super) struct Upstream {
     /// What a listener names.
     pub(super) name: Spanned<Id>,
-    /// `HOST:PORT` of the service.
+    /// `HOST:PORT` of the service, or of the subprocessor.
     pub(super) address: Spanned<String>,
     /// What the service speaks. Default: http1.
     pub(super) protocol: Option<Spanned<Protocol>>,
@@ -158,8 +158,8 @@ pub(super) struct Upstream {
     pub(super) tls: Option<UpstreamTls>,
     /// Where this upstream keeps its data. Default: `service.storage_location`.
     pub(super) storage_location: Option<Location>,
-    #[schemars(skip)]
-    pub(super) recipient: Later,
+    /// The subprocessor that this upstream is, by its id in the policy: for a listener with `direction: egress`.
+    pub(super) recipient: Option<Spanned<Id>>,
     /// How long a connection may take to stand. Default: 1s.
     pub(super) connect_timeout: Option<Span>,
     /// How long until the head of the answer is there. Default: 30s.

@@ -51,8 +51,7 @@ impl Compiler<'_> {
 
     /// Whether a listener asks for the certificates that trusted peers are told by.
     pub(super) fn peers_asked_for(&mut self, ways: &[Spanned<document::Identity>], listeners: &[Listener]) {
-        let asks = |listener: &Listener| listener.tls.as_ref().is_some_and(|tls| tls.clients.is_some());
-        if listeners.iter().any(asks) {
+        if listeners.iter().any(Listener::asks_for_certificates) {
             return;
         }
         let forwarded =

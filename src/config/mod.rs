@@ -3,6 +3,7 @@
 //! The only place that reads the environment.
 
 mod document;
+mod egress;
 mod identity;
 mod tls;
 mod tokens;
@@ -20,9 +21,12 @@ use self::document::Later;
 use self::document::Protocol;
 use self::document::Take as TakeDocument;
 pub use self::document::schema;
+use self::egress::Ends;
+use self::egress::help_for;
 use self::tokens::Believed;
 use self::tokens::Claimed;
 use crate::accept::Limits;
+use crate::doors::egress::Egress;
 use crate::establish::route;
 use crate::establish::route::Route;
 use crate::establish::route::RouteError;
@@ -67,6 +71,8 @@ pub struct Listener {
     pub upstream: usize,
     /// What it shows and asks for; none: it listens in clear.
     pub tls: Option<ServerSettings>,
+    /// Who sends to whom through it; none: requests come in.
+    pub egress: Option<Egress>,
     /// Where in the settings it is named.
     pub at: At,
 }
@@ -106,7 +112,7 @@ pub struct Settings {
     pub limits: Limits,
     /// `drain_timeout`.
     pub drain_timeout: Duration,
-    /// Constants of routes that have to be in the policy.
+    /// Constants that have to be in the policy.
     constants: Vec<(Constant, Spanned<String>)>,
     /// Where each route stands.
     route_places: Vec<At>,
@@ -114,10 +120,21 @@ pub struct Settings {
     log_at: At,
 }
 
+impl Listener {
+    /// Whether callers may be told by their certificates here. On egress nobody is.
+    fn asks_for_certificates(&self) -> bool {
+        self.egress.is_none() && self.tls.as_ref().is_some_and(|tls| tls.clients.is_some())
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Constant {
     Customer,
     Purpose,
+    /// `service.caller`.
+    Caller,
+    /// `recipient` of an upstream.
+    Recipient,
 }
 
 /// Reads a variable of the environment.
@@ -163,13 +180,9 @@ impl Settings {
             below(self.policy_file_at, "the policy promises to be signed", help);
         }
         for (constant, Spanned { value, at }) in &self.constants {
-            let (found, what) = match constant {
-                Constant::Customer => (policy.customer_named(value).is_some(), "customer"),
-                Constant::Purpose => (policy.purpose_named(value).is_some(), "purpose"),
-            };
+            let (found, what, help) = help_for(*constant, value, policy);
             if !found {
                 let message = format!("the policy has no {what} `{value}`");
-                let help = "name one of the policy, or take it from the request: `{from: context}`";
                 problems.push(Problem::error(Code::UnknownReference, *at, message, help));
             }
         }
@@ -206,6 +219,7 @@ impl Settings {
         }
         self.check_transport(policy, problems);
         self.check_authorities(policy, problems);
+        self.look_out_for_egress(policy, problems);
         let issuers = self.trust.tokens().map_or(&[][..], |tokens| &tokens.issuers);
         let says_where = |identity: &Identity| {
             let named = identity.as_str().strip_prefix("jwt:").and_then(|rest| rest.split_once('|'));
@@ -309,7 +323,6 @@ impl Compiler<'_> {
         let routes = self.needed(routes, "routes", root_at);
         let decision_log = self.needed(decision_log, "decision_log", root_at);
         let workers = workers.given();
-        self.later("service.caller", service.as_ref().map_or(&None, |service| &service.caller));
         self.later("admin", &admin);
         if let Some(policy) = &policy {
             self.later("policy.public_key", &policy.public_key);
@@ -322,21 +335,28 @@ impl Compiler<'_> {
         }
         let upstream_names: Vec<Spanned<String>> = upstreams.iter().map(|it| named(&it.name)).collect();
         self.distinct(&upstream_names);
+        let recipients: Vec<_> = upstreams.iter().map(|it| it.recipient.as_ref().map(named)).collect();
+        let caller = service.as_ref().and_then(|service| service.caller.as_ref()).map(named);
+        let upstreams: Vec<_> = upstreams.into_iter().map(|upstream| self.upstream(upstream)).collect();
         let listeners = listeners.map(|list| self.filled(list)).unwrap_or_default();
         self.distinct(&listeners.iter().map(|it| named(&it.name)).collect::<Vec<_>>());
-        let listeners: Vec<_> = listeners.into_iter().filter_map(|it| self.listener(it, &upstream_names)).collect();
+        let ends = Ends { caller: caller.as_ref(), upstreams: &upstreams, recipients: &recipients };
+        let listeners: Vec<_> =
+            listeners.into_iter().filter_map(|it| self.listener(it, &upstream_names, &ends)).collect();
+        let egress_hosts = listeners.iter().filter_map(|it| it.egress.as_ref()).map(|it| it.host.clone()).collect();
         let identity_at = identity.as_ref().map(|list| list.at);
         let identity = identity.map(|list| self.filled(list)).unwrap_or_default();
         self.certificates_asked_for(&identity, &listeners);
         self.peers_asked_for(&identity, &listeners);
         self.peers_of_one_header(&identity);
-        let mut constants = Vec::new();
+        let recipients = recipients.into_iter().flatten().map(|recipient| (Constant::Recipient, recipient));
+        let mut constants: Vec<_> =
+            caller.map(|caller| (Constant::Caller, caller)).into_iter().chain(recipients).collect();
         let routes = routes.map(|list| self.filled(list)).unwrap_or_default();
         let (routes, route_places) = self.routes(routes, probes.given(), &mut constants);
         let workers = workers.map_or_else(default_workers, |workers| usize::from(workers.value));
         // Each worker holds one connection's place on each listener while it waits for the next.
         let (limits, token_bytes) = self.limits(limits.given().unwrap_or_default(), workers * listeners.len());
-        let upstreams = upstreams.into_iter().map(|upstream| self.upstream(upstream)).collect();
         let mut believed = Believed::default();
         for way in identity {
             self.way(way, token_bytes, &mut believed);
@@ -360,7 +380,7 @@ impl Compiler<'_> {
             upstreams,
             trust,
             key_sources,
-            routes,
+            routes: routes.with_egress_hosts(egress_hosts),
             log: log?,
             health,
             limits,
@@ -420,17 +440,14 @@ impl Compiler<'_> {
         address
     }
 
-    fn listener(&mut self, listener: document::Listener, upstreams: &[Spanned<String>]) -> Option<Listener> {
+    fn listener(
+        &mut self,
+        listener: document::Listener,
+        upstreams: &[Spanned<String>],
+        ends: &Ends<'_>,
+    ) -> Option<Listener> {
         let document::Listener { name, address, upstream, direction, tls } = listener;
         let tls = tls.map(|tls| self.listener_tls(tls));
-        if let Some(Spanned { value: document::Way::Egress, at }) = direction {
-            self.error(
-                Code::NotYet,
-                at,
-                "this version does not have `direction: egress` yet",
-                "only later versions can hold what the service itself sends",
-            );
-        }
         let place = upstreams.iter().position(|known| known.value == upstream.value.as_str());
         if place.is_none() && !self.defined_upstreams.iter().any(|name| name == upstream.value.as_str()) {
             let names = upstreams.iter().map(|known| known.value.as_str());
@@ -442,8 +459,11 @@ impl Compiler<'_> {
             let message = format!("there is no upstream `{}`", upstream.value);
             self.error(Code::UnknownReference, upstream.at, message, help);
         }
-        let address = self.address(&address)?;
-        Some(Listener { name: name.value.to_string(), address, upstream: place?, tls, at: name.at })
+        let address = Spanned { at: address.at, value: self.address(&address)? };
+        let place = Spanned { value: place?, at: upstream.at };
+        let egress = self.egress(direction, &address, &place, ends).ok()?;
+        let (name, at) = (name.value.to_string(), name.at);
+        Some(Listener { name, address: address.value, upstream: place.value, tls, egress, at })
     }
 
     fn upstream(&mut self, upstream: document::Upstream) -> UpstreamSettings {
@@ -459,7 +479,6 @@ impl Compiler<'_> {
             idle_timeout,
             max_connections,
         } = upstream;
-        self.later("upstreams.recipient", &recipient);
         self.later("upstreams.max_connections", &max_connections);
         if let Some(Spanned { value: Protocol::Http2, at }) = protocol {
             self.error(Code::NotYet, at, "this version does not have `protocol: http2` yet", "write `http1`");
@@ -471,6 +490,11 @@ impl Compiler<'_> {
         }
         let tls = tls.and_then(|tls| self.upstream_tls(tls, &address));
         let or = |span: Option<document::Span>, default| span.map_or(Duration::from_secs(default), |span| span.0);
+        if let Some(recipient) = recipient.filter(|_| storage_location.is_some()) {
+            let message = format!("where `{}` keeps data stands in the policy", recipient.value);
+            let help = "remove `storage_location` here: the `storage_locations` of the subprocessor count";
+            self.error(Code::OneOf, recipient.at, message, help);
+        }
         UpstreamSettings {
             name: name.value.to_string(),
             address: address.value,

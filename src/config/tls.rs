@@ -188,9 +188,8 @@ impl Compiler<'_> {
 
     /// Whether a listener asks for the certificates that callers are told by.
     pub(super) fn certificates_asked_for(&mut self, ways: &[Spanned<document::Identity>], listeners: &[Listener]) {
-        let asks = |listener: &Listener| listener.tls.as_ref().is_some_and(|tls| tls.clients.is_some());
         let way = ways.iter().find_map(|way| way.value.certificate.as_ref());
-        if let Some(Spanned { at, .. }) = way.filter(|_| !listeners.iter().any(asks)) {
+        if let Some(Spanned { at, .. }) = way.filter(|_| !listeners.iter().any(Listener::asks_for_certificates)) {
             let message = "callers are told by their certificates, and no listener asks for one";
             let help = "give a listener `tls` with `client_ca: …`, or remove this way";
             self.problems.push(Problem::warning(Code::NeverWorks, *at, message, help));
@@ -236,7 +235,7 @@ impl Settings {
 
     /// What the policy promises of connections (clause 3.1) and a listener does not give.
     pub(super) fn check_transport(&self, policy: &Policy, problems: &mut Problems) {
-        for listener in &self.listeners {
+        for listener in self.listeners.iter().filter(|listener| listener.egress.is_none()) {
             let name = &listener.name;
             let at = listener.at;
             let mut warn = |code, message: String, help: &str| {

@@ -41,7 +41,9 @@ impl Names {
         };
         let subprocessor = match (facts.direction, party) {
             (Direction::Egress(id), _) | (Direction::Ingress, Some(Party::Subprocessor(id))) => policy.subprocessor(id),
-            (Direction::Ingress, Some(Party::Own(_) | Party::Customer(_)) | None) => None,
+            (Direction::Ingress, Some(Party::Own(_) | Party::Customer(_)) | None) | (Direction::EgressToNobody, _) => {
+                None
+            }
         };
         let instruction = facts.instruction.known().and_then(|place| customer?.instructions.get(*place));
         Self {

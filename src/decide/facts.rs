@@ -201,8 +201,8 @@ impl Why {
 /// Who asks: what was proven, and who that is in the agreement.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Caller {
-    /// What was proven.
-    pub identity: Identity,
+    /// What was proven; none: the settings say who it is.
+    pub identity: Option<Identity>,
     /// Who that is; nobody: a third party.
     pub party: Option<Party>,
 }
@@ -228,6 +228,8 @@ pub enum Direction {
     Ingress,
     /// The service sends to this subprocessor.
     Egress(SubprocessorId),
+    /// The service sends to somebody who is no subprocessor of the policy.
+    EgressToNobody,
 }
 
 /// What protects the connection.

@@ -252,6 +252,8 @@ struct Request<'p> {
     /// Who receives data as a subprocessor: the caller on ingress, the upstream on egress.
     recipient: Option<(SubprocessorId, &'p Subprocessor)>,
     is_egress: bool,
+    /// Whether the upstream is no subprocessor of the policy.
+    is_to_nobody: bool,
     /// `None`: missing or unknown. A prohibited purpose is here, and looked up by nobody.
     purpose: Option<(PurposeId, &'p Purpose)>,
     operation: Operation,
@@ -282,7 +284,9 @@ impl<'p> Request<'p> {
         let recipient = match (facts.direction, &caller) {
             (Direction::Egress(id), _) => policy.subprocessor(id).map(|entry| (id, entry)),
             (Direction::Ingress, Side::Subprocessor(id, entry)) => Some((*id, *entry)),
-            (Direction::Ingress, Side::Own(_) | Side::Customer | Side::ThirdParty) => None,
+            (Direction::Ingress, Side::Own(_) | Side::Customer | Side::ThirdParty) | (Direction::EgressToNobody, _) => {
+                None
+            }
         };
         let data_outside = recipient.is_some_and(|(_, entry)| {
             let covered = |data| entry.data_categories.iter().any(|category| category.covers(data));
@@ -303,6 +307,7 @@ impl<'p> Request<'p> {
             customer,
             recipient,
             is_egress: facts.direction != Direction::Ingress,
+            is_to_nobody: facts.direction == Direction::EgressToNobody,
             purpose,
             operation,
             data_outside,
@@ -386,7 +391,7 @@ impl<'p> Request<'p> {
     }
 
     fn weigh_recipient(&self, reasons: &mut Reasons) {
-        if matches!(self.caller, Side::ThirdParty) {
+        if matches!(self.caller, Side::ThirdParty) || self.is_to_nobody {
             reasons.violation(Code::RecipientUnknown);
         }
         if let Some((id, entry)) = self.recipient {

@@ -17,7 +17,7 @@ use hyper::body::Body as _;
 use hyper::body::Incoming;
 use jiff::Timestamp;
 
-use crate::decide::facts::Direction;
+use crate::doors::egress::Egress;
 use crate::forward::Upstream;
 use crate::forward::headers;
 use crate::gate::Clearance;
@@ -76,8 +76,10 @@ pub struct Proxy {
     pub gate: Gate,
     /// Where permitted requests go.
     pub upstream: Rc<Upstream>,
-    /// Where the service behind keeps its data.
+    /// Where the service keeps its data.
     pub storage: Location,
+    /// To whom the service sends through it; none: requests come in, to the service.
+    pub egress: Option<Egress>,
     /// Headers that name identities; they never pass.
     pub identity_headers: Vec<HeaderName>,
     /// Whether `Authorization: Bearer` is for the sidecar alone, and stops here.
@@ -101,13 +103,15 @@ impl Proxy {
                 return refuse(&refusal, &head, body).await;
             }
         };
+        // What is matched is what is sent on: on egress, the subprocessor's own host.
+        let host = self.egress.as_ref().map_or(host, |egress| egress.host.clone());
         let seen = Observed {
             method: &head.method,
             target,
             host,
             headers: &head.headers,
             peer,
-            direction: Direction::Ingress,
+            egress: self.egress.as_ref().map(Egress::ends),
             storage: self.storage,
             time,
         };
@@ -135,7 +139,8 @@ impl Proxy {
         }
     }
 
-    /// The head that is sent on: the canonical target, established facts, nobody else's `DPA-` headers.
+    /// The head that is sent on: the canonical target, established facts, nobody else's `DPA-` headers. A subprocessor
+    /// gets no facts.
     fn rebuild(&self, head: &mut Parts, target: &Target, peer: &Peer, ids: &Ids, clearance: &Clearance) {
         let is_chunked = head.headers.contains_key(header::TRANSFER_ENCODING);
         headers::clean_request(&mut head.headers, &self.identity_headers);
@@ -147,6 +152,12 @@ impl Proxy {
             // hyper frames a GET without a length as one without a body, unless it is told.
             headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
             headers.remove(header::CONTENT_LENGTH);
+        }
+        head.uri = target.uri().clone();
+        head.version = Version::HTTP_11;
+        if let Some(egress) = &self.egress {
+            headers::leave_for_subprocessor(headers, egress.host_header.clone());
+            return;
         }
         headers::set(headers, DPA_CONTEXT, clearance.context().cloned());
         headers.insert(DPA_DECISION_ID, respond::id_value(clearance.decision()));
@@ -164,8 +175,6 @@ impl Proxy {
         headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(scheme));
         // RFC 9110 section 7.6.3.
         headers.insert(header::VIA, HeaderValue::from_static("1.1 dpa-sidecar"));
-        head.uri = target.uri().clone();
-        head.version = Version::HTTP_11;
     }
 }
 

@@ -5,6 +5,7 @@ pub mod route;
 
 use crate::decide::facts::Caller;
 use crate::decide::facts::Customers;
+use crate::decide::facts::Direction;
 use crate::decide::facts::Fact;
 use crate::decide::facts::Facts;
 use crate::decide::facts::Scope;
@@ -15,6 +16,7 @@ use crate::identify::Proven;
 use crate::observed::Observed;
 use crate::observed::Unreadable;
 use crate::observed::decode;
+use crate::policy::Party;
 use crate::policy::Policy;
 use crate::policy::PurposeId;
 use crate::policy::terms::Identity;
@@ -38,12 +40,21 @@ pub fn establish<'a>(
     policy: &Policy,
 ) -> Result<Facts<'a>, Unreadable> {
     let context = Context::read(seen.headers)?;
-    let caller = caller(proven.identity, policy);
+    let caller = match seen.egress.and_then(|egress| egress.caller) {
+        Some(service) => named(service, policy),
+        None => caller(proven.identity, policy),
+    };
     let claims = if caller.known().is_some() { proven.claims } else { Claims::default() };
-    let found = routes.find(seen.method, &seen.host, &seen.target);
+    let host = if seen.egress.is_none() { routes.host_on_ingress(&seen.host) } else { Some(seen.host.as_str()) };
+    let found = routes.find(seen.method, host, &seen.target);
     let subject = found.as_ref().and_then(|found| found.route.subject.as_ref());
     let mut facts = Facts {
-        direction: seen.direction,
+        direction: match seen.egress {
+            None => Direction::Ingress,
+            Some(egress) => {
+                policy.subprocessor_named(egress.recipient).map_or(Direction::EgressToNobody, Direction::Egress)
+            }
+        },
         transport: seen.peer.transport,
         carried: proven.carried,
         caller,
@@ -92,10 +103,18 @@ fn caller(identity: Fact<Identity>, policy: &Policy) -> Fact<Caller> {
     match identity {
         Fact::Known(identity, source) => {
             let party = policy.party(&identity);
-            Fact::Known(Caller { identity, party }, source)
+            Fact::Known(Caller { identity: Some(identity), party }, source)
         }
         Fact::None => Fact::None,
         Fact::Unknown(why) => Fact::Unknown(why),
+    }
+}
+
+/// The service itself, as the settings name it.
+fn named(service: &str, policy: &Policy) -> Fact<Caller> {
+    match policy.caller_named(service) {
+        Some(id) => Fact::Known(Caller { identity: None, party: Some(Party::Own(id)) }, Source::Settings),
+        None => Fact::Unknown(Why::NotInPolicy { length: service.len() }),
     }
 }
 

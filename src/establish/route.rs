@@ -86,6 +86,8 @@ pub struct Routes {
     routes: Vec<Route>,
     /// Positional templates (`{p0}`, `{p1}`, `{*p2}`) to the routes that have them.
     paths: Router<Vec<usize>>,
+    /// Hosts of subprocessors that the service sends to.
+    egress_hosts: Vec<String>,
 }
 
 /// A route that matched, and the values of its template's names.
@@ -113,7 +115,7 @@ impl Routes {
     ///
     /// Every template that is none, and every conflict.
     pub fn new(routes: Vec<Route>) -> Result<Self, Vec<RouteError>> {
-        let mut built = Self { routes: Vec::new(), paths: Router::new() };
+        let mut built = Self { routes: Vec::new(), paths: Router::new(), egress_hosts: Vec::new() };
         let mut groups: Vec<(String, Vec<usize>)> = Vec::new();
         let mut group_of: HashMap<String, usize> = HashMap::new();
         let mut errors = Vec::new();
@@ -159,14 +161,27 @@ impl Routes {
         if errors.is_empty() { Ok(built) } else { Err(errors) }
     }
 
-    /// The route of a request; `None`: unmapped.
+    /// The same routes; those with one of these hosts, which are in small letters, count on egress alone.
     #[must_use]
-    pub fn find(&self, method: &Method, host: &str, target: &Target) -> Option<Match<'_>> {
+    pub fn with_egress_hosts(self, egress_hosts: Vec<String>) -> Self {
+        Self { egress_hosts, ..self }
+    }
+
+    /// The host that a request which comes in is matched by. Who sends one names any host, and shall not choose by it
+    /// what the service itself may send to a subprocessor: that host counts as none.
+    #[must_use]
+    pub fn host_on_ingress<'h>(&self, host: &'h str) -> Option<&'h str> {
+        (!self.egress_hosts.iter().any(|egress| egress == host)).then_some(host)
+    }
+
+    /// The route of a request for this host, or for none that a route could have; `None`: unmapped.
+    #[must_use]
+    pub fn find(&self, method: &Method, host: Option<&str>, target: &Target) -> Option<Match<'_>> {
         let found = self.paths.at(target.path()).ok()?;
         let fits = |route: &&Route| route.methods.is_empty() || route.methods.contains(method);
         let candidates = || found.value.iter().filter_map(|index| self.routes.get(*index));
         // As with paths: once a route has this host, the others do not count, whatever its methods are.
-        let host = candidates().any(|route| route.host.as_deref() == Some(host)).then_some(host);
+        let host = host.filter(|host| candidates().any(|route| route.host.as_deref() == Some(*host)));
         let route = candidates().filter(fits).find(|route| route.host.as_deref() == host)?;
         Some(Match { route, values: found.params.iter().map(|(_, value)| value.to_owned()).collect() })
     }
@@ -284,12 +299,12 @@ mod tests {
             ("the host's route has no such method", Method::POST, "b.example", "/v1/fixed", None),
         ];
         for (name, method, host, path, expected) in table {
-            let found = routes.find(&method, host, &target(path));
+            let found = routes.find(&method, Some(host), &target(path));
             assert_eq!(found.map(|found| found.route.path.as_str()), expected, "{name}");
         }
-        let found = routes.find(&Method::GET, "b.example", &target("/v1/fixed")).unwrap();
+        let found = routes.find(&Method::GET, Some("b.example"), &target("/v1/fixed")).unwrap();
         assert_eq!(found.route.host.as_deref(), Some("b.example"));
-        let found = routes.find(&Method::POST, "a", &target("/v1/x")).unwrap();
+        let found = routes.find(&Method::POST, Some("a"), &target("/v1/x")).unwrap();
         assert_eq!(found.value("other"), Some("x"));
     }
 

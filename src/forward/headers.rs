@@ -73,6 +73,18 @@ pub fn remove_tokens(headers: &mut HeaderMap) {
     }
 }
 
+/// Headers that follow a request through the processor's own systems, and mean nothing to another company. `baggage`
+/// may hold anything (W3C Baggage section 4).
+const OF_THE_PROCESSOR: [&str; 5] = ["b3", "baggage", "traceparent", "tracestate", "x-request-id"];
+
+/// Makes a clean request one for a subprocessor: it is told its own name, and nothing of where the request comes from
+/// but that a proxy stands between (RFC 9110 section 7.6.3), which is not named.
+pub fn leave_for_subprocessor(headers: &mut HeaderMap, host: HeaderValue) {
+    remove(headers, |name| OF_THE_PROCESSOR.contains(&name) || name.starts_with("x-b3-"));
+    headers.insert(header::HOST, host);
+    headers.insert(header::VIA, HeaderValue::from_static("1.1 proxy"));
+}
+
 /// Takes out of an answer what may not pass.
 pub fn clean_response(headers: &mut HeaderMap) {
     remove_hop_by_hop(headers);

@@ -217,10 +217,14 @@ impl Trust {
 ///   there is no other.
 /// - All proofs have to speak of one caller: the same identity, or the same party of the policy. Else they are
 ///   [`Why::Contradicted`].
+/// - On egress the settings say who calls: nothing is read, since a token there is for the subprocessor.
 /// - The certificate of a trusted peer says who carried the request. It gives way to the caller that the peer
 ///   names, or whose token it carries, and adds nothing to what that caller may do.
 #[must_use]
 pub fn identify(seen: &Observed<'_>, trust: &Trust, policy: &Policy) -> Proven {
+    if seen.egress.is_some_and(|egress| egress.caller.is_some()) {
+        return Proven::alone(Fact::None);
+    }
     let of_the_connection = seen.peer.proven(seen.time);
     let carrier = of_the_connection.known().filter(|identity| trust.lets_speak(identity));
     let is_carrier = |way: &Way| carrier.is_some() && way.is_of_the_connection();
@@ -534,7 +538,7 @@ mod tests {
                 host,
                 headers: &headers,
                 peer: &peer,
-                direction: crate::decide::facts::Direction::Ingress,
+                egress: None,
                 storage: "US".parse().unwrap(),
                 time: jiff::Timestamp::UNIX_EPOCH,
             };
@@ -587,7 +591,7 @@ mod tests {
                     host,
                     headers: &headers,
                     peer: &peer,
-                    direction: crate::decide::facts::Direction::Ingress,
+                    egress: None,
                     storage: "US".parse().unwrap(),
                     time,
                 };

@@ -498,6 +498,11 @@ impl Policy {
         self.customers.iter().map(|customer| &customer.id)
     }
 
+    /// The ids of the processor's own callers.
+    pub fn caller_names(&self) -> impl Iterator<Item = &Id> {
+        self.callers.iter().map(|caller| &caller.id)
+    }
+
     /// The ids of all subprocessors.
     pub fn subprocessor_names(&self) -> impl Iterator<Item = &Id> {
         self.subprocessors.iter().map(|entry| &entry.id)

@@ -424,11 +424,12 @@ Example:
   - {path: "/assets/{*rest}", subscriber_data: false} # meant"#
             }
             Self::TooTrusting => {
-                r#"somebody may say more about who calls than was surely meant (warning).
+                r#"somebody may say more about who calls than was surely meant (warning; an error on egress).
 
 One peer is trusted with two headers that name callers: a proxy that sets one of them, and lets the other through
 as it comes in, lets its callers name anybody. Use one way, or have the proxy remove the other header. Or several authorities stand
-in one `client_ca`, and more than one trust domain counts: each may name callers of all of them.
+in one `client_ca`, and more than one trust domain counts: each may name callers of all of them. Or a listener with
+`direction: egress` has an address that others reach: whoever does is taken for the service.
 
 Example:
   - forwarded_certificate: {trusted_peers: [127.0.0.1]}

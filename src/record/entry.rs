@@ -41,6 +41,8 @@ use crate::policy::Durability;
 use crate::policy::Enforcement;
 use crate::policy::Party;
 use crate::policy::Policy;
+use crate::policy::terms::Identity;
+use crate::policy::terms::Location;
 use crate::policy::terms::Operation;
 use crate::schema::Ours;
 
@@ -261,9 +263,12 @@ struct Recipient<'a> {
 struct Places {
     /// Where the data is kept.
     storage: String,
-    /// From where it is reached; several with blanks between.
+    /// From where the caller reaches it; several with blanks between.
     #[serde(skip_serializing_if = "Option::is_none")]
     access: Option<String>,
+    /// From where the recipient does, if the service sends it out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    recipient: Option<String>,
 }
 
 #[derive(Serialize, JsonSchema)]
@@ -443,17 +448,18 @@ fn caller_id<'a>(caller: &'a Caller, policy: &'a Policy) -> Option<&'a str> {
         Some(Party::Own(id)) => policy.caller(id).map(|caller| caller.id.as_str()),
         Some(Party::Subprocessor(id)) => policy.subprocessor(id).map(|entry| entry.id.as_str()),
         Some(Party::Customer(id)) => policy.customer(id).map(|customer| customer.id.as_str()),
-        None => caller.identity.is_spiffe().then(|| caller.identity.as_str()),
+        None => caller.identity.as_ref().filter(|identity| identity.is_spiffe()).map(Identity::as_str),
     }
 }
 
 fn recipient<'a>(facts: &'a Facts<'_>, policy: &'a Policy) -> Option<Recipient<'a>> {
-    let caller = facts.caller.known()?;
     Some(match facts.direction {
         Direction::Egress(id) => {
             Recipient { r#type: "subprocessor", id: policy.subprocessor(id).map(|entry| entry.id.as_str()) }
         }
+        Direction::EgressToNobody => Recipient { r#type: "third_party", id: None },
         Direction::Ingress => {
+            let caller = facts.caller.known()?;
             let kind = match caller.party {
                 Some(Party::Own(_)) => "internal",
                 Some(Party::Subprocessor(_)) => "subprocessor",
@@ -472,12 +478,21 @@ fn access(facts: &Facts<'_>, policy: &Policy) -> Option<String> {
             let location = policy.caller(id)?.location.or(facts.location.known().copied())?;
             Some(location.to_string())
         }
-        Party::Subprocessor(id) => {
-            let places = &policy.subprocessor(id)?.access_locations;
-            Some(places.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "))
-        }
+        Party::Subprocessor(id) => Some(words(&policy.subprocessor(id)?.access_locations)),
         Party::Customer(_) => None,
     }
+}
+
+/// Where the recipient of what the service sends reaches it from.
+fn recipient_places(facts: &Facts<'_>, policy: &Policy) -> Option<String> {
+    match facts.direction {
+        Direction::Egress(id) => policy.subprocessor(id).map(|entry| words(&entry.access_locations)),
+        Direction::Ingress | Direction::EgressToNobody => None,
+    }
+}
+
+fn words(places: &[Location]) -> String {
+    places.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
 }
 
 /// Whether a claim says where the caller is: only for callers of the processor's own whose entry does not.
@@ -563,8 +578,11 @@ pub fn decision(
             instruction_id: instruction.map(|instruction| instruction.id.as_str()),
             request_ref: facts.request_ref.known().map(String::as_str),
             transfer_ref,
-            location: (facts.scope == Scope::Within)
-                .then(|| Places { storage: facts.storage.to_string(), access: access(facts, policy) }),
+            location: (facts.scope == Scope::Within).then(|| Places {
+                storage: facts.storage.to_string(),
+                access: access(facts, policy),
+                recipient: recipient_places(facts, policy),
+            }),
             transport: Some(transport(facts)),
             route: facts.route,
             method: method_word(about.method),

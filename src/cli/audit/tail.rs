@@ -251,7 +251,7 @@ impl Lines<'_> {
             word(&record.operation, 9),
             fitted(id, 12),
             plain(record.route.as_deref().unwrap_or("-")),
-        );
+        ) + &sent_to(record);
         line.trim_end().to_owned()
     }
 
@@ -262,6 +262,12 @@ impl Lines<'_> {
     fn paint(&self, code: &str, word: &str) -> String {
         if self.has_colour { format!("\u{1b}[{code}m{word}\u{1b}[0m") } else { word.to_owned() }
     }
+}
+
+/// To whom the service sent it, if it did.
+fn sent_to(record: &Record) -> String {
+    let id = record.recipient.id.as_ref().filter(|id| record.caller_id.as_ref() != Some(*id));
+    id.map_or_else(String::new, |id| format!(" → {}", plain(id)))
 }
 
 fn time(record: &Record) -> String {

@@ -96,19 +96,24 @@ const LISTENER_TLS: &str = ", tls: {
       certificate: tls/server.crt, private_key: tls/server.key,
       client_ca: tls/ca.crt, client_authentication: optional}";
 
-/// The demo's sidecar.yaml: one listener for each place where the data service keeps data.
+/// The demo's sidecar.yaml: one listener for each place where the data service keeps data, and one through which it
+/// sends data to a subprocessor.
 fn settings(service: &Service, port: u16, is_tls: bool) -> String {
     let (tls, identity) = if is_tls { (LISTENER_TLS, IDENTITY_TLS) } else { ("", IDENTITY) };
     format!(
         "# The demo's settings. The shipped example, config/sidecar.yaml, explains each key.
-service: {{name: subscriber-api, storage_location: US-OR}}
+service: {{name: subscriber-api, storage_location: US-OR, caller: subscriber-api}}
 policy: {{file: policy.yaml}}
 listeners:
   - {{name: subscriber-api, address: 127.0.0.1:{port}, upstream: oregon{tls}}}
   - {{name: subscriber-api-ca, address: 127.0.0.1:0, upstream: quebec{tls}}}
+  # What the service itself sends goes through the sidecar as well. Nobody else reaches this address.
+  - {{name: to-meridian, address: 127.0.0.1:0, upstream: meridian, direction: egress}}
 upstreams:
   - {{name: oregon, address: {oregon}, storage_location: US-OR}}
   - {{name: quebec, address: {quebec}, storage_location: CA-QC}}
+  # In clear here, since the demo plays the subprocessor too. Yours has `tls: {{ca: system}}`.
+  - {{name: meridian, address: {meridian}, recipient: sp-07}}
 identity:
 {identity}routes:
   - path: /v1/customers/{{customer}}/subscribers/{{id}}
@@ -134,11 +139,18 @@ identity:
     purpose: {{from: context}}
     operation: export
     data_categories: [user]
+  - path: /v1/customers/{{customer}}/events
+    methods: [POST]
+    customer: {{from: path, name: customer}}
+    purpose: {{from: context}}
+    operation: disclose
+    data_categories: [user.telemetry]
   - {{path: \"/docs/{{*rest}}\", methods: [GET], subscriber_data: false}}
 decision_log: {{file: {{path: decisions.ndjson}}}}
 ",
         oregon = service.oregon,
         quebec = service.quebec,
+        meridian = service.meridian,
     )
 }
 
@@ -161,7 +173,7 @@ against the agreement, writes the decision down, and then forwards the request o
     if tls.is_some() {
         writeln!(
             out,
-            "Every connection is TLS. A caller is who its certificate names: the demo has made an authority, and with it a
+            "Every connection that comes in is TLS. A caller is who its certificate names: the demo has made an authority, and with it a
 certificate for the sidecar and one for each caller, which hold for a day.
 "
         )?;
@@ -181,9 +193,13 @@ certificate for the sidecar and one for each caller, which hold for a day.
         )?;
     }
     writeln!(out, "  clock      starts at {CLOCK}, around which the agreement's dates lie")?;
-    let places = ["data kept in Oregon, US", "data kept in Québec, Canada"];
     let scheme = if tls.is_some() { "https" } else { "http" };
-    for ((name, address), place) in listeners.iter().zip(places) {
+    let places = [
+        (scheme, "data kept in Oregon, US"),
+        (scheme, "data kept in Québec, Canada"),
+        ("http", "what the service sends to sp-07, a subprocessor"),
+    ];
+    for ((name, address), (scheme, place)) in listeners.iter().zip(places) {
         writeln!(out, "  listener   {scheme}://{address}  {name}, {place}")?;
     }
     writeln!(out)?;

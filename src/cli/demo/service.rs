@@ -1,5 +1,6 @@
 //! The demo's data service: made-up subscribers of the sample agreement's customers, as JSON over HTTP.
-//! It knows nothing of agreements, and keeps the decision ids of what reached it.
+//! It knows nothing of agreements, and keeps the decision ids of what reached it. On a third port it plays a
+//! subprocessor, which is told no ids: there it keeps paths.
 
 use std::collections::HashSet;
 use std::convert::Infallible;
@@ -34,32 +35,36 @@ pub(super) struct Service {
     pub(super) oregon: SocketAddr,
     /// Where it keeps data in Québec.
     pub(super) quebec: SocketAddr,
+    /// Where a subprocessor takes data.
+    pub(super) meridian: SocketAddr,
     reached: Reached,
 }
 
 type Reached = Arc<Mutex<HashSet<String>>>;
 
 impl Service {
-    /// Starts it on two ports of this machine. It ends with the process.
+    /// Starts it on three ports of this machine. It ends with the process.
     pub(super) fn start() -> io::Result<Self> {
         let reached = Reached::default();
         let oregon = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         let quebec = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-        let addresses = (oregon.local_addr()?, quebec.local_addr()?);
+        let meridian = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let addresses = (oregon.local_addr()?, quebec.local_addr()?, meridian.local_addr()?);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let seen = Arc::clone(&reached);
         std::thread::Builder::new().name("demo-service".to_owned()).spawn(move || {
             let listeners = LocalSet::new();
             listeners.block_on(&runtime, async {
-                tokio::join!(serve(oregon, Arc::clone(&seen)), serve(quebec, seen));
+                let (first, second) = (Arc::clone(&seen), Arc::clone(&seen));
+                tokio::join!(serve(oregon, first), serve(quebec, second), serve(meridian, seen));
             });
         })?;
-        Ok(Self { oregon: addresses.0, quebec: addresses.1, reached })
+        Ok(Self { oregon: addresses.0, quebec: addresses.1, meridian: addresses.2, reached })
     }
 
-    /// Whether the request of a decision reached the service.
-    pub(super) fn was_reached_by(&self, decision_id: &str) -> bool {
-        self.reached.lock().unwrap_or_else(PoisonError::into_inner).contains(decision_id)
+    /// Whether the request of a decision reached the service; or the request for a path, the subprocessor.
+    pub(super) fn was_reached_by(&self, decision_id_or_path: &str) -> bool {
+        self.reached.lock().unwrap_or_else(PoisonError::into_inner).contains(decision_id_or_path)
     }
 }
 
@@ -75,9 +80,9 @@ async fn serve(listener: TcpListener, reached: Reached) {
         let reached = Arc::clone(&reached);
         tokio::task::spawn_local(async move {
             let service = service_fn(move |request: Request<Incoming>| {
-                if let Some(id) = request.headers().get(DPA_DECISION_ID).and_then(|id| id.to_str().ok()) {
-                    reached.lock().unwrap_or_else(PoisonError::into_inner).insert(id.to_owned());
-                }
+                let id = request.headers().get(DPA_DECISION_ID).and_then(|id| id.to_str().ok());
+                let mark = id.unwrap_or(request.uri().path()).to_owned();
+                reached.lock().unwrap_or_else(PoisonError::into_inner).insert(mark);
                 let response = answer(request.uri().path());
                 async move { Ok::<_, Infallible>(response) }
             });
@@ -95,6 +100,7 @@ fn answer(path: &str) -> Response<Full<Bytes>> {
         ["v1", "customers", customer, "usage" | "export"] | ["v1", "customers", customer, "usage", "export"] => {
             Some(Value::Array(subscribers(customer)))
         }
+        ["v1", "customers", _, "events"] => Some(json!({"taken": true})),
         ["docs", ..] => Some(json!({"about": "the subscriber data service of the demo"})),
         _ => None,
     };

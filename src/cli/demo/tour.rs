@@ -9,6 +9,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::Method;
 use http::Request;
 use http::header;
 use http_body_util::BodyExt as _;
@@ -44,9 +45,10 @@ impl Caller {
 /// One stop of the tour.
 struct Stop {
     says: &'static str,
-    /// Place of the listener: 0 Oregon, 1 Québec.
+    /// Place of the listener: 0 Oregon, 1 Québec, [`EGRESS`].
     listener: usize,
-    /// Who asks and proves it: by its certificate, or without TLS by a header, since its address is trusted.
+    /// Who asks and proves it: by its certificate, or without TLS by a header, since its address is trusted. On egress
+    /// nobody: it is the service that sends.
     caller: Option<&'static Caller>,
     path: &'static str,
     context: &'static str,
@@ -82,7 +84,10 @@ pub(super) const IMPOSTOR: Option<&Caller> = Some(&Caller {
     is_vouched_for: false,
 });
 
-const STOPS: [Stop; 18] = [
+/// Place of the listener through which the data service sends.
+const EGRESS: usize = 2;
+
+const STOPS: [Stop; 20] = [
     Stop {
         says: "The care desk looks up a subscriber",
         listener: 0,
@@ -227,6 +232,25 @@ const STOPS: [Stop; 18] = [
         context: "purpose=model_training",
         expect: Expect::Observe(&["purpose_not_permitted"]),
     },
+    Stop {
+        says: "The service itself sends usage data to a subprocessor",
+        listener: EGRESS,
+        caller: None,
+        path: "/v1/customers/redwood-strand/events",
+        context: "purpose=customer_analytics",
+        expect: Expect::Permit("permitted_purpose"),
+    },
+    Stop {
+        says: "The same for a customer that objected to this subprocessor",
+        listener: EGRESS,
+        caller: None,
+        path: "/v1/customers/fibre-outardes/events",
+        context: "purpose=customer_analytics",
+        expect: Expect::Refuse(
+            403,
+            &["purpose_not_permitted", "subprocessor_objected", "residency_storage", "residency_access"],
+        ),
+    },
 ];
 
 /// The stops that only `--tls` has, each with who the header `DPA-Caller` says it is from.
@@ -314,10 +338,16 @@ struct Record {
     time: String,
     customer_id: Option<String>,
     caller_id: Option<String>,
+    recipient: Option<Recipient>,
     purpose: Option<String>,
     operation: Option<String>,
     transfer_ref: Option<String>,
     transport: Option<Transport>,
+}
+
+#[derive(Deserialize)]
+struct Recipient {
+    id: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -387,9 +417,10 @@ impl Tour<'_> {
             as_told &= self.show(number, stop, outcome, record, out)?;
         }
         show_log(&outcomes, &records, self.log, out)?;
-        let refused = outcomes.iter().filter(|outcome| !self.service.was_reached_by(outcome.decision_id())).count();
+        let refused =
+            stops.iter().zip(&outcomes).filter(|((stop, _), outcome)| !self.was_sent_on(stop, outcome)).count();
         let verdict = if as_told { "every outcome was as told" } else { "NOT every outcome was as told" };
-        writeln!(out, "\n{} requests, {refused} never reached the data service; {verdict}.", outcomes.len())?;
+        writeln!(out, "\n{} requests, {refused} were not sent on; {verdict}.", outcomes.len())?;
         Ok(as_told)
     }
 
@@ -413,7 +444,7 @@ impl Tour<'_> {
         if why.is_empty() {
             why.push(transfer.map_or(authority.clone(), |transfer| format!("{authority}, transfer {transfer}")));
         }
-        let was_reached = self.service.was_reached_by(outcome.decision_id());
+        let was_reached = self.was_sent_on(stop, outcome);
         let codes: Vec<&str> = reasons.iter().map(|reason| reason.code.as_str()).collect();
         let (answer, decided) = match outcome {
             Outcome::Answer { status, .. } => (status.to_string(), decided),
@@ -453,9 +484,15 @@ impl Tour<'_> {
         Ok(as_told)
     }
 
+    /// Whether the request reached whom it was for. A subprocessor is not told the id of the decision.
+    fn was_sent_on(&self, stop: &Stop, outcome: &Outcome) -> bool {
+        self.service.was_reached_by(if stop.listener == EGRESS { stop.path } else { outcome.decision_id() })
+    }
+
     /// Whether the record says that the caller was proven in the way that this tour is about.
     fn is_proven(&self, stop: &Stop, record: Option<&Record>) -> bool {
         let expected = match (self.certificates, stop.caller) {
+            _ if stop.listener == EGRESS => ("none", "settings"),
             (None, None) => ("none", "none"),
             (None, Some(_)) => ("none", "header"),
             (Some(_), None) => ("1.3", "none"),
@@ -468,7 +505,9 @@ impl Tour<'_> {
     /// Sends one request and reads the answer.
     async fn ask(&self, address: SocketAddr, stop: &Stop, says: Option<&Caller>) -> Result<Outcome, CliError> {
         let stream = TcpStream::connect(address).await.map_err(CliError::Demo)?;
-        let Some(certificates) = self.certificates else { return exchange(stream, address, stop, stop.caller).await };
+        let Some(certificates) = self.certificates.filter(|_| stop.listener != EGRESS) else {
+            return exchange(stream, address, stop, stop.caller).await;
+        };
         let client = certificates.client(stop.caller)?;
         if let Expect::NoConnection(_) = stop.expect {
             return Ok(refusal(&client, stream).await);
@@ -491,7 +530,8 @@ fn show_log(
         let word = |word: &Option<String>| word.clone().unwrap_or_else(|| "-".to_owned());
         let time = record.time.get(11..23).unwrap_or_default();
         let codes: Vec<&str> = record.reasons.iter().map(|reason| reason.code.as_str()).collect();
-        let caller = word(&record.caller_id);
+        let to = record.recipient.as_ref().filter(|to| to.id != record.caller_id).and_then(|to| to.id.as_ref());
+        let caller = word(&record.caller_id) + &to.map_or_else(String::new, |to| format!(" → {to}"));
         writeln!(
             out,
             "  {time} {:<8} {:<14} {caller:<30} {:<18} {:<8} {}",
@@ -531,7 +571,10 @@ async fn exchange(
     says: Option<&Caller>,
 ) -> Result<Outcome, CliError> {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
-    let mut request = Request::get(stop.path)
+    let method = if stop.listener == EGRESS { Method::POST } else { Method::GET };
+    let mut request = Request::builder()
+        .method(method)
+        .uri(stop.path)
         .header(header::HOST, address.to_string())
         .header(crate::establish::context::DPA_CONTEXT, stop.context);
     if let Some(caller) = says {
