@@ -76,6 +76,8 @@ pub enum Ending {
     Completed,
     /// One side went away before.
     Aborted,
+    /// The sidecar ended it before: a limit, a stall, the end of a drain.
+    Cut,
     /// Nothing was sent to the upstream.
     NotForwarded,
     /// The sidecar failed.
@@ -89,6 +91,7 @@ impl Ending {
         match self {
             Self::Completed => "completed",
             Self::Aborted => "aborted",
+            Self::Cut => "cut",
             Self::NotForwarded => "not_forwarded",
             Self::Panicked => "panicked",
         }
