@@ -249,7 +249,7 @@ impl Clearance {
 
     /// What may be exchanged on its route.
     #[must_use]
-    pub fn passage(&self) -> &Arc<Passage> {
+    pub fn passage(&self) -> &Passage {
         &self.passage
     }
 

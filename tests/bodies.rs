@@ -138,9 +138,9 @@ fn a_caller_that_goes_away_in_the_middle_of_its_body_ends_the_exchange() {
         crate::support::wait_for("the request", || (upstream.seen().len() > place).then_some(()));
         drop(connection);
         assert!(!ends.recv_timeout(CEILING).unwrap(), "{name}: it looked whole");
-        sidecar.record(name, |_| {
-            let outcomes = sidecar.records().into_iter().filter(|record| record["event"] == "dpa.outcome");
-            outcomes.filter(|record| record["outcome"] == "aborted").count() == place + 1
+        crate::support::wait_for(name, || {
+            let records = sidecar.records();
+            (records.iter().filter(|record| record["outcome"] == "aborted").count() == place + 1).then_some(())
         });
     }
 }

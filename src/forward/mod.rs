@@ -163,12 +163,12 @@ impl Upstream {
         clearance: Clearance,
         request: Request<Incoming>,
     ) -> Result<Response<Relay>, ForwardError> {
-        let passage = Arc::clone(clearance.passage());
+        let passage = clearance.passage();
         let patience = passage.response_timeout.unwrap_or(self.settings().response_timeout);
+        let limit = Limit::of(passage.body_limit);
         let mut outcome = clearance.into_outcome();
         let progress = outcome.progress();
         let offered = upgrade::offered(request.headers());
-        let limit = Limit::of(passage.body_limit);
         let rest = limit.as_ref().map(Limit::rest);
         let mut request = request.map(|body| Outgoing::new(body, Arc::clone(&progress), limit));
         let (mut response, connection) = loop {

@@ -71,6 +71,13 @@ impl Exchange<'_> {
         bytes
     }
 
+    /// Reads so many bytes, unless the other side closes before.
+    pub(crate) fn try_bytes(&mut self, count: usize) -> Option<Vec<u8>> {
+        let mut bytes = vec![0; count];
+        self.reader.read_exact(&mut bytes).ok()?;
+        Some(bytes)
+    }
+
     /// Writes to the connection; the other side may have gone away.
     pub(crate) fn send(&mut self, bytes: impl AsRef<[u8]>) {
         let _gone = self.stream.write_all(bytes.as_ref());
