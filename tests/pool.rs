@@ -1,7 +1,5 @@
 //! Connections to the data service: how many, to where, and what happens while there is none.
 
-use std::io::Read as _;
-use std::io::Write as _;
 use std::net::TcpListener;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
@@ -32,24 +30,24 @@ fn assert_unsent(name: &str, sidecar: &Sidecar, answer: &Answer, status: u16, re
     assert_eq!((&outcome["outcome"], &outcome["status"]), (&"not_forwarded".into(), &status.into()), "{name}");
 }
 
-/// Answers everything with `ok`, one connection after the other.
-fn serve(mut accept: impl FnMut() -> Option<Box<dyn ReadWrite>>) {
-    while let Some(mut stream) = accept() {
-        let mut head = Vec::new();
-        let mut byte = [0];
-        while stream.read(&mut byte).is_ok_and(|count| count == 1) {
-            head.extend(byte);
-            if head.ends_with(b"\r\n\r\n") {
-                head.clear();
-                stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok").unwrap();
-                break;
-            }
+/// Answers one request on each connection with `ok`: a probe may be kept, and hold nobody up.
+fn serve(mut accept: impl FnMut() -> Box<dyn ReadWrite> + Send + 'static) {
+    std::thread::spawn(move || {
+        loop {
+            let mut stream = accept();
+            std::thread::spawn(move || {
+                let (mut head, mut byte) = (Vec::new(), [0]);
+                while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte).is_ok_and(|count| count == 1) {
+                    head.extend(byte);
+                }
+                stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok")
+            });
         }
-    }
+    });
 }
 
-trait ReadWrite: std::io::Read + std::io::Write {}
-impl<S: std::io::Read + std::io::Write> ReadWrite for S {}
+trait ReadWrite: std::io::Read + std::io::Write + Send {}
+impl<S: std::io::Read + std::io::Write + Send> ReadWrite for S {}
 
 #[test]
 fn an_upstream_that_is_down_is_told_of_at_once_and_found_when_it_is_back() {
@@ -66,7 +64,7 @@ fn an_upstream_that_is_down_is_told_of_at_once_and_found_when_it_is_back() {
         assert_unsent(&format!("down {place}"), &sidecar, &answer, 503, "upstream_unavailable");
     }
     let listener = TcpListener::bind(address).unwrap();
-    std::thread::spawn(move || serve(|| Some(Box::new(listener.accept().unwrap().0))));
+    serve(move || Box::new(listener.accept().unwrap().0));
     wait_for("the upstream", || (sidecar.ask(permitted()).status == 200).then_some(()));
     let log = sidecar.stderr.text();
     for line in ["an upstream cannot be reached", "an upstream can be reached again"] {
@@ -105,7 +103,7 @@ fn an_upstream_from_which_nothing_comes_holds_up_its_first_requests_only() {
     let answer = sidecar.ask(permitted());
     assert_unsent("down", &sidecar, &answer, 503, "upstream_unavailable");
     drop(filled);
-    std::thread::spawn(move || serve(|| Some(Box::new(listener.accept().unwrap().0))));
+    serve(move || Box::new(listener.accept().unwrap().0));
     wait_for("the upstream", || (sidecar.ask(permitted()).status == 200).then_some(()));
     sidecar.is_sound();
 }
@@ -212,7 +210,7 @@ fn an_upstream_may_listen_on_a_unix_socket() {
     let answer = sidecar.ask(permitted());
     assert_unsent("nobody is there", &sidecar, &answer, 502, "upstream_unavailable");
     let listener = UnixListener::bind(path).unwrap();
-    std::thread::spawn(move || serve(|| Some(Box::new(listener.accept().unwrap().0))));
+    serve(move || Box::new(listener.accept().unwrap().0));
     let answer = sidecar.ask(permitted());
     assert_eq!((answer.status, answer.text().as_str()), (200, "ok"));
     assert_eq!(sidecar.outcome(&answer.decision_id())["outcome"], "completed");

@@ -191,7 +191,8 @@ fn assert_ended(name: &str, sidecar: &Sidecar, id: &str, expected: &str) {
 
 #[test]
 fn each_end_of_a_tunnel_is_recorded() {
-    let table: [(&str, fn(Connection), fn(&mut Exchange<'_>) -> Then, &str); 4] = [
+    type Row = (&'static str, fn(Connection), fn(&mut Exchange<'_>) -> Then, &'static str);
+    let table: [Row; 4] = [
         ("the upstream closes, and so does the caller", until_closed, |_| Then::Close, "completed"),
         ("the caller closes, and so does the upstream", drop, closing, "completed"),
         ("the upstream resets", until_closed, |_| Then::Reset, "aborted"),
