@@ -123,6 +123,7 @@ fn requests<'a>(policy: &Policy, customers: usize, subprocessors: usize, data: &
                 caller: Fact::Known(Caller { identity: Some(identity), party: Some(party) }, Source::Header),
                 scope: Scope::Within,
                 route: Some("/v1"),
+                route_place: Some(0),
                 customers: Fact::Known(Customers::One(policy.customer_named(&customer).unwrap()), Source::Path),
                 purpose: Fact::Known(policy.purpose_named(purpose).unwrap(), Source::Context),
                 operation: Fact::Known(Operation::Retrieve, Source::Method),

@@ -37,6 +37,7 @@ use crate::decide::facts::Fact;
 use crate::decide::facts::Transport;
 use crate::decide::facts::Why;
 use crate::doors::proxy::Proxy;
+use crate::forward::upgrade::Tunnel;
 use crate::observed::Peer;
 use crate::record::entry::Unread;
 use crate::telemetry::Metrics;
@@ -55,6 +56,8 @@ pub struct Limits {
     pub handshake_timeout: Duration,
     /// Connections of the whole process.
     pub connections: usize,
+    /// How long nothing may move on a connection that has switched protocols.
+    pub tunnel_idle_timeout: Duration,
 }
 
 /// Requests that were refused before there was anything to decide, counted for `dpa.unread`.
@@ -335,10 +338,19 @@ async fn connection<S: AsyncRead + AsyncWrite + Unpin + 'static>(
     ends: impl Future<Output = ()>,
 ) {
     let peer = Rc::new(peer);
+    let switched = Rc::new(Cell::new(None));
+    let switches = Rc::clone(&switched);
     let service = service_fn(move |request: Request<Incoming>| {
         let door = Rc::clone(&door);
         let peer = Rc::clone(&peer);
-        async move { Ok::<_, std::convert::Infallible>(door.handle(&peer, request).await) }
+        let switches = Rc::clone(&switches);
+        async move {
+            let mut response = door.handle(&peer, request).await;
+            if let Some(tunnel) = Tunnel::behind(&mut response) {
+                switches.set(Some(tunnel));
+            }
+            Ok::<_, std::convert::Infallible>(response)
+        }
     });
     let is_draining = *draining.borrow();
     let mut http = http1::Builder::new();
@@ -349,8 +361,10 @@ async fn connection<S: AsyncRead + AsyncWrite + Unpin + 'static>(
         .keep_alive(!is_draining);
     let has_unanswered = Rc::new(Cell::new(false));
     let stream = Meter { stream, has_unanswered: Rc::clone(&has_unanswered) };
-    let connection = http.serve_connection(TokioIo::new(stream), service);
-    let mut connection = std::pin::pin!(connection);
+    let mut served = http.serve_connection(TokioIo::new(stream), service);
+    let mut connection = Pin::new(&mut served);
+    let mut ends = std::pin::pin!(ends);
+    let mut has_ended = false;
     let result = tokio::select! {
         // First what has come in: a request that is here already is answered, not closed upon.
         biased;
@@ -359,13 +373,23 @@ async fn connection<S: AsyncRead + AsyncWrite + Unpin + 'static>(
             connection.as_mut().graceful_shutdown();
             connection.await
         }
-        () = ends => {
+        () = ends.as_mut() => {
+            has_ended = true;
             connection.as_mut().graceful_shutdown();
             connection.await
         }
     };
-    if let Err(error) = result {
-        unread.count(&error, has_unanswered.get());
+    match (result, switched.take()) {
+        (Ok(()), Some(tunnel)) if !has_ended => {
+            let parts = served.into_parts();
+            let stream = parts.io.into_inner().stream;
+            tokio::select! {
+                () = tunnel.relay(stream, parts.read_buf, limits.tunnel_idle_timeout) => {}
+                () = ends => {}
+            }
+        }
+        (Ok(()), _) => {}
+        (Err(error), _) => unread.count(&error, has_unanswered.get()),
     }
 }
 

@@ -23,6 +23,7 @@ use crate::decide::facts::Scope;
 use crate::decide::reason::Code;
 use crate::decide::reason::Reason;
 use crate::establish::establish;
+use crate::establish::route::Passage;
 use crate::establish::route::Routes;
 use crate::identify::Trust;
 use crate::identify::identify;
@@ -199,7 +200,7 @@ pub enum Refused {
 /// ```compile_fail,E0451
 /// use dpa_sidecar::gate::Clearance;
 /// fn forge(receipt: dpa_sidecar::record::recorder::Receipt) -> Clearance {
-///     Clearance { receipt, context: None, outcome: todo!() }
+///     Clearance { receipt, context: None, passage: todo!(), outcome: todo!() }
 /// }
 /// ```
 ///
@@ -223,6 +224,7 @@ pub enum Refused {
 pub struct Clearance {
     receipt: Receipt,
     context: Option<HeaderValue>,
+    passage: Arc<Passage>,
     outcome: OutcomeGuard,
 }
 
@@ -245,6 +247,12 @@ impl Clearance {
         self.context.as_ref()
     }
 
+    /// What may be exchanged on its route.
+    #[must_use]
+    pub fn passage(&self) -> &Passage {
+        &self.passage
+    }
+
     /// Gives up the leave and keeps the duty to say how it ended.
     #[must_use]
     pub fn into_outcome(self) -> OutcomeGuard {
@@ -260,6 +268,7 @@ pub struct Progress {
     moved: AtomicU64,
     has_ended: AtomicBool,
     has_failed: AtomicBool,
+    was_cut: AtomicBool,
 }
 
 impl Progress {
@@ -270,6 +279,7 @@ impl Progress {
             moved: AtomicU64::new(0),
             has_ended: AtomicBool::new(false),
             has_failed: AtomicBool::new(false),
+            was_cut: AtomicBool::new(false),
         }
     }
 
@@ -290,6 +300,17 @@ impl Progress {
     /// The caller broke it off.
     pub fn failed(&self) {
         self.has_failed.store(true, Ordering::Relaxed);
+    }
+
+    /// The sidecar broke it off.
+    pub fn cut(&self) {
+        self.was_cut.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the sidecar broke it off.
+    #[must_use]
+    pub fn was_cut(&self) -> bool {
+        self.was_cut.load(Ordering::Relaxed)
     }
 
     /// Whether the body came to its end.
@@ -403,7 +424,9 @@ impl Gate {
                 let counter = if action == Action::Allowed { &self.metrics.allowed } else { &self.metrics.observed };
                 counter.inc();
                 outcome.ended.ending = Ending::Aborted;
-                Verdict::Pass(Clearance { receipt, context: context(&facts, policy), outcome })
+                let route = facts.route_place.and_then(|place| rules.routes.all().get(place));
+                let passage = route.map(|route| Arc::clone(&route.passage)).unwrap_or_default();
+                Verdict::Pass(Clearance { receipt, context: context(&facts, policy), passage, outcome })
             }
             (Ok(_), None) => {
                 self.metrics.denied.inc();

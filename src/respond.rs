@@ -27,6 +27,8 @@ pub type AnswerBody = Either<Full<Bytes>, Relay>;
 const DECISION_UNRECORDED: &str = "decision_unrecorded";
 const UPSTREAM_UNAVAILABLE: &str = "upstream_unavailable";
 const UPSTREAM_TIMEOUT: &str = "upstream_timeout";
+const OVERLOADED: &str = "overloaded";
+const REQUEST_TOO_LARGE: &str = "request_too_large";
 
 /// A problem document.
 #[derive(Serialize)]
@@ -120,7 +122,18 @@ pub fn no_answer(error: &ForwardError, decision: Uuid) -> Response<AnswerBody> {
             "The request broke off, or its body is not framed as it says.",
             "The sidecar permitted the request and could not read it to its end.",
         ),
+        ForwardError::TooLarge { .. } => (
+            REQUEST_TOO_LARGE,
+            "The body of the request is larger than its route allows.",
+            "The sidecar permitted the request; the limit is one of its settings.",
+        ),
+        ForwardError::Overloaded { .. } => (
+            OVERLOADED,
+            "All connections to the data service are in use.",
+            "The sidecar permitted the request, and no connection came free in time; ask again.",
+        ),
         ForwardError::Connect { .. }
+        | ForwardError::Down { .. }
         | ForwardError::Tls { .. }
         | ForwardError::Broken { .. }
         | ForwardError::Switched { .. } => (

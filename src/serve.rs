@@ -23,8 +23,8 @@ use crate::config::Settings;
 use crate::doors::egress::Egress;
 use crate::doors::proxy::Clock;
 use crate::doors::proxy::Proxy;
+use crate::forward::Destination;
 use crate::forward::Upstream;
-use crate::forward::UpstreamSettings;
 use crate::gate::Gate;
 use crate::gate::Rules;
 use crate::identify::Way;
@@ -80,7 +80,7 @@ pub struct Sidecar {
 struct Share {
     rules: Arc<Rules>,
     listeners: Arc<Vec<Bound>>,
-    upstreams: Arc<Vec<(UpstreamSettings, Option<Arc<tls::Client>>)>>,
+    upstreams: Arc<Vec<Arc<Destination>>>,
     storage: Location,
     limits: Limits,
     slots: accept::Slots,
@@ -121,11 +121,11 @@ pub fn start(settings: Settings, policy: Policy, clock: Clock) -> Result<Sidecar
     for upstream in settings.upstreams {
         let load = |tls| tls::Client::load(&upstream.name, tls).map(Arc::new);
         let tls = upstream.tls.clone().map(load).transpose()?;
-        upstreams.push((upstream, tls));
+        upstreams.push(Arc::new(Destination::new(upstream, tls)));
     }
     let all_tls = tls::All {
         servers: listeners.iter().filter_map(|bound| bound.tls.clone()).collect(),
-        clients: upstreams.iter().filter_map(|(_, tls)| tls.clone()).collect(),
+        clients: upstreams.iter().filter_map(|upstream| upstream.tls().cloned()).collect(),
     };
     let health_socket = settings.health.map(listen).transpose()?;
     let writer = Writer {
@@ -208,9 +208,10 @@ fn work(runtime: &tokio::runtime::Runtime, share: Share, recorder: &Recorder, is
         if is_first {
             tokio::task::spawn_local(sum_up_unread(Arc::clone(&share.unread), recorder.clone(), share.clock));
         }
-        let upstream = |(settings, tls): (UpstreamSettings, _)| Rc::new(Upstream::new(settings, tls));
-        let upstreams: Vec<Rc<Upstream>> = share.upstreams.iter().cloned().map(upstream).collect();
-        tokio::task::spawn_local(reap(upstreams.clone()));
+        let upstreams: Vec<_> = share.upstreams.iter().map(|to| Rc::new(Upstream::new(Arc::clone(to)))).collect();
+        for upstream in &upstreams {
+            tokio::task::spawn_local(Rc::clone(upstream).tend());
+        }
         let mut doors = tokio::task::JoinSet::new();
         for Bound { socket, tls, upstream, egress } in share.listeners.iter() {
             let Some(upstream) = upstreams.get(*upstream) else { continue };
@@ -277,15 +278,6 @@ fn note_unread(unread: &accept::UnreadCounters, recorder: &Recorder, clock: Cloc
     if let Some(sum) = unread.take() {
         let now = clock.now();
         recorder.note(|batch| entry::unread(batch, recorder.writer(), now, sum));
-    }
-}
-
-/// Closes what has been idle for too long, also where no request comes by to notice.
-async fn reap(upstreams: Vec<Rc<Upstream>>) {
-    let mut second = tokio::time::interval(Duration::from_secs(1));
-    loop {
-        second.tick().await;
-        upstreams.iter().for_each(|upstream| upstream.reap());
     }
 }
 

@@ -12,7 +12,7 @@ use crate::support::repository;
 use crate::support::run;
 
 /// File, its problem, and how many errors there are; a file with none has a warning only.
-const INVALID: [(&str, &str, usize); 55] = [
+const INVALID: [(&str, &str, usize); 56] = [
     ("agreement-ends-soon", "DPA030", 0),
     ("alias", "DPA002", 1),
     ("ambiguous-identity", "DPA016", 1),
@@ -47,6 +47,7 @@ const INVALID: [(&str, &str, usize); 55] = [
     ("observe-against-the-policy", "DPA045", 1),
     ("one-peer-two-headers", "DPA035", 0),
     ("prohibited-sale", "DPA013", 1),
+    ("protocol-with-requests-behind", "DPA008", 5),
     ("purpose-called-sale", "DPA015", 1),
     ("purpose-nobody-permits", "DPA031", 0),
     ("residency-by-default", "DPA032", 0),

@@ -142,6 +142,7 @@ impl Asked {
             }),
             scope: Scope::Within,
             route: None,
+            route_place: None,
             customers,
             purpose: self.purpose.map_or(Fact::Unknown(Why::Missing), |name| {
                 policy.purpose_named(name).map_or(Fact::Unknown(Why::NotInPolicy { length: name.len() }), |id| {

@@ -451,7 +451,7 @@ fn the_words_of_records() {
     }
     let actions = [Action::Allowed, Action::Denied, Action::Observed];
     assert_eq!(words::<Action>(), sorted(actions.map(Action::as_str)));
-    let endings = [Ending::Completed, Ending::Aborted, Ending::NotForwarded, Ending::Panicked];
+    let endings = [Ending::Completed, Ending::Aborted, Ending::Cut, Ending::NotForwarded, Ending::Panicked];
     assert_eq!(words::<Ending>(), sorted(endings.map(Ending::as_str)));
     let authorities =
         [Authority::OutOfScope, Authority::LegalRequirement, Authority::Instruction, Authority::PermittedPurpose];

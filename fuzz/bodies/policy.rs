@@ -91,6 +91,7 @@ fn ask(policy: &Policy, sources: &[Source], now: Timestamp) {
             }),
             scope: Scope::Within,
             route: None,
+            route_place: None,
             customers: Fact::Known(Customers::One(customer), From::Path),
             purpose: Fact::Known(purpose, From::Context),
             operation: Fact::Known(if place % 2 == 0 { Operation::Retrieve } else { Operation::Export }, From::Method),

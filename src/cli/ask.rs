@@ -1,6 +1,8 @@
 //! A request that is stated, not received: by a test case, by flags, by the short form that looks for one
 //! that passes. It goes the way of every request: identify, establish, decide.
 
+use std::sync::Arc;
+
 use http::HeaderMap;
 use http::HeaderValue;
 use http::Method;
@@ -115,7 +117,13 @@ impl Ask {
             operation: self.operation,
             data_categories: self.data_categories,
         };
-        let route = Route { path: "/".to_owned(), methods: Vec::new(), host: None, subject: Some(subject) };
+        let route = Route {
+            path: "/".to_owned(),
+            methods: Vec::new(),
+            host: None,
+            subject: Some(subject),
+            passage: Arc::default(),
+        };
         let routes = if self.is_mapped { vec![route] } else { Vec::new() };
         Ok(Asked {
             trust: Trust {

@@ -150,7 +150,8 @@ pub(super) enum Protocol {
 pub(super) struct Upstream {
     /// What a listener names.
     pub(super) name: Spanned<Id>,
-    /// `HOST:PORT` of the service, or of the subprocessor.
+    /// `HOST:PORT` of the service or of the subprocessor, or `unix:` and the path of a socket, from the folder of this
+    /// file.
     pub(super) address: Spanned<String>,
     /// What the service speaks. Default: http1.
     pub(super) protocol: Option<Spanned<Protocol>>,
@@ -160,14 +161,15 @@ pub(super) struct Upstream {
     pub(super) storage_location: Option<Location>,
     /// The subprocessor that this upstream is, by its id in the policy: for a listener with `direction: egress`.
     pub(super) recipient: Option<Spanned<Id>>,
-    /// How long a connection may take to stand. Default: 1s.
+    /// How long a connection may take to stand, and how long a request waits for a free one. Default: 1s.
     pub(super) connect_timeout: Option<Span>,
-    /// How long until the head of the answer is there. Default: 30s.
+    /// How long until the head of the answer is there, and between two pieces of its body. Default: 30s.
     pub(super) response_timeout: Option<Span>,
     /// How long an unused connection is kept; less than the service's own idle timeout. Default: 15s.
     pub(super) idle_timeout: Option<Span>,
-    #[schemars(skip)]
-    pub(super) max_connections: Later,
+    /// Connections of the whole process to this service; more requests wait. Default: 256.
+    #[schemars(range(min = 1))]
+    pub(super) max_connections: Option<Spanned<usize>>,
 }
 
 /// One way in which a caller proves who it is: exactly one of these keys.
@@ -269,12 +271,13 @@ pub(super) struct Route {
     pub(super) data_categories: Option<List<DataCategory>>,
     /// `false` puts the route outside the agreement: it passes, and is recorded. Default: true.
     pub(super) subscriber_data: Option<Spanned<bool>>,
-    #[schemars(skip)]
-    pub(super) upgrade: Later,
-    #[schemars(skip)]
-    pub(super) body_limit: Later,
-    #[schemars(skip)]
-    pub(super) response_timeout: Later,
+    /// Protocols that a connection may be switched to, such as `websocket`. Default: none.
+    #[schemars(length(min = 1))]
+    pub(super) upgrade: Option<List<Spanned<String>>>,
+    /// Bytes of a request's body; more is refused. Default: no limit.
+    pub(super) body_limit: Option<Size>,
+    /// Instead of that of the upstream.
+    pub(super) response_timeout: Option<Span>,
 }
 
 /// A constant is a scalar; a fact of the request is `{from: …, name: …}`.
@@ -387,6 +390,8 @@ pub(super) struct Limits {
     /// Connections of the whole process; more wait. Default: 10000.
     #[schemars(range(min = 1))]
     pub(super) connections: Option<Spanned<usize>>,
+    /// How long nothing may move on a connection that has switched protocols. Default: 5m.
+    pub(super) tunnel_idle_timeout: Option<Span>,
     #[schemars(skip)]
     pub(super) idle_timeout: Later,
     #[schemars(skip)]

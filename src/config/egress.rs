@@ -11,6 +11,7 @@ use super::Listener;
 use super::Settings;
 use super::document;
 use crate::doors::egress::Egress;
+use crate::forward::Address;
 use crate::forward::UpstreamSettings;
 use crate::policy::Policy;
 use crate::policy::problem::Code;
@@ -81,7 +82,8 @@ impl Compiler<'_> {
 /// The name by which an upstream knows itself, in small letters, and the same as `Host`: what its certificate has to
 /// bear, or without TLS the host of its address, with the port if that is not the scheme's own (RFC 9110 section 7.2).
 fn host_of(upstream: &UpstreamSettings) -> Option<(String, HeaderValue)> {
-    let (host, port) = upstream.address.rsplit_once(':')?;
+    let Address::Tcp(address) = &upstream.address else { return None };
+    let (host, port) = address.rsplit_once(':')?;
     let port = port.parse::<u16>().ok()?;
     let host = upstream.tls.as_ref().map_or(host.into(), |tls| tls.server_name.to_str());
     let host = host.trim_start_matches('[').trim_end_matches(']').to_ascii_lowercase();
@@ -150,7 +152,8 @@ impl Settings {
 }
 
 /// Whether an upstream is on this machine, such as a proxy that speaks TLS for it.
-fn is_here(address: &str) -> bool {
+fn is_here(address: &Address) -> bool {
+    let Address::Tcp(address) = address else { return true };
     let host = address.rsplit_once(':').map_or("", |(host, _)| host);
     let bare = host.trim_start_matches('[').trim_end_matches(']');
     bare == "localhost" || bare.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
@@ -189,7 +192,11 @@ mod tests {
             let second = Duration::from_secs(1);
             let upstream = UpstreamSettings {
                 name: "api".to_owned(),
-                address: address.to_owned(),
+                address: match address.strip_prefix("unix:") {
+                    Some(path) => Address::Unix(path.into()),
+                    None => Address::Tcp(address.to_owned()),
+                },
+                max_connections: 1,
                 storage_location: None,
                 connect_timeout: second,
                 response_timeout: second,

@@ -28,11 +28,13 @@ use self::tokens::Claimed;
 use crate::accept::Limits;
 use crate::doors::egress::Egress;
 use crate::establish::route;
+use crate::establish::route::Passage;
 use crate::establish::route::Route;
 use crate::establish::route::RouteError;
 use crate::establish::route::Routes;
 use crate::establish::route::Subject;
 use crate::establish::route::Take;
+use crate::forward::Address;
 use crate::forward::UpstreamSettings;
 use crate::identify::Trust;
 use crate::identify::Way;
@@ -479,16 +481,12 @@ impl Compiler<'_> {
             idle_timeout,
             max_connections,
         } = upstream;
-        self.later("upstreams.max_connections", &max_connections);
         if let Some(Spanned { value: Protocol::Http2, at }) = protocol {
             self.error(Code::NotYet, at, "this version does not have `protocol: http2` yet", "write `http1`");
         }
-        let port = address.value.rsplit_once(':').map(|(host, port)| (host, port.parse::<u16>()));
-        if !matches!(port, Some((host, Ok(1..))) if !host.is_empty() && !address.value.contains("://")) {
-            let message = format!("`{}` is not the address of an upstream", address.value);
-            self.error(Code::Invalid, address.at, message, "write a host and a port such as `127.0.0.1:3000`");
-        }
+        let tls_at = tls.as_ref().map(|tls| tls.at());
         let tls = tls.and_then(|tls| self.upstream_tls(tls, &address));
+        let address = self.upstream_address(address, tls_at);
         let or = |span: Option<document::Span>, default| span.map_or(Duration::from_secs(default), |span| span.0);
         if let Some(recipient) = recipient.filter(|_| storage_location.is_some()) {
             let message = format!("where `{}` keeps data stands in the policy", recipient.value);
@@ -497,13 +495,35 @@ impl Compiler<'_> {
         }
         UpstreamSettings {
             name: name.value.to_string(),
-            address: address.value,
+            address,
             storage_location,
             connect_timeout: or(connect_timeout, 1),
             response_timeout: or(response_timeout, 30),
             idle_timeout: or(idle_timeout, 15),
+            max_connections: self.at_least(1, max_connections, 256),
             tls,
         }
+    }
+
+    fn upstream_address(&mut self, Spanned { value, at }: Spanned<String>, tls_at: Option<At>) -> Address {
+        if let Some(path) = value.strip_prefix("unix:") {
+            if path.is_empty() || path.contains('\0') {
+                let message = "a Unix socket has a path";
+                self.error(Code::Invalid, at, message, "write it such as `unix:/run/app/http.sock`");
+            }
+            if let Some(at) = tls_at {
+                let message = "a Unix socket is on this machine and is spoken to in clear";
+                self.error(Code::OneOf, at, message, "remove `tls`, or write a host and a port");
+            }
+            return Address::Unix(self.folder.join(path));
+        }
+        let port = value.rsplit_once(':').map(|(host, port)| (host, port.parse::<u16>()));
+        if !matches!(port, Some((host, Ok(1..))) if !host.is_empty() && !value.contains("://")) {
+            let message = format!("`{value}` is not the address of an upstream");
+            let help = "write a host and a port such as `127.0.0.1:3000`, or `unix:/run/app/http.sock`";
+            self.error(Code::Invalid, at, message, help);
+        }
+        Address::Tcp(value)
     }
 
     fn way(&mut self, way: Spanned<document::Identity>, token_bytes: usize, believed: &mut Believed) {
@@ -548,7 +568,7 @@ impl Compiler<'_> {
             }
             places.push(probe.at);
             let methods = vec![Method::GET, Method::HEAD];
-            routes.push(Route { path: probe.value, methods, host: None, subject: None });
+            routes.push(Route { path: probe.value, methods, host: None, subject: None, passage: Arc::default() });
         }
         match Routes::new(routes) {
             Ok(routes) => (routes, places),
@@ -585,9 +605,11 @@ impl Compiler<'_> {
             body_limit,
             response_timeout,
         } = route;
-        self.later("routes.upgrade", &upgrade);
-        self.later("routes.body_limit", &body_limit);
-        self.later("routes.response_timeout", &response_timeout);
+        let passage = Arc::new(Passage {
+            upgrade: upgrade.map(|list| self.protocols(&list)).unwrap_or_default(),
+            body_limit: body_limit.map(|size| u64::try_from(size.0).unwrap_or(u64::MAX)),
+            response_timeout: response_timeout.map(|span| span.0),
+        });
         let methods = methods.map(|list| self.methods(&list)).unwrap_or_default();
         let host = host.map(|Spanned { value, at }| {
             let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_');
@@ -609,7 +631,7 @@ impl Compiler<'_> {
                     "if subscriber data passes here, remove `subscriber_data: false`; else remove this key",
                 );
             }
-            return Route { path: path.value, methods, host, subject: None };
+            return Route { path: path.value, methods, host, subject: None, passage };
         }
         let mut needed = |key: &str, is_there: bool| {
             if !is_there {
@@ -639,7 +661,27 @@ impl Compiler<'_> {
             operation: operation.map(|operation| operation.value),
             data_categories: data_categories.map(|list| list.items).unwrap_or_default(),
         };
-        Route { path: path.value, methods, host, subject: Some(subject) }
+        Route { path: path.value, methods, host, subject: Some(subject), passage }
+    }
+
+    /// Protocols that are no further requests: those would be decided by nobody.
+    fn protocols(&mut self, list: &List<Spanned<String>>) -> Vec<String> {
+        self.not_empty(list);
+        let mut protocols = Vec::new();
+        for Spanned { value, at } in &list.items {
+            let name = value.to_ascii_lowercase();
+            // A token of RFC 9110 section 5.6.2, and a version of one.
+            let plain = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~/".contains(&b);
+            if name.is_empty() || !name.bytes().all(plain) {
+                let message = format!("`{value}` is not the name of a protocol");
+                self.error(Code::Invalid, *at, message, "write one that stands in `Upgrade`, such as `websocket`");
+            } else if ["h2c", "h2", "h3", "http", "tls"].contains(&name.split('/').next().unwrap_or_default()) {
+                let message = format!("behind `{value}` further requests could come, and nobody would decide them");
+                self.error(Code::Invalid, *at, message, "name only protocols that carry none, such as `websocket`");
+            }
+            protocols.push(name);
+        }
+        protocols
     }
 
     fn methods(&mut self, list: &List<Spanned<String>>) -> Vec<Method> {
@@ -788,6 +830,7 @@ impl Compiler<'_> {
             token_bytes,
             handshake_timeout,
             connections,
+            tunnel_idle_timeout,
             idle_timeout,
             concurrent_requests,
             streams,
@@ -803,6 +846,7 @@ impl Compiler<'_> {
             header_timeout: header_timeout.map_or(Duration::from_secs(10), |span| span.0),
             handshake_timeout: handshake_timeout.map_or(Duration::from_secs(10), |span| span.0),
             connections: self.at_least(least_connections.max(1), connections, 10_000),
+            tunnel_idle_timeout: tunnel_idle_timeout.map_or(Duration::from_secs(300), |span| span.0),
         };
         // No signed token is smaller than a header, a handful of claims and 64 bytes of signature.
         (limits, self.at_least(256, bytes(token_bytes), 8 * 1024))

@@ -79,6 +79,13 @@ pub(super) struct UpstreamTls {
     private_key: Option<Spanned<String>>,
 }
 
+impl UpstreamTls {
+    /// A place in it.
+    pub(super) fn at(&self) -> At {
+        self.ca.at
+    }
+}
+
 /// A caller is who its client certificate names.
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

@@ -298,6 +298,8 @@ pub struct Facts<'a> {
     pub scope: Scope,
     /// The path template of the route.
     pub route: Option<&'a str>,
+    /// The place of that route in the settings; no rule asks for it.
+    pub route_place: Option<usize>,
     /// For whom.
     pub customers: Fact<Customers>,
     /// What for.

@@ -8,6 +8,7 @@ use http::HeaderName;
 use http::HeaderValue;
 use http::Request;
 use http::Response;
+use http::StatusCode;
 use http::Version;
 use http::header;
 use http::request::Parts;
@@ -16,10 +17,13 @@ use http_body_util::Either;
 use hyper::body::Body as _;
 use hyper::body::Incoming;
 use jiff::Timestamp;
+use uuid::Uuid;
 
 use crate::doors::egress::Egress;
+use crate::forward::ForwardError;
 use crate::forward::Upstream;
 use crate::forward::headers;
+use crate::forward::upgrade;
 use crate::gate::Clearance;
 use crate::gate::DPA_DECISION_ID;
 use crate::gate::Gate;
@@ -30,6 +34,7 @@ use crate::observed::Observed;
 use crate::observed::Peer;
 use crate::observed::Target;
 use crate::policy::terms::Location;
+use crate::record::entry::Ending;
 use crate::respond;
 use crate::respond::AnswerBody;
 
@@ -120,22 +125,34 @@ impl Proxy {
             Verdict::Refuse(refusal) => return refuse(&refusal, &head, body).await,
         };
         let target = seen.target;
-
-        self.rebuild(&mut head, &target, peer, &ids, &clearance);
         let decision = clearance.decision();
+        if clearance.passage().body_limit.is_some_and(|most| body.size_hint().lower() > most) {
+            let error = ForwardError::TooLarge { rest: None };
+            let mut outcome = clearance.into_outcome();
+            outcome.answered(error.status());
+            outcome.end(Ending::NotForwarded);
+            read_on(&head, body).await;
+            return respond::no_answer(&error, decision);
+        }
+
+        let protocol = upgrade::asked(&head, &clearance.passage().upgrade);
+        self.rebuild(&mut head, &target, peer, &ids, &clearance);
+        if let Some(protocol) = &protocol {
+            upgrade::name(&mut head.headers, protocol.clone());
+        }
         match self.upstream.send(clearance, Request::from_parts(head, body)).await {
             Ok(response) => {
                 let mut response = response.map(Either::Right);
                 headers::clean_response(response.headers_mut());
+                if let (StatusCode::SWITCHING_PROTOCOLS, Some(protocol)) = (response.status(), protocol) {
+                    upgrade::name(response.headers_mut(), protocol);
+                }
                 // The version is the connection's, not the message's (RFC 9110 section 2.5).
                 *response.version_mut() = Version::HTTP_11;
                 response.headers_mut().insert(DPA_DECISION_ID, respond::id_value(decision));
                 response
             }
-            Err(error) => {
-                tracing::warn!(error = %crate::telemetry::chain(&error), %decision, "a request that was sent on has no answer");
-                respond::no_answer(&error, decision)
-            }
+            Err(error) => no_answer(error, decision).await,
         }
     }
 
@@ -184,12 +201,33 @@ fn is_request_id(value: &HeaderValue) -> bool {
     (1..=128).contains(&value.len()) && value.as_bytes().iter().all(plain)
 }
 
+async fn no_answer(mut error: ForwardError, decision: Uuid) -> Response<AnswerBody> {
+    let chain = crate::telemetry::chain(&error);
+    if error.is_told_elsewhere() {
+        tracing::debug!(error = %chain, %decision, "a permitted request has no answer");
+    } else {
+        tracing::warn!(error = %chain, %decision, "a request that was sent on has no answer");
+    }
+    drop(chain);
+    if let ForwardError::TooLarge { rest } = &mut error
+        && let Some(rest) = rest.take()
+    {
+        let _gave_up = tokio::time::timeout(DRAIN_TIME, drain(rest)).await;
+    }
+    respond::no_answer(&error, decision)
+}
+
 async fn refuse(refusal: &Refusal, head: &Parts, body: Incoming) -> Response<AnswerBody> {
+    read_on(head, body).await;
+    respond::refused(refusal)
+}
+
+/// Reads on what nobody takes, so that its sender reads the answer.
+async fn read_on(head: &Parts, body: Incoming) {
     // Who waits for "100 Continue" has sent nothing yet, and asking for the body would send it.
     if !head.headers.contains_key(header::EXPECT) && !body.is_end_stream() {
         let _gave_up = tokio::time::timeout(DRAIN_TIME, drain(body)).await;
     }
-    respond::refused(refusal)
 }
 
 /// Reads a body on to its end or to the bound.

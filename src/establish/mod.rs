@@ -64,6 +64,7 @@ pub fn establish<'a>(
             (Some(_), Some(_)) => Scope::Within,
         },
         route: found.as_ref().map(|found| found.route.path.as_str()),
+        route_place: found.as_ref().map(|found| found.place),
         customers: Fact::None,
         purpose: Fact::None,
         operation: Fact::None,

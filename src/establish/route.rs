@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
+use std::sync::Arc;
+use std::time::Duration;
 
 use http::Method;
 use matchit::Router;
@@ -41,6 +43,17 @@ pub struct Subject {
     pub data_categories: Vec<DataCategory>,
 }
 
+/// What may be exchanged on a route once a request is permitted; no rule of the agreement.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Passage {
+    /// Protocols that a connection may be switched to (RFC 9110 section 7.8), in small letters; empty: none.
+    pub upgrade: Vec<String>,
+    /// Most bytes of a request's body; none: no limit.
+    pub body_limit: Option<u64>,
+    /// Instead of the upstream's.
+    pub response_timeout: Option<Duration>,
+}
+
 /// One route.
 #[derive(Clone, Debug)]
 pub struct Route {
@@ -52,6 +65,8 @@ pub struct Route {
     pub host: Option<String>,
     /// What it is about; none: outside the agreement (`subscriber_data: false`).
     pub subject: Option<Subject>,
+    /// What may be exchanged on it.
+    pub passage: Arc<Passage>,
 }
 
 /// A path template that cannot be one, or two routes that nobody can tell apart.
@@ -95,6 +110,8 @@ pub struct Routes {
 pub struct Match<'r> {
     /// The route.
     pub route: &'r Route,
+    /// Its place in the settings.
+    pub place: usize,
     /// The values, still percent-encoded, in the order of the names in the template.
     values: Vec<String>,
 }
@@ -178,12 +195,13 @@ impl Routes {
     #[must_use]
     pub fn find(&self, method: &Method, host: Option<&str>, target: &Target) -> Option<Match<'_>> {
         let found = self.paths.at(target.path()).ok()?;
-        let fits = |route: &&Route| route.methods.is_empty() || route.methods.contains(method);
-        let candidates = || found.value.iter().filter_map(|index| self.routes.get(*index));
+        let fits = |route: &Route| route.methods.is_empty() || route.methods.contains(method);
+        let candidates = || found.value.iter().filter_map(|place| Some((*place, self.routes.get(*place)?)));
         // As with paths: once a route has this host, the others do not count, whatever its methods are.
-        let host = host.filter(|host| candidates().any(|route| route.host.as_deref() == Some(*host)));
-        let route = candidates().filter(fits).find(|route| route.host.as_deref() == host)?;
-        Some(Match { route, values: found.params.iter().map(|(_, value)| value.to_owned()).collect() })
+        let host = host.filter(|host| candidates().any(|(_, route)| route.host.as_deref() == Some(*host)));
+        let (place, route) =
+            candidates().filter(|(_, route)| fits(route)).find(|(_, route)| route.host.as_deref() == host)?;
+        Some(Match { route, place, values: found.params.iter().map(|(_, value)| value.to_owned()).collect() })
     }
 
     /// All routes, in file order.
@@ -268,7 +286,13 @@ mod tests {
     use super::*;
 
     fn route(path: &str, methods: &[Method], host: Option<&str>) -> Route {
-        Route { path: path.to_owned(), methods: methods.to_vec(), host: host.map(str::to_owned), subject: None }
+        Route {
+            path: path.to_owned(),
+            methods: methods.to_vec(),
+            host: host.map(str::to_owned),
+            subject: None,
+            passage: Arc::default(),
+        }
     }
 
     fn target(path: &str) -> Target {

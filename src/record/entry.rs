@@ -78,6 +78,8 @@ pub enum Ending {
     Completed,
     /// One side went away before.
     Aborted,
+    /// The sidecar ended it before: a limit, a stall, the end of a drain.
+    Cut,
     /// Nothing was sent to the upstream.
     NotForwarded,
     /// The sidecar failed.
@@ -91,6 +93,7 @@ impl Ending {
         match self {
             Self::Completed => "completed",
             Self::Aborted => "aborted",
+            Self::Cut => "cut",
             Self::NotForwarded => "not_forwarded",
             Self::Panicked => "panicked",
         }

@@ -54,9 +54,14 @@ impl Exchange<'_> {
         if std::mem::replace(&mut self.has_body, true) {
             return self.seen.lock().unwrap()[self.place].body.clone();
         }
-        let (body, _) = read_body(self.reader, self.head.framing(Framing::Nothing));
+        self.body_and_end().0
+    }
+
+    /// Reads its body, as far as it comes, and whether it came to its end.
+    pub(crate) fn body_and_end(&mut self) -> (Vec<u8>, bool) {
+        let (body, is_whole) = read_body(self.reader, self.head.framing(Framing::Nothing));
         self.seen.lock().unwrap()[self.place].body.clone_from(&body);
-        body
+        (body, is_whole)
     }
 
     /// Reads so many bytes of it, chunk lines and all.
@@ -64,6 +69,13 @@ impl Exchange<'_> {
         let mut bytes = vec![0; count];
         self.reader.read_exact(&mut bytes).unwrap();
         bytes
+    }
+
+    /// Reads so many bytes, unless the other side closes before.
+    pub(crate) fn try_bytes(&mut self, count: usize) -> Option<Vec<u8>> {
+        let mut bytes = vec![0; count];
+        self.reader.read_exact(&mut bytes).ok()?;
+        Some(bytes)
     }
 
     /// Writes to the connection; the other side may have gone away.
@@ -80,10 +92,11 @@ impl Exchange<'_> {
         Then::Keep
     }
 
-    /// Waits until the other side has closed.
-    pub(crate) fn until_closed(&mut self) {
+    /// Waits until the other side has closed; how many bytes came until then.
+    pub(crate) fn until_closed(&mut self) -> usize {
         let mut rest = Vec::new();
         let _reset = self.reader.read_to_end(&mut rest);
+        rest.len()
     }
 }
 

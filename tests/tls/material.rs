@@ -273,6 +273,15 @@ impl Secure {
         Answer::read(&mut self.reader).ok_or_else(|| "the connection was closed".to_owned())
     }
 
+    /// Sends bytes to somebody who says the same.
+    pub(super) fn echo(&mut self, text: &[u8]) -> std::io::Result<()> {
+        self.reader.get_mut().write_all(text)?;
+        let mut back = vec![0; text.len()];
+        std::io::Read::read_exact(&mut self.reader, &mut back)?;
+        assert_eq!(back, text);
+        Ok(())
+    }
+
     /// What was agreed on.
     pub(super) fn session(&self) -> &ClientConnection {
         &self.reader.get_ref().conn

@@ -4,6 +4,7 @@ mod forwarded;
 mod material;
 mod names;
 mod renewal;
+mod tunnel;
 mod upstream;
 
 use std::process::Command;

@@ -212,11 +212,13 @@ fn settings_of_upstreams_that_cannot_be() {
         ("no authority", "{server_name: data.example}", "[DPA005]"),
         ("not verified", "{ca: none}", "[DPA046]"),
         ("a key of another", "{ca: ca.crt, certificate: ca.crt, private_key: tls.key}", "[DPA050]"),
+        ("over a Unix socket", "{ca: ca.crt, server_name: data.example}", "[DPA021]"),
         ("a word that is no key", "{ca: ca.crt, insecure: true}", "[DPA004]"),
     ];
     for (name, keys, expected) in table {
         let tls = Tls::to("127.0.0.1:1");
-        let text = tls.settings().replace("address: '127.0.0.1:1'", &format!("address: '127.0.0.1:1', tls: {keys}"));
+        let address = if name.contains("Unix") { "unix:app.sock" } else { "127.0.0.1:1" };
+        let text = tls.settings().replace("address: '127.0.0.1:1'", &format!("address: '{address}', tls: {keys}"));
         tls.folder.write("sidecar.yaml", &text);
         let checked = run(&tls.folder.file("."), &["check", "sidecar.yaml"]);
         assert_eq!(checked.status.code(), Some(1), "{name}: {}", err(&checked));

@@ -1,0 +1,415 @@
+//! Connections to a data service: each worker keeps its own, all workers together keep to the limit and share what
+//! is known of whether it can be reached.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use std::time::Instant;
+
+use hyper::client::conn::http1::SendRequest;
+use hyper_util::rt::TokioIo;
+use tokio::io::AsyncRead;
+use tokio::io::AsyncWrite;
+use tokio::net::TcpStream;
+use tokio::net::UnixStream;
+use tokio::sync::Notify;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::Semaphore;
+use tokio::sync::oneshot;
+use tokio::task::AbortHandle;
+
+use super::Address;
+use super::ForwardError;
+use super::UpstreamSettings;
+use super::relay::Outgoing;
+use crate::policy::terms::Location;
+use crate::tls;
+
+/// How long a connection from the pool may take to be ready.
+const READY_TIME: Duration = Duration::from_millis(100);
+
+/// After so many failures to connect in a row an upstream counts as down.
+const FAILURES: u32 = 3;
+
+/// How long after a failure an upstream that is down is tried again: at first, and at most.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// Bytes that a connection holds in each direction, between the two sides: as much of an answer as is read ahead,
+/// and as much of a request as is put together for one write. hyper's own bound is 400 KiB.
+const BUFFER: usize = 64 * 1024;
+
+/// A connection for which workers wait is given up after so many exchanges, so that another worker gets its turn.
+const TURNS: u32 = 32;
+
+/// A data service, as all workers see it.
+#[derive(Debug)]
+pub struct Destination {
+    settings: UpstreamSettings,
+    tls: Option<Arc<tls::Client>>,
+    /// One for each connection that may be made.
+    places: Arc<Semaphore>,
+    /// Requests that wait for a connection.
+    waiting: AtomicUsize,
+    /// Told when one begins to wait: another worker may have a connection that it does not use.
+    wanted: Notify,
+    reach: Mutex<Reach>,
+}
+
+/// Whether a data service can be reached.
+#[derive(Debug, Default)]
+struct Reach {
+    /// Failures to connect since the last success.
+    failures: u32,
+    /// Whether a probe is under way, on one of the workers.
+    is_probed: bool,
+}
+
+impl Destination {
+    /// Nobody has tried to reach it yet.
+    #[must_use]
+    pub fn new(settings: UpstreamSettings, tls: Option<Arc<tls::Client>>) -> Self {
+        Self {
+            places: Arc::new(Semaphore::new(settings.max_connections.min(Semaphore::MAX_PERMITS))),
+            settings,
+            tls,
+            waiting: AtomicUsize::new(0),
+            wanted: Notify::new(),
+            reach: Mutex::default(),
+        }
+    }
+
+    /// How it is known, if it is spoken to over TLS.
+    #[must_use]
+    pub fn tls(&self) -> Option<&Arc<tls::Client>> {
+        self.tls.as_ref()
+    }
+
+    fn reach(&self) -> MutexGuard<'_, Reach> {
+        self.reach.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_down(&self) -> bool {
+        self.reach().failures >= FAILURES
+    }
+
+    /// It was reached.
+    fn reached(&self) {
+        let failures = std::mem::take(&mut self.reach().failures);
+        if failures >= FAILURES {
+            tracing::info!(upstream = self.settings.name, "an upstream can be reached again");
+        }
+    }
+
+    /// It was not reached. Whether a probe has to begin.
+    fn missed(&self, error: &ForwardError) -> bool {
+        let mut reach = self.reach();
+        reach.failures = reach.failures.saturating_add(1);
+        let (is_down, is_new) = (reach.failures >= FAILURES, reach.failures == FAILURES);
+        let begins = is_down && !std::mem::replace(&mut reach.is_probed, is_down);
+        drop(reach);
+        if is_new {
+            let error = crate::telemetry::chain(error);
+            tracing::warn!(upstream = self.settings.name, %error, "an upstream cannot be reached: requests to it are refused until it can");
+        }
+        begins
+    }
+
+    /// Whether the probe has still something to find out; else it is over.
+    fn is_sought(&self) -> bool {
+        let mut reach = self.reach();
+        reach.is_probed = reach.failures >= FAILURES;
+        reach.is_probed
+    }
+
+    fn place(&self) -> Option<Place> {
+        Arc::clone(&self.places).try_acquire_owned().ok().map(Arc::new)
+    }
+}
+
+/// The place of one connection among those that may be made; free again when the connection is closed.
+type Place = Arc<OwnedSemaphorePermit>;
+
+/// A connection to the upstream and the task that drives it. Dropped, it is closed at once: nothing more of a
+/// request goes on after its outcome is recorded.
+#[derive(Debug)]
+pub(super) struct Connection {
+    pub(super) sender: SendRequest<Outgoing>,
+    task: AbortHandle,
+    /// Which renewal of the upstream's TLS it came about with.
+    renewal: u64,
+    /// How often it was kept after an exchange.
+    turns: u32,
+    /// Held by the task too: what has been aborted is not closed yet.
+    _place: Place,
+}
+
+impl Connection {
+    /// Whether nothing was ever sent on it.
+    pub(super) fn is_fresh(&self) -> bool {
+        self.turns == 0
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// One worker's connections to one upstream.
+#[derive(Debug)]
+pub struct Upstream {
+    to: Arc<Destination>,
+    /// The last one used is at the end.
+    idle: RefCell<Vec<Idle>>,
+    /// Requests of this worker that wait for a connection, the first one first.
+    waiters: RefCell<VecDeque<oneshot::Sender<Connection>>>,
+}
+
+#[derive(Debug)]
+struct Idle {
+    connection: Connection,
+    since: Instant,
+}
+
+/// What a request got that needs a connection.
+enum Turn {
+    Used(Connection),
+    Fresh(Place),
+}
+
+impl Upstream {
+    /// No connections yet.
+    #[must_use]
+    pub fn new(to: Arc<Destination>) -> Self {
+        Self { to, idle: RefCell::default(), waiters: RefCell::default() }
+    }
+
+    /// Where it keeps data, if the settings say so.
+    #[must_use]
+    pub fn storage_location(&self) -> Option<Location> {
+        self.to.settings.storage_location
+    }
+
+    pub(super) fn settings(&self) -> &UpstreamSettings {
+        &self.to.settings
+    }
+
+    /// A connection that was kept, or a fresh one.
+    pub(super) async fn connection(self: &Rc<Self>) -> Result<Connection, ForwardError> {
+        let mut deadline = None;
+        loop {
+            let turn = match self.take_idle() {
+                Some(connection) => Turn::Used(connection),
+                None if self.to.is_down() => return Err(ForwardError::Down { name: self.settings().name.clone() }),
+                None => match self.to.place() {
+                    Some(place) => Turn::Fresh(place),
+                    None => {
+                        let patience = self.settings().connect_timeout;
+                        self.wait(*deadline.get_or_insert_with(|| Instant::now() + patience)).await?
+                    }
+                },
+            };
+            match turn {
+                Turn::Used(mut connection) => {
+                    if self.is_current(&connection) && is_ready(&mut connection).await {
+                        return Ok(connection);
+                    }
+                }
+                Turn::Fresh(place) => return self.fresh(place).await,
+            }
+        }
+    }
+
+    /// Waits until a connection or a place comes free.
+    async fn wait(&self, deadline: Instant) -> Result<Turn, ForwardError> {
+        let (give, mut given) = oneshot::channel();
+        self.waiters.borrow_mut().push_back(give);
+        let _waiting = Waiting::begin(self);
+        let place = Arc::clone(&self.to.places).acquire_owned();
+        let overloaded = || ForwardError::Overloaded { name: self.settings().name.clone() };
+        tokio::select! {
+            biased;
+            Ok(connection) = &mut given => Ok(Turn::Used(connection)),
+            place = place => place.map(|place| Turn::Fresh(Arc::new(place))).map_err(|_closed| overloaded()),
+            () = tokio::time::sleep_until(deadline.into()) => Err(overloaded()),
+        }
+    }
+
+    async fn fresh(self: &Rc<Self>, place: Place) -> Result<Connection, ForwardError> {
+        let connected = self.connect(place).await;
+        match &connected {
+            Ok(_) => self.to.reached(),
+            Err(error) => {
+                if self.to.missed(error) {
+                    tokio::task::spawn_local(Rc::clone(self).probe());
+                }
+            }
+        }
+        connected
+    }
+
+    /// Tries to connect until somebody has: one connection at a time, of the whole process.
+    async fn probe(self: Rc<Self>) {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            tokio::time::sleep(pause).await;
+            if !self.to.is_sought() {
+                return;
+            }
+            if let Some(place) = self.to.place()
+                && let Ok(connection) = self.connect(place).await
+            {
+                self.to.reached();
+                self.keep(connection);
+            }
+            pause = LONGEST_PAUSE.min(pause * 2);
+        }
+    }
+
+    async fn connect(&self, place: Place) -> Result<Connection, ForwardError> {
+        // TLS is part of it: both have to stand within one `connect_timeout`.
+        let deadline = tokio::time::Instant::now() + self.settings().connect_timeout;
+        let name = || self.settings().name.clone();
+        let stream = match &self.settings().address {
+            Address::Unix(path) => {
+                let stream = in_time(deadline, UnixStream::connect(path)).await;
+                let stream = stream.map_err(|source| ForwardError::Connect { name: name(), source })?;
+                return self.speak(stream, 0, place).await;
+            }
+            Address::Tcp(address) => in_time(deadline, TcpStream::connect(address)).await,
+        };
+        let stream = stream
+            .and_then(|stream| stream.set_nodelay(true).map(|()| stream))
+            .map_err(|source| ForwardError::Connect { name: name(), source })?;
+        let Some(tls) = &self.to.tls else { return self.speak(stream, 0, place).await };
+        // Before the handshake: what is renewed while it goes on makes the connection one of yesterday.
+        let renewal = tls.renewal();
+        let stream = in_time(deadline, tls.connect(stream)).await;
+        let stream = stream.map_err(|source| ForwardError::Tls { name: name(), source })?;
+        self.speak(stream, renewal, place).await
+    }
+
+    /// HTTP/1.1 on a fresh connection.
+    async fn speak<S>(&self, stream: S, renewal: u64, place: Place) -> Result<Connection, ForwardError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let mut http = hyper::client::conn::http1::Builder::new();
+        http.max_buf_size(BUFFER);
+        let (sender, connection) = http
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(|source| ForwardError::Broken { name: self.settings().name.clone(), source })?;
+        let held = Arc::clone(&place);
+        let task = tokio::task::spawn_local(async move {
+            // Its error is also the error of the request that is under way.
+            let _told_elsewhere = connection.with_upgrades().await;
+            drop(held);
+        });
+        Ok(Connection { sender, task: task.abort_handle(), renewal, turns: 0, _place: place })
+    }
+
+    fn take_idle(&self) -> Option<Connection> {
+        loop {
+            let Idle { connection, since } = self.idle.borrow_mut().pop()?;
+            if since.elapsed() < self.settings().idle_timeout {
+                return Some(connection);
+            }
+        }
+    }
+
+    /// Gives a connection whose exchange has ended to the next request of this worker. If only others wait, it is
+    /// closed: a connection stays with its worker, and only its place can move.
+    pub(super) fn keep(&self, mut connection: Connection) {
+        if connection.sender.is_closed() {
+            return;
+        }
+        connection.turns = connection.turns.saturating_add(1);
+        let mut waiters = self.waiters.borrow_mut();
+        let is_wanted_elsewhere = self.to.waiting.load(Ordering::Relaxed) > waiters.len();
+        if is_wanted_elsewhere && connection.turns.is_multiple_of(TURNS) {
+            return;
+        }
+        while let Some(waiter) = waiters.pop_front() {
+            match waiter.send(connection) {
+                Ok(()) => return,
+                Err(gone) => connection = gone,
+            }
+        }
+        if !is_wanted_elsewhere {
+            self.idle.borrow_mut().push(Idle { connection, since: Instant::now() });
+        }
+    }
+
+    /// Whether its other end was verified with the authorities that are in force, and saw the certificate that is.
+    fn is_current(&self, connection: &Connection) -> bool {
+        self.to.tls.as_ref().is_none_or(|tls| tls.renewal() == connection.renewal)
+    }
+
+    /// Closes what has been idle for too long, and what another worker needs more; for good.
+    pub async fn tend(self: Rc<Self>) {
+        let mut second = tokio::time::interval(Duration::from_secs(1));
+        loop {
+            let mut wanted = std::pin::pin!(self.to.wanted.notified());
+            // From here on nothing is missed.
+            wanted.as_mut().enable();
+            if self.to.waiting.load(Ordering::Relaxed) > 0 {
+                let mut idle = self.idle.borrow_mut();
+                let oldest = if idle.is_empty() { None } else { Some(idle.remove(0)) };
+                drop(idle);
+                drop(oldest);
+            }
+            tokio::select! {
+                _ = second.tick() => self.reap(),
+                () = wanted => {}
+            }
+        }
+    }
+
+    /// Closes connections that have been idle for `idle_timeout` or whose TLS was renewed since, and forgets those
+    /// that the upstream closed.
+    fn reap(&self) {
+        self.idle.borrow_mut().retain(|Idle { connection, since }| {
+            let is_young = since.elapsed() < self.settings().idle_timeout;
+            is_young && !connection.sender.is_closed() && self.is_current(connection)
+        });
+    }
+}
+
+/// A request that waits for a connection, until it is dropped.
+struct Waiting<'u>(&'u Upstream);
+
+impl<'u> Waiting<'u> {
+    fn begin(upstream: &'u Upstream) -> Self {
+        upstream.to.waiting.fetch_add(1, Ordering::Relaxed);
+        upstream.to.wanted.notify_waiters();
+        Self(upstream)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.to.waiting.fetch_sub(1, Ordering::Relaxed);
+        self.0.waiters.borrow_mut().retain(|waiter| !waiter.is_closed());
+    }
+}
+
+/// Both bodies of its last exchange have ended, so it is ready within a turn of the loop, or closed, or stuck: an
+/// upstream that answered without reading leaves bytes that nobody takes.
+async fn is_ready(connection: &mut Connection) -> bool {
+    matches!(tokio::time::timeout(READY_TIME, connection.sender.ready()).await, Ok(Ok(())))
+}
+
+async fn in_time<T>(deadline: tokio::time::Instant, work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    tokio::time::timeout_at(deadline, work).await.unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into()))
+}

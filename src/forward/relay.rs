@@ -1,0 +1,268 @@
+//! The two bodies of an exchange on their way: counted, bounded, never kept.
+
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::task::Context;
+use std::task::Poll;
+use std::task::ready;
+use std::time::Duration;
+use std::time::Instant;
+
+use bytes::Bytes;
+use http_body::Body;
+use http_body::Frame;
+use http_body::SizeHint;
+use hyper::body::Incoming;
+use tokio::time::Sleep;
+
+use super::pool::Connection;
+use super::pool::Upstream;
+use crate::gate::OutcomeGuard;
+use crate::gate::Progress;
+use crate::record::entry::Ending;
+
+/// Why the body of a request does not come to its end.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum OutgoingError {
+    #[error("the caller broke off its body, or it is not framed as it says")]
+    Broken(#[source] hyper::Error),
+    #[error("the body is larger than its route allows")]
+    TooLarge,
+}
+
+/// Most bytes of a body, and where the body goes that has more: its sender is still read for a moment, so that it
+/// reads the answer.
+#[derive(Debug)]
+pub(super) struct Limit {
+    left: u64,
+    rest: Arc<Rest>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Rest(Mutex<Option<Incoming>>);
+
+impl Rest {
+    fn keep(&self, body: Option<Incoming>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = body;
+    }
+
+    /// The body that was too large, if it was.
+    pub(super) fn take(&self) -> Option<Incoming> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+impl Limit {
+    /// None if there is no limit.
+    pub(super) fn of(most: Option<u64>) -> Option<Self> {
+        most.map(|left| Self { left, rest: Arc::default() })
+    }
+
+    pub(super) fn rest(&self) -> Arc<Rest> {
+        Arc::clone(&self.rest)
+    }
+}
+
+/// The body of a request on its way to the upstream.
+#[derive(Debug)]
+pub(super) struct Outgoing {
+    /// Taken away once it is larger than the limit.
+    body: Option<Incoming>,
+    progress: Arc<Progress>,
+    limit: Option<Limit>,
+}
+
+impl Outgoing {
+    pub(super) fn new(body: Incoming, progress: Arc<Progress>, limit: Option<Limit>) -> Self {
+        Self { body: Some(body), progress, limit }
+    }
+
+    /// Whether so many more bytes are within the limit.
+    fn is_within(&mut self, more: usize) -> bool {
+        let Some(limit) = &mut self.limit else { return true };
+        let left = u64::try_from(more).ok().and_then(|more| limit.left.checked_sub(more));
+        limit.left = left.unwrap_or(0);
+        left.is_some()
+    }
+}
+
+impl Body for Outgoing {
+    type Data = Bytes;
+    type Error = OutgoingError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, OutgoingError>>> {
+        let Some(body) = &mut self.body else { return Poll::Ready(Some(Err(OutgoingError::TooLarge))) };
+        let frame = ready!(Pin::new(body).poll_frame(cx));
+        Poll::Ready(match frame {
+            Some(Ok(frame)) => {
+                let more = frame.data_ref().map_or(0, Bytes::len);
+                if self.is_within(more) {
+                    self.progress.moved(more);
+                    return Poll::Ready(Some(Ok(frame)));
+                }
+                self.progress.cut();
+                let rest = self.body.take();
+                if let Some(limit) = &self.limit {
+                    limit.rest.keep(rest);
+                }
+                Some(Err(OutgoingError::TooLarge))
+            }
+            Some(Err(error)) => {
+                self.progress.failed();
+                Some(Err(OutgoingError::Broken(error)))
+            }
+            None => {
+                self.progress.ended();
+                None
+            }
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        let has_ended = self.body.as_ref().is_some_and(Body::is_end_stream);
+        if has_ended {
+            self.progress.ended();
+        }
+        has_ended
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.as_ref().map(Body::size_hint).unwrap_or_default()
+    }
+}
+
+/// Why the body of an answer does not come to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum RelayError {
+    /// The upstream broke it off, or it is not framed as it says.
+    #[error("the upstream broke off its answer")]
+    Broken(#[source] hyper::Error),
+    /// Nothing more came for too long.
+    #[error("the upstream stood still in the middle of its answer")]
+    Stalled,
+}
+
+/// The body of an answer on its way back. Dropped early, it records `aborted` and closes the connection.
+#[derive(Debug)]
+pub struct Relay {
+    body: Incoming,
+    exchange: Option<Exchange>,
+    stall: Stall,
+}
+
+#[derive(Debug)]
+pub(super) struct Exchange {
+    pub(super) outcome: OutcomeGuard,
+    pub(super) progress: Arc<Progress>,
+    pub(super) connection: Connection,
+    pub(super) upstream: Rc<Upstream>,
+}
+
+impl Relay {
+    /// The body of the answer of this exchange, of which nothing may come for so long.
+    pub(super) fn of(body: Incoming, exchange: Exchange, patience: Duration) -> Self {
+        let mut relay = Self { body, exchange: Some(exchange), stall: Stall::new(patience) };
+        if relay.body.is_end_stream() {
+            relay.end(Ending::Completed);
+        }
+        relay
+    }
+
+    /// Behind a head that has no body.
+    pub(super) fn of_nothing(body: Incoming) -> Self {
+        Self { body, exchange: None, stall: Stall::new(Duration::MAX) }
+    }
+
+    fn end(&mut self, ending: Ending) {
+        let Some(Exchange { outcome, progress, connection, upstream }) = self.exchange.take() else { return };
+        if ending == Ending::Completed && progress.has_ended() {
+            upstream.keep(connection);
+        } else {
+            drop(connection);
+        }
+        let is_cut = ending == Ending::Aborted && progress.was_cut();
+        outcome.end(if is_cut { Ending::Cut } else { ending });
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.end(Ending::Aborted);
+    }
+}
+
+impl Body for Relay {
+    type Data = Bytes;
+    type Error = RelayError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, RelayError>>> {
+        let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) else {
+            let Self { exchange, stall, .. } = &mut *self;
+            let Some(exchange) = exchange else { return Poll::Pending };
+            ready!(stall.poll(&exchange.progress, cx));
+            self.end(Ending::Cut);
+            return Poll::Ready(Some(Err(RelayError::Stalled)));
+        };
+        self.stall.since = None;
+        Poll::Ready(match frame {
+            Some(Ok(frame)) => {
+                let more = frame.data_ref().map_or(0, Bytes::len);
+                if let Some(exchange) = &mut self.exchange {
+                    exchange.outcome.passed(u64::try_from(more).unwrap_or(0));
+                }
+                if self.body.is_end_stream() {
+                    self.end(Ending::Completed);
+                }
+                Some(Ok(frame))
+            }
+            Some(Err(error)) => {
+                self.end(Ending::Aborted);
+                Some(Err(RelayError::Broken(error)))
+            }
+            None => {
+                self.end(Ending::Completed);
+                None
+            }
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// How long the next piece of an answer has been waited for. It runs only while the caller would take one.
+#[derive(Debug)]
+struct Stall {
+    most: Duration,
+    since: Option<Instant>,
+    /// There once something had to be waited for.
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Stall {
+    fn new(most: Duration) -> Self {
+        Self { most, since: None, timer: None }
+    }
+
+    /// Ready when nothing came for too long. As long as the request moves the upstream may be waiting for it.
+    fn poll(&mut self, request: &Progress, cx: &mut Context<'_>) -> Poll<()> {
+        let since = *self.since.get_or_insert_with(Instant::now);
+        let due = since.max(request.last_moved()) + self.most;
+        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due.into())));
+        loop {
+            ready!(timer.as_mut().poll(cx));
+            if timer.deadline() >= due.into() {
+                return Poll::Ready(());
+            }
+            timer.as_mut().reset(due.into());
+        }
+    }
+}
