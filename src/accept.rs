@@ -17,10 +17,7 @@ use std::task::Poll;
 use std::time::Duration;
 use std::time::Instant;
 
-use http::Request;
-use hyper::body::Incoming;
 use hyper::server::conn::http1;
-use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use hyper_util::rt::TokioTimer;
 use tokio::io::AsyncRead;
@@ -36,6 +33,7 @@ use tokio::task::JoinSet;
 use crate::decide::facts::Fact;
 use crate::decide::facts::Transport;
 use crate::decide::facts::Why;
+use crate::doors::entrance::entrance;
 use crate::doors::proxy::Proxy;
 use crate::observed::Peer;
 use crate::record::entry::Unread;
@@ -55,6 +53,8 @@ pub struct Limits {
     pub handshake_timeout: Duration,
     /// Connections of the whole process.
     pub connections: usize,
+    /// Requests under way in the whole process, each until its answer has ended.
+    pub concurrent_requests: usize,
 }
 
 /// Requests that were refused before there was anything to decide, counted for `dpa.unread`.
@@ -64,6 +64,7 @@ pub struct UnreadCounters {
     too_large: AtomicU64,
     timed_out: AtomicU64,
     handshake: AtomicU64,
+    overloaded: AtomicU64,
     metrics: Metrics,
 }
 
@@ -81,6 +82,7 @@ impl UnreadCounters {
             too_large: self.too_large.swap(0, Ordering::Relaxed),
             timed_out: self.timed_out.swap(0, Ordering::Relaxed),
             handshake: self.handshake.swap(0, Ordering::Relaxed),
+            overloaded: self.overloaded.swap(0, Ordering::Relaxed),
             ..Unread::default()
         };
         (unread != Unread::default()).then_some(unread)
@@ -98,6 +100,11 @@ impl UnreadCounters {
         };
         sum.fetch_add(1, Ordering::Relaxed);
         counter.inc();
+    }
+
+    fn count_overloaded(&self) {
+        self.overloaded.fetch_add(1, Ordering::Relaxed);
+        self.metrics.overloaded.inc();
     }
 
     fn count_handshake(&self) {
@@ -334,12 +341,7 @@ async fn connection<S: AsyncRead + AsyncWrite + Unpin + 'static>(
     mut draining: watch::Receiver<bool>,
     ends: impl Future<Output = ()>,
 ) {
-    let peer = Rc::new(peer);
-    let service = service_fn(move |request: Request<Incoming>| {
-        let door = Rc::clone(&door);
-        let peer = Rc::clone(&peer);
-        async move { Ok::<_, std::convert::Infallible>(door.handle(&peer, request).await) }
-    });
+    let service = entrance(door, peer, || unread.count_overloaded());
     let is_draining = *draining.borrow();
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())

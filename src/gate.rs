@@ -373,8 +373,11 @@ impl Gate {
     pub async fn check(&self, seen: &Observed<'_>, ids: &Ids, started: Instant) -> Verdict {
         let rules = &*self.rules;
         let policy = &*rules.policy;
-        self.renew_keys(seen, started).await;
-        let (facts, decision) = match weigh(seen, policy, &rules.trust, &rules.routes) {
+        let mut undecided = Undecided { gate: self, time: seen.time, started, is_over: false };
+        self.renew_keys(seen).await;
+        let weighed = weigh(seen, policy, &rules.trust, &rules.routes);
+        undecided.is_over = true;
+        let (facts, decision) = match weighed {
             Ok(weighed) => weighed,
             Err(unreadable) => {
                 return Verdict::Refuse(self.unreadable(unreadable, seen.method, ids, seen.time).await);
@@ -418,12 +421,10 @@ impl Gate {
 
     /// An issuer may have a new key since its keys were fetched: a token that needs one waits for it, for a
     /// bounded time, before anything is weighed.
-    async fn renew_keys(&self, seen: &Observed<'_>, started: Instant) {
+    async fn renew_keys(&self, seen: &Observed<'_>) {
         let lacking = self.rules.trust.tokens().and_then(|tokens| tokens.lacks_key(seen.headers));
         if let Some(source) = lacking.and_then(|place| self.rules.keys.get(place)) {
-            let mut waiting = Waiting { gate: self, time: seen.time, started, is_over: false };
             source.renewed().await;
-            waiting.is_over = true;
         }
     }
 
@@ -465,24 +466,27 @@ impl Gate {
     }
 }
 
-/// A request that waits for keys, before anything of it is written down. One that goes away then is counted when
-/// this is dropped: nobody sends tokens and leaves no trace.
-struct Waiting<'g> {
+/// A request of which nothing is written down yet. One that goes away while it waits for keys, or at which this
+/// program fails, is counted when this is dropped: nobody sends tokens and leaves no trace.
+struct Undecided<'g> {
     gate: &'g Gate,
     time: Timestamp,
     started: Instant,
     is_over: bool,
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for Undecided<'_> {
     fn drop(&mut self) {
         if self.is_over {
             return;
         }
         let Gate { recorder, metrics, .. } = self.gate;
-        metrics.gone.inc();
+        let (counter, one) = match std::thread::panicking() {
+            true => (&metrics.panicked, Unread { panicked: 1, ..Unread::default() }),
+            false => (&metrics.gone, Unread { gone: 1, ..Unread::default() }),
+        };
+        counter.inc();
         let now = self.time.checked_add(self.started.elapsed()).unwrap_or(self.time);
-        let one = Unread { gone: 1, ..Unread::default() };
         recorder.note(|batch| entry::unread(batch, recorder.writer(), now, one));
     }
 }

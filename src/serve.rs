@@ -11,6 +11,7 @@ use std::time::Duration;
 use http::HeaderName;
 use tokio::signal::unix::SignalKind;
 use tokio::signal::unix::signal;
+use tokio::sync::Semaphore;
 use tokio::sync::watch;
 use tokio::task::LocalSet;
 use uuid::Uuid;
@@ -83,6 +84,7 @@ struct Share {
     storage: Location,
     limits: Limits,
     slots: accept::Slots,
+    places: Arc<Semaphore>,
     metrics: Metrics,
     unread: Arc<accept::UnreadCounters>,
     clock: Clock,
@@ -164,6 +166,7 @@ pub fn start(settings: Settings, policy: Policy, clock: Clock) -> Result<Sidecar
         storage: settings.storage_location,
         limits: settings.limits,
         slots: accept::Slots::new(settings.limits.connections),
+        places: Arc::new(Semaphore::new(settings.limits.concurrent_requests.min(Semaphore::MAX_PERMITS))),
         unread: Arc::new(accept::UnreadCounters::new(metrics.clone())),
         metrics,
         clock,
@@ -222,6 +225,7 @@ fn work(runtime: &tokio::runtime::Runtime, share: Share, recorder: &Recorder, is
             let door = Rc::new(Proxy {
                 gate: Gate::new(Arc::clone(&share.rules), recorder.clone(), share.metrics.clone()),
                 upstream: Rc::clone(upstream),
+                places: Arc::clone(&share.places),
                 storage: upstream.storage_location().unwrap_or(share.storage),
                 identity_headers: identity_headers(&share.rules),
                 keeps_tokens: share.rules.trust.tokens().is_some_and(|tokens| !tokens.are_forwarded),

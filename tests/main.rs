@@ -22,6 +22,8 @@ mod forwarded;
 mod fuzz_corpus;
 mod hostile_files;
 mod house;
+mod overload;
+mod panicked;
 mod properties;
 mod proxy;
 mod record;

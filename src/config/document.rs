@@ -387,10 +387,12 @@ pub(super) struct Limits {
     /// Connections of the whole process; more wait. Default: 10000.
     #[schemars(range(min = 1))]
     pub(super) connections: Option<Spanned<usize>>,
+    /// Requests under way in the whole process, each until its answer has ended; more are answered 503 `overloaded`.
+    /// Default: 2000.
+    #[schemars(range(min = 1))]
+    pub(super) concurrent_requests: Option<Spanned<usize>>,
     #[schemars(skip)]
     pub(super) idle_timeout: Later,
-    #[schemars(skip)]
-    pub(super) concurrent_requests: Later,
     #[schemars(skip)]
     pub(super) streams: Later,
 }

@@ -769,7 +769,6 @@ impl Compiler<'_> {
             streams,
         } = limits;
         self.later("limits.idle_timeout", &idle_timeout);
-        self.later("limits.concurrent_requests", &concurrent_requests);
         self.later("limits.streams", &streams);
         let bytes =
             |size: Option<Spanned<document::Size>>| size.map(|size| Spanned { value: size.value.0, at: size.at });
@@ -779,6 +778,7 @@ impl Compiler<'_> {
             header_timeout: header_timeout.map_or(Duration::from_secs(10), |span| span.0),
             handshake_timeout: handshake_timeout.map_or(Duration::from_secs(10), |span| span.0),
             connections: self.at_least(least_connections.max(1), connections, 10_000),
+            concurrent_requests: self.at_least(1, concurrent_requests, 2_000),
         };
         // No signed token is smaller than a header, a handful of claims and 64 bytes of signature.
         (limits, self.at_least(256, bytes(token_bytes), 8 * 1024))

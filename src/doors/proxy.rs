@@ -1,9 +1,12 @@
 //! The proxy door: an HTTP request in, the upstream's answer or a refusal out.
 
+use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
 
+use futures_util::FutureExt as _;
 use http::HeaderName;
 use http::HeaderValue;
 use http::Request;
@@ -16,6 +19,7 @@ use http_body_util::Either;
 use hyper::body::Body as _;
 use hyper::body::Incoming;
 use jiff::Timestamp;
+use tokio::sync::Semaphore;
 
 use crate::decide::facts::Direction;
 use crate::forward::Upstream;
@@ -76,6 +80,8 @@ pub struct Proxy {
     pub gate: Gate,
     /// Where permitted requests go.
     pub upstream: Rc<Upstream>,
+    /// A place for each request that may be under way, of the whole process.
+    pub places: Arc<Semaphore>,
     /// Where the service behind keeps its data.
     pub storage: Location,
     /// Headers that name identities; they never pass.
@@ -87,17 +93,32 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Takes one request from the wire to its answer. Never fails: every failure is an answer.
+    /// Takes one request from the wire to its answer. Never fails: every failure is an answer, and a panic takes
+    /// nothing else with it. What the request held is dropped by then, so its outcome is written.
     pub async fn handle(&self, peer: &Peer, request: Request<Incoming>) -> Response<AnswerBody> {
         let started = Instant::now();
         let time = self.clock.now();
-        let (mut head, body) = request.into_parts();
-        let ids = Ids::of(&head.headers, time);
+        let ids = Ids::of(request.headers(), time);
+        let answered = AssertUnwindSafe(self.answer(peer, request, &ids, time, started)).catch_unwind().await;
+        answered.unwrap_or_else(|_panic| {
+            tracing::error!(decision = %ids.decision, "a request panicked: a mistake in this program");
+            respond::failed(ids.decision)
+        })
+    }
 
+    async fn answer(
+        &self,
+        peer: &Peer,
+        request: Request<Incoming>,
+        ids: &Ids,
+        time: Timestamp,
+        started: Instant,
+    ) -> Response<AnswerBody> {
+        let (mut head, body) = request.into_parts();
         let (target, host) = match Target::read(&head.uri, &head.headers, head.version) {
             Ok(read) => read,
             Err(unreadable) => {
-                let refusal = self.gate.unreadable(unreadable, &head.method, &ids, time).await;
+                let refusal = self.gate.unreadable(unreadable, &head.method, ids, time).await;
                 return refuse(&refusal, &head, body).await;
             }
         };
@@ -111,13 +132,13 @@ impl Proxy {
             storage: self.storage,
             time,
         };
-        let clearance = match self.gate.check(&seen, &ids, started).await {
+        let clearance = match self.gate.check(&seen, ids, started).await {
             Verdict::Pass(clearance) => clearance,
             Verdict::Refuse(refusal) => return refuse(&refusal, &head, body).await,
         };
         let target = seen.target;
 
-        self.rebuild(&mut head, &target, peer, &ids, &clearance);
+        self.rebuild(&mut head, &target, peer, ids, &clearance);
         let decision = clearance.decision();
         match self.upstream.send(clearance, Request::from_parts(head, body)).await {
             Ok(response) => {
