@@ -48,8 +48,19 @@ use crate::telemetry::Metrics;
 /// `DPA-Decision-Id`, on the request that is forwarded and on every answer.
 pub const DPA_DECISION_ID: HeaderName = HeaderName::from_static("dpa-decision-id");
 
-const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
-const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// The trace of a request (W3C Trace Context section 3.2).
+pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+
+/// What callers and services call a request.
+pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// An id as a header value.
+#[must_use]
+pub fn id_value(id: Uuid) -> HeaderValue {
+    let mut text = Uuid::encode_buffer();
+    let text = id.hyphenated().encode_lower(&mut text);
+    HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static(""))
+}
 
 /// Steps 3 to 5. No I/O, no clock: the same inputs always give the same decision.
 ///
@@ -128,9 +139,9 @@ impl Ids {
         let seconds = u64::try_from(time.as_second()).unwrap_or(0);
         let nanos = u32::try_from(time.subsec_nanosecond()).unwrap_or(0);
         let decision = Uuid::new_v7(uuid::Timestamp::from_unix(uuid::NoContext, seconds, nanos));
-        let named = headers.get(X_REQUEST_ID).and_then(|value| value.to_str().ok());
+        let named = only(headers, &X_REQUEST_ID).and_then(|value| value.to_str().ok());
         let request = named.filter(|text| text.len() == 36).and_then(|text| Uuid::try_parse(text).ok());
-        let (trace, new_traceparent) = match headers.get(TRACEPARENT).and_then(trace_id) {
+        let (trace, new_traceparent) = match only(headers, &TRACEPARENT).and_then(trace_id) {
             Some(trace) => (trace, None),
             None => {
                 let trace = Uuid::new_v4().simple().to_string();
@@ -142,6 +153,13 @@ impl Ids {
         };
         Self { decision, request: request.unwrap_or_else(Uuid::new_v4), trace, new_traceparent }
     }
+}
+
+/// The value of a header that stands there once: with two, servers differ in which they read.
+#[must_use]
+pub fn only<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<&'h HeaderValue> {
+    let mut values = headers.get_all(name).iter();
+    values.next().filter(|_| values.next().is_none())
 }
 
 /// The trace id of a well-formed `traceparent` (W3C Trace Context section 3.2).

@@ -18,6 +18,7 @@ use crate::forward::Relay;
 use crate::gate::DPA_DECISION_ID;
 use crate::gate::Refusal;
 use crate::gate::Refused;
+use crate::gate::id_value;
 use crate::record::entry::REQUEST_UNREADABLE;
 
 /// The body of an answer: ours, or the upstream's.
@@ -66,14 +67,6 @@ fn answer(document: &Document<'_>, decision: Option<Uuid>) -> Response<AnswerBod
         headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
     }
     response
-}
-
-/// A decision id as a header value.
-#[must_use]
-pub fn id_value(decision: Uuid) -> HeaderValue {
-    let mut text = Uuid::encode_buffer();
-    let text = decision.hyphenated().encode_lower(&mut text);
-    HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static(""))
 }
 
 /// Answers a request that the gate refused.

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use http::HeaderName;
 use tokio::signal::unix::SignalKind;
 use tokio::signal::unix::signal;
 use tokio::sync::Semaphore;
@@ -25,9 +24,9 @@ use crate::doors::proxy::Clock;
 use crate::doors::proxy::Proxy;
 use crate::forward::Upstream;
 use crate::forward::UpstreamSettings;
+use crate::forward::headers::HeaderRules;
 use crate::gate::Gate;
 use crate::gate::Rules;
-use crate::identify::Way;
 use crate::policy::Policy;
 use crate::policy::terms::Location;
 use crate::record::Batch;
@@ -82,6 +81,7 @@ struct Share {
     listeners: Arc<Vec<Bound>>,
     upstreams: Arc<Vec<(UpstreamSettings, Option<Arc<tls::Client>>)>>,
     storage: Location,
+    headers: Arc<HeaderRules>,
     limits: Limits,
     slots: accept::Slots,
     places: Arc<Semaphore>,
@@ -164,6 +164,7 @@ pub fn start(settings: Settings, policy: Policy, clock: Clock) -> Result<Sidecar
         listeners: Arc::new(listeners),
         upstreams: Arc::new(upstreams),
         storage: settings.storage_location,
+        headers: Arc::new(settings.headers),
         limits: settings.limits,
         slots: accept::Slots::new(settings.limits.connections),
         places: Arc::new(Semaphore::new(settings.limits.concurrent_requests.min(Semaphore::MAX_PERMITS))),
@@ -227,8 +228,7 @@ fn work(runtime: &tokio::runtime::Runtime, share: Share, recorder: &Recorder, is
                 upstream: Rc::clone(upstream),
                 places: Arc::clone(&share.places),
                 storage: upstream.storage_location().unwrap_or(share.storage),
-                identity_headers: identity_headers(&share.rules),
-                keeps_tokens: share.rules.trust.tokens().is_some_and(|tokens| !tokens.are_forwarded),
+                headers: Arc::clone(&share.headers),
                 clock: share.clock,
             });
             let (slots, unread) = (share.slots.clone(), Arc::clone(&share.unread));
@@ -253,14 +253,6 @@ fn work(runtime: &tokio::runtime::Runtime, share: Share, recorder: &Recorder, is
     // What was cut writes its outcome when it is dropped, so the last flush comes after that.
     drop(local);
     runtime.block_on(recorder.flush_all());
-}
-
-fn identity_headers(rules: &Rules) -> Vec<HeaderName> {
-    let name = |way: &Way| match way {
-        Way::Header { name, .. } => Some(name.clone()),
-        Way::Certificate { .. } | Way::Tokens(_) | Way::ForwardedCertificate { .. } | Way::Stated { .. } => None,
-    };
-    rules.trust.ways.iter().filter_map(name).collect()
 }
 
 async fn sum_up_unread(unread: Arc<accept::UnreadCounters>, recorder: Recorder, clock: Clock) {

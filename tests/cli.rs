@@ -29,6 +29,7 @@ const INVALID: [(&str, &str, usize); 51] = [
     ("environment-unset", "DPA040", 1),
     ("everything-outside-the-agreement", "DPA034", 0),
     ("fact-source", "DPA042", 1),
+    ("headers-nobody-may-set", "DPA008", 1),
     ("host-that-is-none", "DPA008", 1),
     ("impossible-case", "DPA060", 1),
     ("limit-too-small", "DPA008", 3),

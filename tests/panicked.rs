@@ -51,8 +51,7 @@ fn door(settings: Settings, recorder: Recorder) -> Proxy {
         upstream: Rc::new(Pool::new(settings.upstreams[0].clone(), None)),
         places: Arc::new(Semaphore::new(1)),
         storage: settings.storage_location,
-        identity_headers: Vec::new(),
-        keeps_tokens: false,
+        headers: Arc::new(settings.headers),
         clock: Clock::default(),
     }
 }

@@ -74,6 +74,9 @@ pub(super) struct Document {
     pub(super) health: Section<Health>,
     #[schemars(skip)]
     pub(super) admin: Later,
+    /// Headers to the service and to callers.
+    #[schemars(default)]
+    pub(super) headers: Section<Headers>,
     /// How much the sidecar takes.
     #[schemars(default)]
     pub(super) limits: Section<Limits>,
@@ -368,6 +371,27 @@ pub(super) struct LogFile {
 pub(super) struct Health {
     /// IP address and port, such as `0.0.0.0:9901`.
     pub(super) address: Spanned<String>,
+}
+
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Headers {
+    /// Headers that pass from some peers only, and are removed otherwise. Default: none.
+    #[schemars(length(min = 1))]
+    pub(super) trusted: Option<List<TrustedHeader>>,
+    /// Whether answers tell in `Server-Timing` how long the sidecar took. Default: false.
+    pub(super) server_timing: Option<Spanned<bool>>,
+}
+
+/// A header that states where a request came from or who sent it, such as `X-Real-Ip`.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct TrustedHeader {
+    /// The name of the header.
+    pub(super) name: Spanned<String>,
+    /// Peers that may set it: networks such as `127.0.0.1/32`, or identities that their own certificates prove.
+    #[schemars(length(min = 1))]
+    pub(super) trusted_peers: List<Spanned<String>>,
 }
 
 #[derive(Default, Deserialize, JsonSchema)]

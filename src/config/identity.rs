@@ -90,7 +90,7 @@ impl Compiler<'_> {
         }
     }
 
-    fn trusted_peers(&mut self, list: &List<Spanned<String>>) -> TrustedPeers {
+    pub(super) fn trusted_peers(&mut self, list: &List<Spanned<String>>) -> TrustedPeers {
         self.not_empty(list);
         let mut peers = TrustedPeers::default();
         for Spanned { value, at } in &list.items {

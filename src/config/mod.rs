@@ -3,6 +3,7 @@
 //! The only place that reads the environment.
 
 mod document;
+mod headers;
 mod identity;
 mod tls;
 mod tokens;
@@ -30,6 +31,7 @@ use crate::establish::route::Routes;
 use crate::establish::route::Subject;
 use crate::establish::route::Take;
 use crate::forward::UpstreamSettings;
+use crate::forward::headers::HeaderRules;
 use crate::identify::Trust;
 use crate::identify::Way;
 use crate::keys::KeySource;
@@ -102,6 +104,8 @@ pub struct Settings {
     pub log: LogSettings,
     /// `health.address`.
     pub health: Option<SocketAddr>,
+    /// `headers`, and what `identity` says of headers.
+    pub headers: HeaderRules,
     /// `limits`.
     pub limits: Limits,
     /// `drain_timeout`.
@@ -298,6 +302,7 @@ impl Compiler<'_> {
             decision_log,
             health,
             admin,
+            headers,
             limits,
             drain_timeout,
         } = document;
@@ -344,6 +349,7 @@ impl Compiler<'_> {
         self.claims_are_mapped(&believed);
         let Believed { ways, key_sources, .. } = believed;
         let trust = Trust::new(ways);
+        let headers = self.headers(headers.given().unwrap_or_default(), &trust);
         let health = health.given().and_then(|health| self.address(&health.address));
         let log_at = decision_log.as_ref().map(|log| log.at);
         let log = decision_log.map(|log| self.log(log));
@@ -363,6 +369,7 @@ impl Compiler<'_> {
             routes,
             log: log?,
             health,
+            headers,
             limits,
             drain_timeout: drain_timeout.given().map_or(Duration::from_secs(25), |span| span.0),
             constants,

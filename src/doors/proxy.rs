@@ -24,12 +24,14 @@ use tokio::sync::Semaphore;
 use crate::decide::facts::Direction;
 use crate::forward::Upstream;
 use crate::forward::headers;
-use crate::gate::Clearance;
+use crate::forward::headers::HeaderRules;
+use crate::forward::headers::Proven;
 use crate::gate::DPA_DECISION_ID;
 use crate::gate::Gate;
 use crate::gate::Ids;
 use crate::gate::Refusal;
 use crate::gate::Verdict;
+use crate::gate::id_value;
 use crate::observed::Observed;
 use crate::observed::Peer;
 use crate::observed::Target;
@@ -42,12 +44,7 @@ use crate::respond::AnswerBody;
 const DRAIN_BYTES: u64 = 64 * 1024;
 const DRAIN_TIME: Duration = Duration::from_secs(1);
 
-const DPA_CONTEXT: HeaderName = crate::establish::context::DPA_CONTEXT;
-const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
-const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
-const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 
 /// Tells the time. The demo's begins at a date of its own.
 #[derive(Clone, Copy, Debug, Default)]
@@ -84,10 +81,8 @@ pub struct Proxy {
     pub places: Arc<Semaphore>,
     /// Where the service behind keeps its data.
     pub storage: Location,
-    /// Headers that name identities; they never pass.
-    pub identity_headers: Vec<HeaderName>,
-    /// Whether `Authorization: Bearer` is for the sidecar alone, and stops here.
-    pub keeps_tokens: bool,
+    /// Which headers pass, and which are set.
+    pub headers: Arc<HeaderRules>,
     /// What time it is.
     pub clock: Clock,
 }
@@ -119,7 +114,7 @@ impl Proxy {
             Ok(read) => read,
             Err(unreadable) => {
                 let refusal = self.gate.unreadable(unreadable, &head.method, ids, time).await;
-                return refuse(&refusal, &head, body).await;
+                return self.refuse(&refusal, &head, body, started).await;
             }
         };
         let seen = Observed {
@@ -134,74 +129,67 @@ impl Proxy {
         };
         let clearance = match self.gate.check(&seen, ids, started).await {
             Verdict::Pass(clearance) => clearance,
-            Verdict::Refuse(refusal) => return refuse(&refusal, &head, body).await,
+            Verdict::Refuse(refusal) => return self.refuse(&refusal, &head, body, started).await,
         };
         let target = seen.target;
 
-        self.rebuild(&mut head, &target, peer, ids, &clearance);
+        let version = head.version;
+        self.rebuild(&mut head, &target, &Proven { peer, version, time, ids, context: clearance.context() });
         let decision = clearance.decision();
+        let own = started.elapsed();
         match self.upstream.send(clearance, Request::from_parts(head, body)).await {
             Ok(response) => {
                 let mut response = response.map(Either::Right);
                 headers::clean_response(response.headers_mut());
                 // The version is the connection's, not the message's (RFC 9110 section 2.5).
                 *response.version_mut() = Version::HTTP_11;
-                response.headers_mut().insert(DPA_DECISION_ID, respond::id_value(decision));
+                response.headers_mut().insert(DPA_DECISION_ID, id_value(decision));
+                self.tell_time(&mut response, own);
                 response
             }
             Err(error) => {
                 tracing::warn!(error = %crate::telemetry::chain(&error), %decision, "a request that was sent on has no answer");
-                respond::no_answer(&error, decision)
+                let mut response = respond::no_answer(&error, decision);
+                self.tell_time(&mut response, own);
+                response
             }
         }
     }
 
     /// The head that is sent on: the canonical target, established facts, nobody else's `DPA-` headers.
-    fn rebuild(&self, head: &mut Parts, target: &Target, peer: &Peer, ids: &Ids, clearance: &Clearance) {
+    fn rebuild(&self, head: &mut Parts, target: &Target, proven: &Proven<'_>) {
         let is_chunked = head.headers.contains_key(header::TRANSFER_ENCODING);
-        headers::clean_request(&mut head.headers, &self.identity_headers);
-        if self.keeps_tokens {
-            headers::remove_tokens(&mut head.headers);
-        }
-        let headers = &mut head.headers;
+        headers::rebuild_request(&mut head.headers, &self.headers, proven);
         if is_chunked {
             // hyper frames a GET without a length as one without a body, unless it is told.
-            headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
-            headers.remove(header::CONTENT_LENGTH);
+            head.headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+            head.headers.remove(header::CONTENT_LENGTH);
         }
-        headers::set(headers, DPA_CONTEXT, clearance.context().cloned());
-        headers.insert(DPA_DECISION_ID, respond::id_value(clearance.decision()));
-        if let Some(traceparent) = &ids.new_traceparent {
-            headers.insert(TRACEPARENT, traceparent.clone());
-            headers.remove(TRACESTATE);
-        }
-        if !headers.get(X_REQUEST_ID).is_some_and(is_request_id) {
-            headers.insert(X_REQUEST_ID, respond::id_value(ids.request));
-        }
-        if let Some(address) = peer.address {
-            headers::set(headers, X_FORWARDED_FOR, HeaderValue::try_from(address.to_string()).ok());
-        }
-        let scheme = if peer.transport.tls.is_some() { "https" } else { "http" };
-        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(scheme));
-        // RFC 9110 section 7.6.3.
-        headers.insert(header::VIA, HeaderValue::from_static("1.1 dpa-sidecar"));
         head.uri = target.uri().clone();
         head.version = Version::HTTP_11;
     }
-}
 
-/// A request id that is passed on: up to 128 of `A-Z a-z 0-9 - _ . :`.
-fn is_request_id(value: &HeaderValue) -> bool {
-    let plain = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b':');
-    (1..=128).contains(&value.len()) && value.as_bytes().iter().all(plain)
-}
-
-async fn refuse(refusal: &Refusal, head: &Parts, body: Incoming) -> Response<AnswerBody> {
-    // Who waits for "100 Continue" has sent nothing yet, and asking for the body would send it.
-    if !head.headers.contains_key(header::EXPECT) && !body.is_end_stream() {
-        let _gave_up = tokio::time::timeout(DRAIN_TIME, drain(body)).await;
+    async fn refuse(&self, refusal: &Refusal, head: &Parts, body: Incoming, started: Instant) -> Response<AnswerBody> {
+        let own = started.elapsed();
+        // Who waits for "100 Continue" has sent nothing yet, and asking for the body would send it.
+        if !head.headers.contains_key(header::EXPECT) && !body.is_end_stream() {
+            let _gave_up = tokio::time::timeout(DRAIN_TIME, drain(body)).await;
+        }
+        let mut response = respond::refused(refusal);
+        self.tell_time(&mut response, own);
+        response
     }
-    respond::refused(refusal)
+
+    /// Tells how long the sidecar itself took, if the settings want it (W3C Server Timing).
+    fn tell_time(&self, response: &mut Response<AnswerBody>, own: Duration) {
+        if !self.headers.server_timing {
+            return;
+        }
+        let text = format!("dpa;dur={:.3}", own.as_secs_f64() * 1_000.0);
+        if let Ok(value) = HeaderValue::try_from(text) {
+            response.headers_mut().append(SERVER_TIMING, value);
+        }
+    }
 }
 
 /// Reads a body on to its end or to the bound.
