@@ -4,7 +4,6 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::io;
 use std::io::IoSlice;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -23,7 +22,6 @@ use hyper_util::rt::TokioTimer;
 use tokio::io::AsyncRead;
 use tokio::io::AsyncWrite;
 use tokio::io::ReadBuf;
-use tokio::net::TcpListener;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::sync::Semaphore;
@@ -37,6 +35,8 @@ use crate::doors::entrance::entrance;
 use crate::doors::proxy::Proxy;
 use crate::observed::Peer;
 use crate::record::entry::Unread;
+use crate::sockets::Accepted;
+use crate::sockets::Listener;
 use crate::telemetry::Metrics;
 use crate::tls;
 
@@ -193,7 +193,7 @@ pub async fn drain_begins(draining: &mut watch::Receiver<bool>) {
 /// In the drain it goes on as long as connections are open or come in: whoever has not yet heard that this
 /// sidecar is going away is answered, once for each connection.
 pub async fn serve(
-    listener: TcpListener,
+    listener: Listener,
     tls: Option<Arc<tls::Server>>,
     door: Rc<Proxy>,
     limits: Limits,
@@ -213,7 +213,7 @@ pub async fn serve(
             // No connection is open, and for a while none came in.
             () = tokio::time::sleep(DRAIN_GRACE), if is_draining && connections.is_empty() => return,
         };
-        let (stream, address, slot) = match accepted {
+        let (accepted, slot) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
                 // Out of descriptors, mostly: a pause lets some be closed, and does not spin.
@@ -227,36 +227,42 @@ pub async fn serve(
         let draining = draining.clone();
         let tls = tls.clone().map(|tls| (tls, Arc::clone(&slots.handshakes)));
         connections.spawn_local(async move {
-            connected(stream, address, tls.as_ref(), door, limits, &unread, draining).await;
+            connected(accepted, tls.as_ref(), door, limits, &unread, draining).await;
             drop(slot);
         });
     }
 }
 
 async fn accept(
-    listener: &TcpListener,
+    listener: &Listener,
     slots: &Arc<Semaphore>,
-) -> io::Result<(TcpStream, SocketAddr, tokio::sync::OwnedSemaphorePermit)> {
+) -> io::Result<(Accepted, tokio::sync::OwnedSemaphorePermit)> {
     let slot = Arc::clone(slots).acquire_owned().await.map_err(io::Error::other)?;
-    let (stream, address) = listener.accept().await?;
-    stream.set_nodelay(true)?;
-    Ok((stream, address, slot))
+    Ok((listener.accept().await?, slot))
 }
 
 /// Serves one connection: until the drain, and not longer than what its caller has proven holds.
 async fn connected(
-    stream: TcpStream,
-    address: SocketAddr,
+    accepted: Accepted,
     tls: Option<&(Arc<tls::Server>, Arc<Handshakes>)>,
     door: Rc<Proxy>,
     limits: Limits,
     unread: &UnreadCounters,
     draining: watch::Receiver<bool>,
 ) {
-    let address = Some(address.ip().to_canonical());
+    let in_clear = |address, is_unix| {
+        let transport = Transport { tls: None, client_certificate: false, is_unix };
+        Peer { address, transport, certificate: Fact::Unknown(Why::Missing), until: None }
+    };
+    let (stream, address) = match accepted {
+        Accepted::Tcp(stream, address) => (stream, Some(address.ip().to_canonical())),
+        Accepted::Unix(stream) => {
+            let peer = in_clear(None, true);
+            return connection(stream, peer, door, limits, unread, draining, std::future::pending()).await;
+        }
+    };
     let Some((tls, handshakes)) = tls else {
-        let transport = Transport { tls: None, client_certificate: false, is_unix: false };
-        let peer = Peer { address, transport, certificate: Fact::Unknown(Why::Missing), until: None };
+        let peer = in_clear(address, false);
         return connection(stream, peer, door, limits, unread, draining, std::future::pending()).await;
     };
     // Before the handshake, so that what is renewed while it goes on is not missed.

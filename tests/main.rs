@@ -22,6 +22,7 @@ mod forwarded;
 mod fuzz_corpus;
 mod hostile_files;
 mod house;
+mod life;
 mod overload;
 mod panicked;
 mod properties;

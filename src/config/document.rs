@@ -128,7 +128,7 @@ pub(super) enum Way {
 pub(super) struct Listener {
     /// For the operational log.
     pub(super) name: Spanned<Id>,
-    /// IP address and port, such as `127.0.0.1:8080`.
+    /// IP address and port, such as `127.0.0.1:8080`, or `unix:` and the path of a socket, from the folder of this file.
     pub(super) address: Spanned<String>,
     /// The name of an upstream.
     pub(super) upstream: Spanned<Id>,

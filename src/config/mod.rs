@@ -49,6 +49,7 @@ use crate::record::checkpoint::Signer;
 use crate::record::log::Copy;
 use crate::record::log::FileSettings;
 use crate::record::log::LogSettings;
+use crate::sockets::Address;
 use crate::telemetry::chain;
 use crate::tls::ServerSettings;
 use crate::yaml;
@@ -64,7 +65,7 @@ pub struct Listener {
     /// Its name.
     pub name: String,
     /// Where it listens.
-    pub address: SocketAddr,
+    pub address: Address,
     /// Place of its upstream in [`Settings::upstreams`].
     pub upstream: usize,
     /// What it shows and asks for; none: it listens in clear.
@@ -414,8 +415,8 @@ impl Compiler<'_> {
 
     fn address(&mut self, Spanned { value, at }: &Spanned<String>) -> Option<SocketAddr> {
         if value.starts_with("unix:") {
-            let message = "this version does not have Unix sockets yet";
-            self.error(Code::NotYet, *at, message, "write an address such as `127.0.0.1:8080`");
+            let message = "only listeners may have a Unix socket";
+            self.error(Code::Invalid, *at, message, "write an address such as `127.0.0.1:9901`");
             return None;
         }
         let address = value.parse().ok();
@@ -449,7 +450,22 @@ impl Compiler<'_> {
             let message = format!("there is no upstream `{}`", upstream.value);
             self.error(Code::UnknownReference, upstream.at, message, help);
         }
-        let address = self.address(&address)?;
+        let address = match address.value.strip_prefix("unix:") {
+            None => Address::Tcp(self.address(&address)?),
+            Some("") => {
+                let help = "write `unix:` and a path, such as `unix:/run/dpa-sidecar/in.sock`";
+                self.error(Code::Invalid, address.at, "this Unix socket has no path", help);
+                return None;
+            }
+            Some(path) => {
+                if tls.is_some() {
+                    let help =
+                        "remove `tls`: a Unix socket never leaves the machine; who may connect is up to its file";
+                    self.error(Code::OneOf, address.at, "there is no TLS on a Unix socket", help);
+                }
+                Address::Unix(self.folder.join(path))
+            }
+        };
         Some(Listener { name: name.value.to_string(), address, upstream: place?, tls, at: name.at })
     }
 
