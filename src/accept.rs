@@ -183,6 +183,9 @@ const PROBE: Duration = Duration::from_secs(1);
 /// How long a drain waits for further connections once none is open.
 const DRAIN_GRACE: Duration = Duration::from_millis(200);
 
+/// Fewest bytes that a connection buffers; the library demands half of it.
+const LEAST_BUFFER: usize = 16 * 1024;
+
 /// Returns once the drain has begun. (What `wait_for` returns is a lock: it must not live on.)
 pub async fn drain_begins(draining: &mut watch::Receiver<bool>) {
     drop(draining.wait_for(|draining| *draining).await);
@@ -354,6 +357,8 @@ async fn connection<S: AsyncRead + AsyncWrite + Unpin + 'static>(
         .header_read_timeout(limits.header_timeout)
         .max_header_size(limits.header_bytes)
         .max_headers(limits.headers)
+        // What is read and not yet taken. The library's own bound is half a mebibyte.
+        .max_buf_size(limits.header_bytes.max(LEAST_BUFFER))
         .keep_alive(!is_draining);
     let has_unanswered = Rc::new(Cell::new(false));
     let stream = Meter { stream, has_unanswered: Rc::clone(&has_unanswered) };

@@ -144,6 +144,10 @@ impl Drop for Connection {
     }
 }
 
+/// Most bytes that a connection buffers, in each direction; so much may the head of an answer have. The library's own
+/// bound is half a mebibyte, which 200 uploads would fill at once.
+const MOST_BUFFERED: usize = 64 * 1024;
+
 /// How long a connection from the pool may take to be ready.
 const READY_TIME: Duration = Duration::from_millis(100);
 
@@ -263,7 +267,9 @@ impl Upstream {
     where
         S: AsyncRead + AsyncWrite + Unpin + 'static,
     {
-        let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        let (sender, connection) = hyper::client::conn::http1::Builder::new()
+            .max_buf_size(MOST_BUFFERED)
+            .handshake(TokioIo::new(stream))
             .await
             .map_err(|source| ForwardError::Broken { name: self.name(), source })?;
         let task = tokio::task::spawn_local(async move {
