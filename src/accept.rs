@@ -4,7 +4,6 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::io;
 use std::io::IoSlice;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -17,16 +16,12 @@ use std::task::Poll;
 use std::time::Duration;
 use std::time::Instant;
 
-use http::Request;
-use hyper::body::Incoming;
 use hyper::server::conn::http1;
-use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use hyper_util::rt::TokioTimer;
 use tokio::io::AsyncRead;
 use tokio::io::AsyncWrite;
 use tokio::io::ReadBuf;
-use tokio::net::TcpListener;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::sync::Semaphore;
@@ -36,10 +31,12 @@ use tokio::task::JoinSet;
 use crate::decide::facts::Fact;
 use crate::decide::facts::Transport;
 use crate::decide::facts::Why;
+use crate::doors::entrance::entrance;
 use crate::doors::proxy::Proxy;
-use crate::forward::upgrade::Tunnel;
 use crate::observed::Peer;
 use crate::record::entry::Unread;
+use crate::sockets::Accepted;
+use crate::sockets::Listener;
 use crate::telemetry::Metrics;
 use crate::tls;
 
@@ -58,6 +55,8 @@ pub struct Limits {
     pub connections: usize,
     /// How long nothing may move on a connection that has switched protocols.
     pub tunnel_idle_timeout: Duration,
+    /// Requests under way in the whole process, each until its answer has ended.
+    pub concurrent_requests: usize,
 }
 
 /// Requests that were refused before there was anything to decide, counted for `dpa.unread`.
@@ -67,6 +66,7 @@ pub struct UnreadCounters {
     too_large: AtomicU64,
     timed_out: AtomicU64,
     handshake: AtomicU64,
+    overloaded: AtomicU64,
     metrics: Metrics,
 }
 
@@ -84,6 +84,7 @@ impl UnreadCounters {
             too_large: self.too_large.swap(0, Ordering::Relaxed),
             timed_out: self.timed_out.swap(0, Ordering::Relaxed),
             handshake: self.handshake.swap(0, Ordering::Relaxed),
+            overloaded: self.overloaded.swap(0, Ordering::Relaxed),
             ..Unread::default()
         };
         (unread != Unread::default()).then_some(unread)
@@ -101,6 +102,11 @@ impl UnreadCounters {
         };
         sum.fetch_add(1, Ordering::Relaxed);
         counter.inc();
+    }
+
+    fn count_overloaded(&self) {
+        self.overloaded.fetch_add(1, Ordering::Relaxed);
+        self.metrics.overloaded.inc();
     }
 
     fn count_handshake(&self) {
@@ -179,6 +185,9 @@ const PROBE: Duration = Duration::from_secs(1);
 /// How long a drain waits for further connections once none is open.
 const DRAIN_GRACE: Duration = Duration::from_millis(200);
 
+/// Fewest bytes that a connection buffers; the library demands half of it.
+const LEAST_BUFFER: usize = 16 * 1024;
+
 /// Returns once the drain has begun. (What `wait_for` returns is a lock: it must not live on.)
 pub async fn drain_begins(draining: &mut watch::Receiver<bool>) {
     drop(draining.wait_for(|draining| *draining).await);
@@ -189,7 +198,7 @@ pub async fn drain_begins(draining: &mut watch::Receiver<bool>) {
 /// In the drain it goes on as long as connections are open or come in: whoever has not yet heard that this
 /// sidecar is going away is answered, once for each connection.
 pub async fn serve(
-    listener: TcpListener,
+    listener: Listener,
     tls: Option<Arc<tls::Server>>,
     door: Rc<Proxy>,
     limits: Limits,
@@ -209,7 +218,7 @@ pub async fn serve(
             // No connection is open, and for a while none came in.
             () = tokio::time::sleep(DRAIN_GRACE), if is_draining && connections.is_empty() => return,
         };
-        let (stream, address, slot) = match accepted {
+        let (accepted, slot) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
                 // Out of descriptors, mostly: a pause lets some be closed, and does not spin.
@@ -223,36 +232,42 @@ pub async fn serve(
         let draining = draining.clone();
         let tls = tls.clone().map(|tls| (tls, Arc::clone(&slots.handshakes)));
         connections.spawn_local(async move {
-            connected(stream, address, tls.as_ref(), door, limits, &unread, draining).await;
+            connected(accepted, tls.as_ref(), door, limits, &unread, draining).await;
             drop(slot);
         });
     }
 }
 
 async fn accept(
-    listener: &TcpListener,
+    listener: &Listener,
     slots: &Arc<Semaphore>,
-) -> io::Result<(TcpStream, SocketAddr, tokio::sync::OwnedSemaphorePermit)> {
+) -> io::Result<(Accepted, tokio::sync::OwnedSemaphorePermit)> {
     let slot = Arc::clone(slots).acquire_owned().await.map_err(io::Error::other)?;
-    let (stream, address) = listener.accept().await?;
-    stream.set_nodelay(true)?;
-    Ok((stream, address, slot))
+    Ok((listener.accept().await?, slot))
 }
 
 /// Serves one connection: until the drain, and not longer than what its caller has proven holds.
 async fn connected(
-    stream: TcpStream,
-    address: SocketAddr,
+    accepted: Accepted,
     tls: Option<&(Arc<tls::Server>, Arc<Handshakes>)>,
     door: Rc<Proxy>,
     limits: Limits,
     unread: &UnreadCounters,
     draining: watch::Receiver<bool>,
 ) {
-    let address = Some(address.ip().to_canonical());
+    let in_clear = |address, is_unix| {
+        let transport = Transport { tls: None, client_certificate: false, is_unix };
+        Peer { address, transport, certificate: Fact::Unknown(Why::Missing), until: None }
+    };
+    let (stream, address) = match accepted {
+        Accepted::Tcp(stream, address) => (stream, Some(address.ip().to_canonical())),
+        Accepted::Unix(stream) => {
+            let peer = in_clear(None, true);
+            return connection(stream, peer, door, limits, unread, draining, std::future::pending()).await;
+        }
+    };
     let Some((tls, handshakes)) = tls else {
-        let transport = Transport { tls: None, client_certificate: false, is_unix: false };
-        let peer = Peer { address, transport, certificate: Fact::Unknown(Why::Missing), until: None };
+        let peer = in_clear(address, false);
         return connection(stream, peer, door, limits, unread, draining, std::future::pending()).await;
     };
     // Before the handshake, so that what is renewed while it goes on is not missed.
@@ -337,27 +352,16 @@ async fn connection<S: AsyncRead + AsyncWrite + Unpin + 'static>(
     mut draining: watch::Receiver<bool>,
     ends: impl Future<Output = ()>,
 ) {
-    let peer = Rc::new(peer);
     let switched = Rc::new(Cell::new(None));
-    let switches = Rc::clone(&switched);
-    let service = service_fn(move |request: Request<Incoming>| {
-        let door = Rc::clone(&door);
-        let peer = Rc::clone(&peer);
-        let switches = Rc::clone(&switches);
-        async move {
-            let mut response = door.handle(&peer, request).await;
-            if let Some(tunnel) = Tunnel::behind(&mut response) {
-                switches.set(Some(tunnel));
-            }
-            Ok::<_, std::convert::Infallible>(response)
-        }
-    });
+    let service = entrance(door, peer, Rc::clone(&switched), || unread.count_overloaded());
     let is_draining = *draining.borrow();
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())
         .header_read_timeout(limits.header_timeout)
         .max_header_size(limits.header_bytes)
         .max_headers(limits.headers)
+        // What is read and not yet taken. The library's own bound is half a mebibyte.
+        .max_buf_size(limits.header_bytes.max(LEAST_BUFFER))
         .keep_alive(!is_draining);
     let has_unanswered = Rc::new(Cell::new(false));
     let stream = Meter { stream, has_unanswered: Rc::clone(&has_unanswered) };

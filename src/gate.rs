@@ -49,8 +49,19 @@ use crate::telemetry::Metrics;
 /// `DPA-Decision-Id`, on the request that is forwarded and on every answer.
 pub const DPA_DECISION_ID: HeaderName = HeaderName::from_static("dpa-decision-id");
 
-const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
-const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// The trace of a request (W3C Trace Context section 3.2).
+pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+
+/// What callers and services call a request.
+pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// An id as a header value.
+#[must_use]
+pub fn id_value(id: Uuid) -> HeaderValue {
+    let mut text = Uuid::encode_buffer();
+    let text = id.hyphenated().encode_lower(&mut text);
+    HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static(""))
+}
 
 /// Steps 3 to 5. No I/O, no clock: the same inputs always give the same decision.
 ///
@@ -129,9 +140,9 @@ impl Ids {
         let seconds = u64::try_from(time.as_second()).unwrap_or(0);
         let nanos = u32::try_from(time.subsec_nanosecond()).unwrap_or(0);
         let decision = Uuid::new_v7(uuid::Timestamp::from_unix(uuid::NoContext, seconds, nanos));
-        let named = headers.get(X_REQUEST_ID).and_then(|value| value.to_str().ok());
+        let named = only(headers, &X_REQUEST_ID).and_then(|value| value.to_str().ok());
         let request = named.filter(|text| text.len() == 36).and_then(|text| Uuid::try_parse(text).ok());
-        let (trace, new_traceparent) = match headers.get(TRACEPARENT).and_then(trace_id) {
+        let (trace, new_traceparent) = match only(headers, &TRACEPARENT).and_then(trace_id) {
             Some(trace) => (trace, None),
             None => {
                 let trace = Uuid::new_v4().simple().to_string();
@@ -143,6 +154,13 @@ impl Ids {
         };
         Self { decision, request: request.unwrap_or_else(Uuid::new_v4), trace, new_traceparent }
     }
+}
+
+/// The value of a header that stands there once: with two, servers differ in which they read.
+#[must_use]
+pub fn only<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<&'h HeaderValue> {
+    let mut values = headers.get_all(name).iter();
+    values.next().filter(|_| values.next().is_none())
 }
 
 /// The trace id of a well-formed `traceparent` (W3C Trace Context section 3.2).
@@ -394,8 +412,11 @@ impl Gate {
     pub async fn check(&self, seen: &Observed<'_>, ids: &Ids, started: Instant) -> Verdict {
         let rules = &*self.rules;
         let policy = &*rules.policy;
-        self.renew_keys(seen, started).await;
-        let (facts, decision) = match weigh(seen, policy, &rules.trust, &rules.routes) {
+        let mut undecided = Undecided { gate: self, time: seen.time, started, is_over: false };
+        self.renew_keys(seen).await;
+        let weighed = weigh(seen, policy, &rules.trust, &rules.routes);
+        undecided.is_over = true;
+        let (facts, decision) = match weighed {
             Ok(weighed) => weighed,
             Err(unreadable) => {
                 return Verdict::Refuse(self.unreadable(unreadable, seen.method, ids, seen.time).await);
@@ -441,15 +462,13 @@ impl Gate {
 
     /// An issuer may have a new key since its keys were fetched: a token that needs one waits for it, for a
     /// bounded time, before anything is weighed. One on egress is for the subprocessor.
-    async fn renew_keys(&self, seen: &Observed<'_>, started: Instant) {
+    async fn renew_keys(&self, seen: &Observed<'_>) {
         if seen.egress.is_some() {
             return;
         }
         let lacking = self.rules.trust.tokens().and_then(|tokens| tokens.lacks_key(seen.headers));
         if let Some(source) = lacking.and_then(|place| self.rules.keys.get(place)) {
-            let mut waiting = Waiting { gate: self, time: seen.time, started, is_over: false };
             source.renewed().await;
-            waiting.is_over = true;
         }
     }
 
@@ -491,24 +510,27 @@ impl Gate {
     }
 }
 
-/// A request that waits for keys, before anything of it is written down. One that goes away then is counted when
-/// this is dropped: nobody sends tokens and leaves no trace.
-struct Waiting<'g> {
+/// A request of which nothing is written down yet. One that goes away while it waits for keys, or at which this
+/// program fails, is counted when this is dropped: nobody sends tokens and leaves no trace.
+struct Undecided<'g> {
     gate: &'g Gate,
     time: Timestamp,
     started: Instant,
     is_over: bool,
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for Undecided<'_> {
     fn drop(&mut self) {
         if self.is_over {
             return;
         }
         let Gate { recorder, metrics, .. } = self.gate;
-        metrics.gone.inc();
+        let (counter, one) = match std::thread::panicking() {
+            true => (&metrics.panicked, Unread { panicked: 1, ..Unread::default() }),
+            false => (&metrics.gone, Unread { gone: 1, ..Unread::default() }),
+        };
+        counter.inc();
         let now = self.time.checked_add(self.started.elapsed()).unwrap_or(self.time);
-        let one = Unread { gone: 1, ..Unread::default() };
         recorder.note(|batch| entry::unread(batch, recorder.writer(), now, one));
     }
 }

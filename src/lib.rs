@@ -41,5 +41,6 @@ pub mod config;
 pub mod reload;
 pub mod schema;
 pub mod serve;
+pub mod sockets;
 pub mod telemetry;
 pub mod yaml;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use tokio::sync::Notify;
 use tokio::sync::watch;
 
 use crate::doors::proxy::Clock;
@@ -163,7 +164,9 @@ struct Seen {
 /// By content: neither the time stamps nor the names of files count. A file that cannot be read, and content
 /// that is refused, change nothing, and are told once. What is there at the first looks is taken too: it may have
 /// changed since it was read at the start.
-pub async fn watch(mut all: Vec<Watched>, mut draining: watch::Receiver<bool>) {
+///
+/// `again` is somebody who says that the files are whole: then they are taken at once, also what was refused before.
+pub async fn watch(mut all: Vec<Watched>, mut draining: watch::Receiver<bool>, again: &Notify) {
     let mut seen: Vec<Seen> = all.iter().map(|_| Seen::default()).collect();
     loop {
         for (watched, seen) in all.iter_mut().zip(&mut seen) {
@@ -171,6 +174,11 @@ pub async fn watch(mut all: Vec<Watched>, mut draining: watch::Receiver<bool>) {
         }
         tokio::select! {
             () = tokio::time::sleep(LOOK_AGAIN) => {}
+            () = again.notified() => for (watched, seen) in all.iter_mut().zip(&mut seen) {
+                seen.looks = TRY_AGAIN;
+                // Two looks: this one, and the next round's.
+                look(watched, seen);
+            },
             // Without its sender the sidecar is gone.
             changed = draining.changed() => if changed.is_err() || *draining.borrow() { return },
         }
@@ -223,6 +231,7 @@ pub fn start(
     keys: Vec<Arc<KeySource>>,
     clock: Clock,
     draining: watch::Receiver<bool>,
+    again: Arc<Notify>,
 ) -> std::io::Result<()> {
     let servers = all.servers.iter().flat_map(|server| of_server(server, clock));
     let clients = all.clients.iter().flat_map(|client| of_client(client, clock));
@@ -244,7 +253,7 @@ pub fn start(
                 tokio::spawn(source.keep_fetched(draining.clone()));
             }
             tokio::select! {
-                () = watch(watched, draining) => {}
+                () = watch(watched, draining, &again) => {}
                 () = look_out => {}
             }
         });

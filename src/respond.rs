@@ -18,6 +18,7 @@ use crate::forward::Relay;
 use crate::gate::DPA_DECISION_ID;
 use crate::gate::Refusal;
 use crate::gate::Refused;
+use crate::gate::id_value;
 use crate::record::entry::REQUEST_UNREADABLE;
 
 /// The body of an answer: ours, or the upstream's.
@@ -25,9 +26,10 @@ pub type AnswerBody = Either<Full<Bytes>, Relay>;
 
 /// Codes of failures that are no decision.
 const DECISION_UNRECORDED: &str = "decision_unrecorded";
+const INTERNAL_ERROR: &str = "internal_error";
+const OVERLOADED: &str = "overloaded";
 const UPSTREAM_UNAVAILABLE: &str = "upstream_unavailable";
 const UPSTREAM_TIMEOUT: &str = "upstream_timeout";
-const OVERLOADED: &str = "overloaded";
 const REQUEST_TOO_LARGE: &str = "request_too_large";
 
 /// A problem document.
@@ -37,7 +39,8 @@ struct Document<'a> {
     title: &'a str,
     status: u16,
     detail: &'a str,
-    instance: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    instance: Option<String>,
     reason: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     clause: Option<&'a str>,
@@ -50,7 +53,7 @@ fn type_of(code: &str) -> String {
     format!("tag:dpa-sidecar.example,2026:reason/{code}")
 }
 
-fn answer(document: &Document<'_>, decision: Uuid) -> Response<AnswerBody> {
+fn answer(document: &Document<'_>, decision: Option<Uuid>) -> Response<AnswerBody> {
     let mut body = serde_json::to_vec(document).unwrap_or_default();
     body.push(b'\n');
     let mut response = Response::new(Either::Left(Full::new(Bytes::from(body))));
@@ -58,19 +61,13 @@ fn answer(document: &Document<'_>, decision: Uuid) -> Response<AnswerBody> {
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    headers.insert(DPA_DECISION_ID, id_value(decision));
+    if let Some(decision) = decision {
+        headers.insert(DPA_DECISION_ID, id_value(decision));
+    }
     if document.status == 503 {
         headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
     }
     response
-}
-
-/// A decision id as a header value.
-#[must_use]
-pub fn id_value(decision: Uuid) -> HeaderValue {
-    let mut text = Uuid::encode_buffer();
-    let text = decision.hyphenated().encode_lower(&mut text);
-    HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static(""))
 }
 
 /// Answers a request that the gate refused.
@@ -101,12 +98,12 @@ pub fn refused(refusal: &Refusal) -> Response<AnswerBody> {
         title,
         status,
         detail,
-        instance: refusal.decision.urn().to_string(),
+        instance: Some(refusal.decision.urn().to_string()),
         reason: code,
         clause,
         policy_digest: Some(&refusal.policy.digest),
     };
-    let mut response = answer(&document, refusal.decision);
+    let mut response = answer(&document, Some(refusal.decision));
     if status == 401 {
         response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(refusal.challenge));
     }
@@ -147,13 +144,31 @@ pub fn no_answer(error: &ForwardError, decision: Uuid) -> Response<AnswerBody> {
             "The sidecar permitted the request; the upstream that it goes to took too long.",
         ),
     };
-    let status = error.status();
+    failure(code, title, error.status(), detail, Some(decision))
+}
+
+/// Answers a request that came while too many were under way: it was not decided on, so it has no decision.
+#[must_use]
+pub fn overloaded() -> Response<AnswerBody> {
+    let title = "Too many requests are under way.";
+    failure(OVERLOADED, title, 503, "The sidecar decided nothing and forwarded nothing; ask again.", None)
+}
+
+/// Answers a request at which this program failed.
+#[must_use]
+pub fn failed(decision: Uuid) -> Response<AnswerBody> {
+    let title = "The sidecar failed at this request.";
+    let detail = "This is a mistake in the sidecar. Whether the request was permitted stands in the decision log.";
+    failure(INTERNAL_ERROR, title, 500, detail, Some(decision))
+}
+
+fn failure(code: &str, title: &str, status: u16, detail: &str, decision: Option<Uuid>) -> Response<AnswerBody> {
     let document = Document {
         r#type: type_of(code),
         title,
         status,
         detail,
-        instance: decision.urn().to_string(),
+        instance: decision.map(|decision| decision.urn().to_string()),
         reason: code,
         clause: None,
         policy_digest: None,

@@ -1,16 +1,21 @@
 //! Builds the steps from the settings and runs them until they are drained.
 
 use std::io;
-use std::net::SocketAddr;
 use std::net::TcpListener;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use http::HeaderName;
+use rustix::process::Resource;
+use rustix::process::Rlimit;
+use rustix::process::getrlimit;
+use rustix::process::setrlimit;
+use tokio::signal::unix::Signal;
 use tokio::signal::unix::SignalKind;
 use tokio::signal::unix::signal;
+use tokio::sync::Notify;
+use tokio::sync::Semaphore;
 use tokio::sync::watch;
 use tokio::task::LocalSet;
 use uuid::Uuid;
@@ -25,9 +30,9 @@ use crate::doors::proxy::Clock;
 use crate::doors::proxy::Proxy;
 use crate::forward::Destination;
 use crate::forward::Upstream;
+use crate::forward::headers::HeaderRules;
 use crate::gate::Gate;
 use crate::gate::Rules;
-use crate::identify::Way;
 use crate::policy::Policy;
 use crate::policy::terms::Location;
 use crate::record::Batch;
@@ -39,6 +44,8 @@ use crate::record::log::Log;
 use crate::record::log::OpenError;
 use crate::record::recorder::Recorder;
 use crate::reload;
+use crate::sockets;
+use crate::sockets::Address;
 use crate::telemetry::Metrics;
 use crate::tls;
 
@@ -49,7 +56,7 @@ pub enum StartError {
     #[error("cannot listen on `{address}`")]
     Listen {
         /// The address.
-        address: SocketAddr,
+        address: Address,
         /// Why.
         source: io::Error,
     },
@@ -68,9 +75,11 @@ pub enum StartError {
 #[derive(Debug)]
 pub struct Sidecar {
     /// Where each listener really listens, by name.
-    pub addresses: Vec<(String, SocketAddr)>,
+    pub addresses: Vec<(String, Address)>,
     health: Option<(TcpListener, Health)>,
     draining: watch::Sender<bool>,
+    /// Has files read again at once.
+    again: Arc<Notify>,
     workers: Vec<JoinHandle<()>>,
     closing: Closing,
 }
@@ -82,8 +91,11 @@ struct Share {
     listeners: Arc<Vec<Bound>>,
     upstreams: Arc<Vec<Arc<Destination>>>,
     storage: Location,
+    headers: Arc<HeaderRules>,
+    egress_headers: Arc<HeaderRules>,
     limits: Limits,
     slots: accept::Slots,
+    places: Arc<Semaphore>,
     metrics: Metrics,
     unread: Arc<accept::UnreadCounters>,
     clock: Clock,
@@ -93,7 +105,7 @@ struct Share {
 
 /// A listener that is bound.
 struct Bound {
-    socket: TcpListener,
+    socket: sockets::Bound,
     tls: Option<Arc<tls::Server>>,
     /// Place of its upstream.
     upstream: usize,
@@ -110,8 +122,8 @@ pub fn start(settings: Settings, policy: Policy, clock: Clock) -> Result<Sidecar
     let mut addresses = Vec::new();
     let mut listeners = Vec::new();
     for listener in &settings.listeners {
-        let socket = listen(listener.address)?;
-        let address = socket.local_addr().unwrap_or(listener.address);
+        let socket = listen(&listener.address)?;
+        let address = socket.address().unwrap_or_else(|_| listener.address.clone());
         addresses.push((listener.name.clone(), address));
         let load = |tls| tls::Server::load(&listener.name, tls).map(Arc::new);
         let tls = listener.tls.clone().map(load).transpose()?;
@@ -127,7 +139,10 @@ pub fn start(settings: Settings, policy: Policy, clock: Clock) -> Result<Sidecar
         servers: listeners.iter().filter_map(|bound| bound.tls.clone()).collect(),
         clients: upstreams.iter().filter_map(|upstream| upstream.tls().cloned()).collect(),
     };
-    let health_socket = settings.health.map(listen).transpose()?;
+    let health_socket = match settings.health.map(|address| listen(&Address::Tcp(address))).transpose()? {
+        Some(sockets::Bound::Tcp(ref socket)) => Some(socket.try_clone().map_err(StartError::Thread)?),
+        Some(sockets::Bound::Unix(..)) | None => None,
+    };
     let writer = Writer {
         service: settings.service,
         instance: settings.instance,
@@ -164,15 +179,22 @@ pub fn start(settings: Settings, policy: Policy, clock: Clock) -> Result<Sidecar
         listeners: Arc::new(listeners),
         upstreams: Arc::new(upstreams),
         storage: settings.storage_location,
+        // On egress a token is for the subprocessor, and no proxy stands in front.
+        egress_headers: Arc::new(HeaderRules { keeps_tokens: false, trusted: Vec::new(), ..settings.headers.clone() }),
+        headers: Arc::new(settings.headers),
         limits: settings.limits,
-        slots: accept::Slots::new(settings.limits.connections),
+        slots: accept::Slots::new(connections(settings.limits.connections, settings.workers, addresses.len())),
+        places: Arc::new(Semaphore::new(settings.limits.concurrent_requests.min(Semaphore::MAX_PERMITS))),
         unread: Arc::new(accept::UnreadCounters::new(metrics.clone())),
         metrics,
         clock,
         drain_timeout: settings.drain_timeout,
         draining: drained,
     };
-    reload::start(all_tls, settings.key_sources, clock, share.draining.clone()).map_err(StartError::Thread)?;
+    let again = Arc::new(Notify::new());
+    let look_again = Arc::clone(&again);
+    reload::start(all_tls, settings.key_sources, clock, share.draining.clone(), look_again)
+        .map_err(StartError::Thread)?;
     let mut workers = Vec::new();
     for number in 0..settings.workers {
         let recorder = log.recorder();
@@ -184,20 +206,39 @@ pub fn start(settings: Settings, policy: Policy, clock: Clock) -> Result<Sidecar
             .map_err(StartError::Thread)?;
         workers.push(thread);
     }
-    Ok(Sidecar { addresses, health, draining, workers, closing })
+    Ok(Sidecar { addresses, health, draining, again, workers, closing })
 }
 
-/// Binds with a backlog that outlasts a burst: connections that do not fit wait a second to try again.
-fn listen(address: SocketAddr) -> Result<TcpListener, StartError> {
-    let bind = || {
-        let socket = socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, None)?;
-        socket.set_reuse_address(true)?;
-        socket.set_nonblocking(true)?;
-        socket.bind(&address.into())?;
-        socket.listen(4096)?;
-        Ok(socket.into())
+fn listen(address: &Address) -> Result<sockets::Bound, StartError> {
+    sockets::Bound::listen(address).map_err(|source| StartError::Listen { address: address.clone(), source })
+}
+
+/// Descriptors that are for no connection and that are not open yet: a log that is rotated, files that are read
+/// again, names that are looked up, probes of the kubelet.
+const SPARE_FILES: usize = 24;
+
+/// Descriptors of a runtime.
+const FILES_OF_A_RUNTIME: usize = 4;
+
+/// How many connections there may be: as the settings say, but no more than the process may open files for, with one
+/// to the upstream for each. So the log never goes without. Raises the limit of open files as far as it goes.
+fn connections(wanted: usize, workers: usize, listeners: usize) -> usize {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    let files = match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => limit.maximum,
+        Err(_) => limit.current,
     };
-    bind().map_err(|source| StartError::Listen { address, source })
+    // Without a limit, or with one that no machine reaches.
+    let Some(files) = files.and_then(|files| usize::try_from(files).ok()) else { return wanted };
+    let open = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
+    let taken = open + workers * (listeners + FILES_OF_A_RUNTIME) + 2 * FILES_OF_A_RUNTIME + SPARE_FILES;
+    let possible = (files.saturating_sub(taken) / 2).max(workers * listeners);
+    if wanted > possible {
+        let help = "raise the limit of open files (`ulimit -n`), or lower `limits.connections`";
+        tracing::warn!(files, connections = possible, help, "fewer connections than `limits.connections` are taken");
+    }
+    wanted.min(possible)
 }
 
 /// One worker thread: its doors, its upstream connections, its end of the log.
@@ -215,7 +256,7 @@ fn work(runtime: &tokio::runtime::Runtime, share: Share, recorder: &Recorder, is
         let mut doors = tokio::task::JoinSet::new();
         for Bound { socket, tls, upstream, egress } in share.listeners.iter() {
             let Some(upstream) = upstreams.get(*upstream) else { continue };
-            let listener = match socket.try_clone().and_then(tokio::net::TcpListener::from_std) {
+            let listener = match socket.share() {
                 Ok(listener) => listener,
                 Err(error) => {
                     tracing::error!(%error, "a worker cannot share a listener");
@@ -225,13 +266,11 @@ fn work(runtime: &tokio::runtime::Runtime, share: Share, recorder: &Recorder, is
             let door = Rc::new(Proxy {
                 gate: Gate::new(Arc::clone(&share.rules), recorder.clone(), share.metrics.clone()),
                 upstream: Rc::clone(upstream),
+                places: Arc::clone(&share.places),
                 // An upstream on egress has none: the policy says where a subprocessor keeps data.
                 storage: upstream.storage_location().unwrap_or(share.storage),
+                headers: Arc::clone(if egress.is_some() { &share.egress_headers } else { &share.headers }),
                 egress: egress.clone(),
-                identity_headers: identity_headers(&share.rules),
-                // On egress a token is for the subprocessor.
-                keeps_tokens: egress.is_none()
-                    && share.rules.trust.tokens().is_some_and(|tokens| !tokens.are_forwarded),
                 clock: share.clock,
             });
             let (slots, unread) = (share.slots.clone(), Arc::clone(&share.unread));
@@ -258,14 +297,6 @@ fn work(runtime: &tokio::runtime::Runtime, share: Share, recorder: &Recorder, is
     runtime.block_on(recorder.flush_all());
 }
 
-fn identity_headers(rules: &Rules) -> Vec<HeaderName> {
-    let name = |way: &Way| match way {
-        Way::Header { name, .. } => Some(name.clone()),
-        Way::Certificate { .. } | Way::Tokens(_) | Way::ForwardedCertificate { .. } | Way::Stated { .. } => None,
-    };
-    rules.trust.ways.iter().filter_map(name).collect()
-}
-
 async fn sum_up_unread(unread: Arc<accept::UnreadCounters>, recorder: Recorder, clock: Clock) {
     let mut second = tokio::time::interval(Duration::from_secs(1));
     loop {
@@ -281,25 +312,58 @@ fn note_unread(unread: &accept::UnreadCounters, recorder: &Recorder, clock: Cloc
     }
 }
 
-impl Sidecar {
-    /// Serves until SIGTERM or SIGINT, then drains: not ready, answers what is under way, writes the log
-    /// last. A second signal stops at once.
+/// The signals that a sidecar hears. From when they are made on, none of them ends the process by itself.
+#[derive(Debug)]
+pub struct Signals {
+    runtime: tokio::runtime::Runtime,
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    /// Begins to listen to SIGTERM, SIGINT and SIGHUP: before the sidecar starts, so that none comes too early.
     ///
     /// # Errors
     ///
     /// If the runtime of the calling thread cannot be made.
-    pub fn run_until_stopped(mut self) -> Result<(), StartError> {
+    pub fn listen() -> Result<Self, StartError> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(StartError::Thread)?;
+        let entered = runtime.enter();
+        let heard = |kind| signal(kind).map_err(StartError::Thread);
+        let terminate = heard(SignalKind::terminate())?;
+        let (interrupt, hangup) = (heard(SignalKind::interrupt())?, heard(SignalKind::hangup())?);
+        drop(entered);
+        Ok(Self { runtime, terminate, interrupt, hangup })
+    }
+}
+
+impl Sidecar {
+    /// Serves until SIGTERM or SIGINT, then drains: not ready, answers what is under way, writes the log
+    /// last. A second signal stops at once. SIGHUP has certificates and keys read again.
+    ///
+    /// # Errors
+    ///
+    /// If the health listener cannot be taken over.
+    pub fn run_until_stopped(mut self, signals: Signals) -> Result<(), StartError> {
+        let Signals { runtime, mut terminate, mut interrupt, mut hangup } = signals;
         let local = LocalSet::new();
         let health = self.health.take();
         let finished = local.block_on(&runtime, async move {
-            let mut terminate = signal(SignalKind::terminate())?;
-            let mut interrupt = signal(SignalKind::interrupt())?;
             if let Some((socket, health)) = health {
                 let listener = tokio::net::TcpListener::from_std(socket)?;
                 tokio::task::spawn_local(admin::serve(listener, health));
             }
-            tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+            loop {
+                tokio::select! {
+                    _ = terminate.recv() => break,
+                    _ = interrupt.recv() => break,
+                    _ = hangup.recv() => {
+                        tracing::info!("SIGHUP: certificates and keys are read again; the policy is read at the start only");
+                        self.again.notify_one();
+                    }
+                }
+            }
             tracing::info!("stopping: waiting for the requests under way; a second signal stops at once");
             let stopped = tokio::task::spawn_blocking(move || self.stop());
             tokio::select! {
@@ -313,7 +377,7 @@ impl Sidecar {
 
     /// Drains and returns when the last record is with the kernel.
     pub fn stop(self) {
-        let Self { addresses: _, health, draining, workers, closing } = self;
+        let Self { addresses: _, health, draining, again: _, workers, closing } = self;
         drop(health);
         let _no_workers = draining.send(true);
         for worker in workers {

@@ -18,7 +18,8 @@ pub enum LogFormat {
     Json,
 }
 
-/// Starts the operational log on standard error. `RUST_LOG` sets its level; the default is `info`.
+/// Starts the operational log on standard error. `RUST_LOG` sets its level; the default is `info`. Panics go there too,
+/// without what they say: that may be a part of a request.
 pub fn start_log(format: LogFormat, colour: bool) {
     let filter = tracing_subscriber::EnvFilter::builder()
         .with_default_directive(tracing::level_filters::LevelFilter::INFO.into())
@@ -29,6 +30,11 @@ pub fn start_log(format: LogFormat, colour: bool) {
         LogFormat::Text => log.with_ansi(colour).try_init(),
         LogFormat::Json => log.json().flatten_event(true).try_init(),
     };
+    std::panic::set_hook(Box::new(|panic| {
+        let at = panic.location().map(ToString::to_string).unwrap_or_default();
+        let thread = std::thread::current().name().unwrap_or_default().to_owned();
+        tracing::error!(thread, at, "a thread panicked: a mistake in this program");
+    }));
 }
 
 /// An error and its causes on one line, outermost first.
@@ -63,6 +69,10 @@ pub struct Metrics {
     pub timed_out: Counter,
     /// TLS handshakes that failed.
     pub handshake: Counter,
+    /// Requests that came while too many were under way.
+    pub overloaded: Counter,
+    /// Requests that this program failed at before they were decided.
+    pub panicked: Counter,
     /// Requests whose caller went away while they waited for keys.
     pub gone: Counter,
     decisions: Family<[(&'static str, &'static str); 1], Counter>,
@@ -84,6 +94,8 @@ impl Default for Metrics {
             too_large: why("too_large"),
             timed_out: why("timed_out"),
             handshake: why("handshake"),
+            overloaded: why("overloaded"),
+            panicked: why("panicked"),
             gone: why("gone"),
             decisions,
             unread,

@@ -12,7 +12,7 @@ use crate::support::repository;
 use crate::support::run;
 
 /// File, its problem, and how many errors there are; a file with none has a warning only.
-const INVALID: [(&str, &str, usize); 56] = [
+const INVALID: [(&str, &str, usize); 57] = [
     ("agreement-ends-soon", "DPA030", 0),
     ("alias", "DPA002", 1),
     ("ambiguous-identity", "DPA016", 1),
@@ -32,9 +32,10 @@ const INVALID: [(&str, &str, usize); 56] = [
     ("environment-unset", "DPA040", 1),
     ("everything-outside-the-agreement", "DPA034", 0),
     ("fact-source", "DPA042", 1),
+    ("headers-nobody-may-set", "DPA008", 8),
     ("host-that-is-none", "DPA008", 1),
     ("impossible-case", "DPA060", 1),
-    ("limit-too-small", "DPA008", 3),
+    ("limit-too-small", "DPA008", 4),
     ("missing-field", "DPA005", 1),
     ("model-training", "DPA014", 1),
     ("no-customers", "DPA018", 1),

@@ -528,7 +528,7 @@ fn a_policy_without_the_two_ends_lets_nothing_out() {
         methods: Vec::new(),
         host: None,
         subject: Some(subject),
-        passage: std::sync::Arc::default(),
+        passage: Arc::default(),
     };
     let routes = Routes::new(vec![route]).unwrap();
     let headers = HeaderMap::from_iter([(header::HOST, "a.example".parse().unwrap())]);

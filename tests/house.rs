@@ -6,11 +6,12 @@ use std::path::PathBuf;
 use crate::support::repository;
 
 /// The ranks; the first word is what a module does.
-const RANKS: [(&str, u8); 24] = [
+const RANKS: [(&str, u8); 25] = [
     ("yaml", 0),
     ("schema", 0),
     ("telemetry", 0),
     ("files", 0),
+    ("sockets", 0),
     ("policy", 1),
     ("decide", 2),
     ("observed", 3),

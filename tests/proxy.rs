@@ -32,6 +32,11 @@ fn a_permitted_request_is_forwarded_under_its_decision_id() {
     assert_eq!(seen.head.value("dpa-decision-id"), Some(answer.decision_id().as_str()));
     assert_eq!(seen.head.value("x-forwarded-for"), Some("127.0.0.1"));
     assert_eq!(seen.head.value("x-forwarded-proto"), Some("http"));
+    assert_eq!(seen.head.value("x-forwarded-host"), Some("data.example"));
+    assert_eq!(seen.head.value("forwarded"), Some("for=127.0.0.1;host=data.example;proto=http"));
+    assert_eq!(seen.head.value("via"), Some("1.1 dpa-sidecar"));
+    assert_eq!(answer.value("via"), None);
+    assert_eq!(answer.value("server-timing"), None, "only where the settings want it");
     assert_eq!(seen.head.value("dpa-caller"), None);
 
     let record = sidecar.decision(&answer.decision_id());
@@ -756,5 +761,44 @@ fn requests_that_the_library_repairs_are_framed_anew() {
         assert_eq!(seen.head.line, format!("POST {SUBSCRIBER} HTTP/1.1"), "{name}");
         let both = seen.head.value("content-length").is_some() && seen.head.value("transfer-encoding").is_some();
         assert!(!both, "{name}: {:?}", seen.head);
+    }
+}
+
+#[test]
+fn a_header_that_nobody_is_believed_with_passes_from_a_trusted_setter() {
+    let upstream = Upstream::ok();
+    let table = [
+        ("the setter", "headers: {trusted: [{name: X-Real-Ip, trusted_peers: [127.0.0.1/32]}]}", Some("198.51.100.7")),
+        ("somebody else", "headers: {trusted: [{name: X-Real-Ip, trusted_peers: [10.0.0.0/8]}]}", None),
+        ("no setter", "", None),
+    ];
+    for (name, more, expected) in table {
+        let sidecar = Setup { more, ..Setup::to(&upstream.address) }.start();
+        let request = Head::permitted("GET", SUBSCRIBER)
+            .with("X-Real-Ip", "198.51.100.7")
+            .with("X_Real_Ip", "192.0.2.7")
+            .with("X-Client-Ip", "192.0.2.8");
+        assert_eq!(sidecar.ask(request.end()).status, 200, "{name}");
+        let seen = upstream.last();
+        assert_eq!(seen.head.value("x-real-ip"), expected, "{name}");
+        assert!(!format!("{:?}", seen.head).contains("192.0.2"), "{name}: {:?}", seen.head);
+    }
+}
+
+#[test]
+fn answers_tell_how_long_the_sidecar_took_if_that_is_set() {
+    let upstream = Upstream::start(|exchange| {
+        exchange.body();
+        exchange.send("HTTP/1.1 200 OK\r\nServer-Timing: db;dur=5\r\nContent-Length: 2\r\n\r\nok");
+        Then::Keep
+    });
+    let sidecar = Setup { more: "headers: {server_timing: true}", ..Setup::to(&upstream.address) }.start();
+    for (name, request, of_the_service) in [("sent on", permitted(), 1), ("refused", denied(), 0)] {
+        let answer = sidecar.ask(request);
+        let timings = answer.head.values("server-timing");
+        let ours = timings.iter().filter_map(|timing| timing.strip_prefix("dpa;dur="));
+        let ours: Vec<f64> = ours.map(|timing| timing.parse().unwrap()).collect();
+        assert_eq!((ours.len(), timings.len()), (1, 1 + of_the_service), "{name}: {timings:?}");
+        assert!(ours.iter().all(|millis| *millis > 0.0), "{name}: {timings:?}");
     }
 }

@@ -12,10 +12,8 @@ use dpa_sidecar::decide::facts::Facts;
 use dpa_sidecar::decide::facts::Scope;
 use dpa_sidecar::decide::facts::Transport;
 use dpa_sidecar::decide::facts::Why;
-use dpa_sidecar::forward::headers::clean_request;
 use dpa_sidecar::gate::Ids;
 use dpa_sidecar::gate::weigh;
-use dpa_sidecar::identify::Way;
 use dpa_sidecar::observed::Observed;
 use dpa_sidecar::observed::Peer;
 use dpa_sidecar::observed::Target;
@@ -45,14 +43,6 @@ static SETTINGS: LazyLock<Settings> = LazyLock::new(|| {
     let source = Source { path: "request.yaml".to_owned(), text: include_str!("request.yaml").to_owned() };
     let (settings, problems) = config::compile(&source, &|_| None);
     settings.unwrap_or_else(|| panic!("{problems:?}"))
-});
-
-static IDENTITY_HEADERS: LazyLock<Vec<HeaderName>> = LazyLock::new(|| {
-    let name = |way: &Way| match way {
-        Way::Header { name, .. } => Some(name.clone()),
-        Way::Certificate { .. } | Way::Tokens(_) | Way::ForwardedCertificate { .. } | Way::Stated { .. } => None,
-    };
-    SETTINGS.trust.ways.iter().filter_map(name).collect()
 });
 
 static TIME: LazyLock<Timestamp> = LazyLock::new(|| "2026-06-15T12:00:00Z".parse().unwrap());
@@ -109,13 +99,11 @@ fn peer(address: [u8; 4]) -> Peer {
     Peer { address: Some(address.into()), transport, certificate: Fact::Unknown(Why::Missing), until: None }
 }
 
-/// What is decided on is what is sent on, a permit rests on facts, and of the headers all that may pass
-/// passes and nothing else.
+/// What is decided on is what is sent on, and a permit rests on facts.
 pub(crate) fn run(data: &[u8]) {
     let Some(head) = Head::of(data) else { return };
     let ids = Ids::of(&head.headers, *TIME);
     assert!(ids.trace.len() == 32 && ids.trace.bytes().all(|byte| byte.is_ascii_hexdigit()), "{ids:?}");
-    cleaned(&head.headers);
 
     let Ok((target, host)) = Target::read(&head.uri, &head.headers, head.version) else { return };
     canonical(&target);
@@ -167,67 +155,4 @@ fn permitted_on_facts(weighed: &Result<(Facts<'_>, Decision<'_>), Unreadable>) {
             assert!(facts.purpose.known().is_some() && facts.operation.known().is_some(), "{facts:?}");
         }
     }
-}
-
-/// Holds what passes against a list of its own: every header that may pass, with all its values, and no other.
-fn cleaned(headers: &HeaderMap) {
-    let mut passed = headers.clone();
-    clean_request(&mut passed, &IDENTITY_HEADERS);
-    let named: Vec<String> = headers
-        .get_all(header::CONNECTION)
-        .iter()
-        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
-        .map(|name| String::from_utf8_lossy(name.trim_ascii()).to_ascii_lowercase())
-        .collect();
-    for name in headers.keys() {
-        let given: Vec<_> = headers.get_all(name).iter().collect();
-        let kept: Vec<_> = passed.get_all(name).iter().collect();
-        if may_pass(name.as_str(), &named) {
-            assert_eq!(given, kept, "{name} was lost");
-        } else {
-            assert!(kept.is_empty(), "{name} passed");
-        }
-    }
-    assert!(passed.keys().all(|name| headers.contains_key(name)), "a header came from nowhere");
-    let mut twice = passed.clone();
-    clean_request(&mut twice, &IDENTITY_HEADERS);
-    assert_eq!(twice, passed);
-}
-
-fn may_pass(name: &str, named: &[String]) -> bool {
-    let needed = ["host", "content-length", "traceparent", "tracestate", "x-request-id"];
-    if named.iter().any(|hop| hop == name) && !needed.contains(&name) {
-        return false;
-    }
-    let name = name.replace('_', "-");
-    let one_connection = [
-        "connection",
-        "expect",
-        "keep-alive",
-        "proxy-authenticate",
-        "proxy-authorization",
-        "proxy-connection",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-    ];
-    let beginnings = ["dpa-", "x-dpa-", "x-forwarded-", "x-envoy-", "l5d-"];
-    let whole = [
-        "client-cert",
-        "client-cert-chain",
-        "forwarded",
-        "via",
-        "x-caller",
-        "x-http-method",
-        "x-http-method-override",
-        "x-login",
-        "x-method-override",
-        "x-original-url",
-        "x-real-ip",
-        "x-rewrite-url",
-        "x-spiffe-id",
-    ];
-    let is_meant = |names: &[&str]| names.contains(&name.as_str());
-    !is_meant(&one_connection) && !is_meant(&whole) && !beginnings.iter().any(|beginning| name.starts_with(beginning))
 }

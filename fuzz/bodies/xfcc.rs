@@ -28,8 +28,10 @@ fn written(elements: &[Element]) -> Vec<u8> {
 /// What is read is read again from what it would be written as; whatever a caller writes before the element of the
 /// nearest proxy, that element names who calls, or nobody does; a name is one that a certificate can have.
 pub(crate) fn run(data: &[u8]) {
-    let gateway: TrustedPeers =
-        TrustedPeers { networks: vec![], identities: vec!["spiffe://mesh.example/*/gateway".parse().unwrap()] };
+    let gateway: TrustedPeers = TrustedPeers {
+        identities: vec!["spiffe://mesh.example/*/gateway".parse().unwrap()],
+        ..TrustedPeers::default()
+    };
     let read = elements(data);
     let named = caller(data, &gateway);
     match &read {

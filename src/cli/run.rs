@@ -78,6 +78,7 @@ pub(super) fn run(arguments: &Arguments, err: &mut dyn Write) -> Result<Exit, Cl
     }
     tracing::info!(policy = %policy.name, revision = policy.revision, digest = %policy.digest, "policy loaded");
     let told = is_short.then(|| how_to_try(arguments, &settings, &policy));
+    let signals = serve::Signals::listen()?;
     let sidecar = serve::start(settings, policy, Clock::default())?;
     for (name, address) in &sidecar.addresses {
         tracing::info!(%name, %address, "listening");
@@ -85,7 +86,7 @@ pub(super) fn run(arguments: &Arguments, err: &mut dyn Write) -> Result<Exit, Cl
     if let Some(told) = told {
         err.write_all(told.as_bytes())?;
     }
-    sidecar.run_until_stopped()?;
+    sidecar.run_until_stopped(signals)?;
     Ok(Exit::Yes)
 }
 

@@ -74,6 +74,9 @@ pub(super) struct Document {
     pub(super) health: Section<Health>,
     #[schemars(skip)]
     pub(super) admin: Later,
+    /// Headers to the service and to callers.
+    #[schemars(default)]
+    pub(super) headers: Section<Headers>,
     /// How much the sidecar takes.
     #[schemars(default)]
     pub(super) limits: Section<Limits>,
@@ -125,7 +128,7 @@ pub(super) enum Way {
 pub(super) struct Listener {
     /// For the operational log.
     pub(super) name: Spanned<Id>,
-    /// IP address and port, such as `127.0.0.1:8080`.
+    /// IP address and port, such as `127.0.0.1:8080`, or `unix:` and the path of a socket, from the folder of this file.
     pub(super) address: Spanned<String>,
     /// The name of an upstream.
     pub(super) upstream: Spanned<Id>,
@@ -375,6 +378,27 @@ pub(super) struct Health {
 
 #[derive(Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+pub(super) struct Headers {
+    /// Headers that pass from some peers only, and are removed otherwise. Default: none.
+    #[schemars(length(min = 1))]
+    pub(super) trusted: Option<List<TrustedHeader>>,
+    /// Whether answers tell in `Server-Timing` how long the sidecar took. Default: false.
+    pub(super) server_timing: Option<Spanned<bool>>,
+}
+
+/// A header that states where a request came from or who sent it, such as `X-Real-Ip`.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct TrustedHeader {
+    /// The name of the header.
+    pub(super) name: Spanned<String>,
+    /// Peers that may set it: networks such as `127.0.0.1/32`, or identities that their own certificates prove.
+    #[schemars(length(min = 1))]
+    pub(super) trusted_peers: List<Spanned<String>>,
+}
+
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Limits {
     /// Bytes of a request's head. Default: 64KiB.
     pub(super) header_bytes: Option<Spanned<Size>>,
@@ -392,10 +416,12 @@ pub(super) struct Limits {
     pub(super) connections: Option<Spanned<usize>>,
     /// How long nothing may move on a connection that has switched protocols. Default: 5m.
     pub(super) tunnel_idle_timeout: Option<Span>,
+    /// Requests under way in the whole process, each until its answer has ended; more are answered 503 `overloaded`.
+    /// Default: 2000.
+    #[schemars(range(min = 1))]
+    pub(super) concurrent_requests: Option<Spanned<usize>>,
     #[schemars(skip)]
     pub(super) idle_timeout: Later,
-    #[schemars(skip)]
-    pub(super) concurrent_requests: Later,
     #[schemars(skip)]
     pub(super) streams: Later,
 }

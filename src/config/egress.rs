@@ -1,7 +1,6 @@
 //! `direction: egress`: who sends, who receives, and what both have to be in the policy.
 
 use std::net::IpAddr;
-use std::net::SocketAddr;
 
 use http::HeaderValue;
 
@@ -19,6 +18,7 @@ use crate::policy::problem::Problem;
 use crate::policy::problem::Problems;
 use crate::policy::problem::nearest;
 use crate::policy::terms::Id;
+use crate::sockets;
 use crate::yaml::At;
 use crate::yaml::Spanned;
 
@@ -37,7 +37,7 @@ impl Compiler<'_> {
     pub(super) fn egress(
         &mut self,
         direction: Option<Spanned<document::Way>>,
-        address: &Spanned<SocketAddr>,
+        address: &Spanned<sockets::Address>,
         upstream: &Spanned<usize>,
         ends: &Ends<'_>,
     ) -> Result<Option<Egress>, ()> {
@@ -53,7 +53,11 @@ impl Compiler<'_> {
             return Ok(None);
         };
         // Whoever reaches it is taken for the service.
-        if !address.value.ip().to_canonical().is_loopback() {
+        let is_local = match &address.value {
+            sockets::Address::Tcp(address) => address.ip().to_canonical().is_loopback(),
+            sockets::Address::Unix(_) => true,
+        };
+        if !is_local {
             let message = "whoever reaches this address could send as the service";
             let help = "write an address of the pod's own, such as `127.0.0.1:9101`";
             self.error(Code::TooTrusting, address.at, message, help);

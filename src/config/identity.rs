@@ -89,10 +89,14 @@ impl Compiler<'_> {
         }
     }
 
-    fn trusted_peers(&mut self, list: &List<Spanned<String>>) -> TrustedPeers {
+    pub(super) fn trusted_peers(&mut self, list: &List<Spanned<String>>) -> TrustedPeers {
         self.not_empty(list);
         let mut peers = TrustedPeers::default();
         for Spanned { value, at } in &list.items {
+            if value == "unix" {
+                peers.on_unix_sockets = true;
+                continue;
+            }
             let is_identity = ["spiffe:", "dns:", "jwt:"].iter().any(|kind| value.starts_with(kind));
             match (network(value), value.parse::<Identity>()) {
                 (Some(network), _) => peers.networks.push(network),
@@ -105,7 +109,7 @@ impl Compiler<'_> {
                 (None, Err(error)) if is_identity => self.error(Code::Invalid, *at, error.wrong, error.help),
                 (None, Err(_)) => {
                     let message = format!("`{value}` is neither a network nor an identity");
-                    let help = "write a CIDR such as `127.0.0.1/32`, or the SPIFFE ID or `dns:NAME` that the peer's own certificate names";
+                    let help = "write a CIDR such as `127.0.0.1/32`, `unix`, or the SPIFFE ID or `dns:NAME` that the peer's own certificate names";
                     self.error(Code::Invalid, *at, message, help);
                 }
             }

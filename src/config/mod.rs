@@ -4,6 +4,7 @@
 
 mod document;
 mod egress;
+mod headers;
 mod identity;
 mod tls;
 mod tokens;
@@ -36,6 +37,7 @@ use crate::establish::route::Subject;
 use crate::establish::route::Take;
 use crate::forward::Address;
 use crate::forward::UpstreamSettings;
+use crate::forward::headers::HeaderRules;
 use crate::identify::Trust;
 use crate::identify::Way;
 use crate::keys::KeySource;
@@ -53,6 +55,7 @@ use crate::record::checkpoint::Signer;
 use crate::record::log::Copy;
 use crate::record::log::FileSettings;
 use crate::record::log::LogSettings;
+use crate::sockets;
 use crate::telemetry::chain;
 use crate::tls::ServerSettings;
 use crate::yaml;
@@ -68,7 +71,7 @@ pub struct Listener {
     /// Its name.
     pub name: String,
     /// Where it listens.
-    pub address: SocketAddr,
+    pub address: sockets::Address,
     /// Place of its upstream in [`Settings::upstreams`].
     pub upstream: usize,
     /// What it shows and asks for; none: it listens in clear.
@@ -110,6 +113,8 @@ pub struct Settings {
     pub log: LogSettings,
     /// `health.address`.
     pub health: Option<SocketAddr>,
+    /// `headers`, and what `identity` says of headers.
+    pub headers: HeaderRules,
     /// `limits`.
     pub limits: Limits,
     /// `drain_timeout`.
@@ -314,6 +319,7 @@ impl Compiler<'_> {
             decision_log,
             health,
             admin,
+            headers,
             limits,
             drain_timeout,
         } = document;
@@ -366,6 +372,7 @@ impl Compiler<'_> {
         self.claims_are_mapped(&believed);
         let Believed { ways, key_sources, .. } = believed;
         let trust = Trust::new(ways);
+        let headers = self.headers(headers.given().unwrap_or_default(), &trust);
         let health = health.given().and_then(|health| self.address(&health.address));
         let log_at = decision_log.as_ref().map(|log| log.at);
         let log = decision_log.map(|log| self.log(log));
@@ -385,6 +392,7 @@ impl Compiler<'_> {
             routes: routes.with_egress_hosts(egress_hosts),
             log: log?,
             health,
+            headers,
             limits,
             drain_timeout: drain_timeout.given().map_or(Duration::from_secs(25), |span| span.0),
             constants,
@@ -429,8 +437,8 @@ impl Compiler<'_> {
 
     fn address(&mut self, Spanned { value, at }: &Spanned<String>) -> Option<SocketAddr> {
         if value.starts_with("unix:") {
-            let message = "this version does not have Unix sockets yet";
-            self.error(Code::NotYet, *at, message, "write an address such as `127.0.0.1:8080`");
+            let message = "only listeners may have a Unix socket";
+            self.error(Code::Invalid, *at, message, "write an address such as `127.0.0.1:9901`");
             return None;
         }
         let address = value.parse().ok();
@@ -461,7 +469,22 @@ impl Compiler<'_> {
             let message = format!("there is no upstream `{}`", upstream.value);
             self.error(Code::UnknownReference, upstream.at, message, help);
         }
-        let address = Spanned { at: address.at, value: self.address(&address)? };
+        let address = match address.value.strip_prefix("unix:") {
+            None => Spanned { at: address.at, value: sockets::Address::Tcp(self.address(&address)?) },
+            Some("") => {
+                let help = "write `unix:` and a path, such as `unix:/run/dpa-sidecar/in.sock`";
+                self.error(Code::Invalid, address.at, "this Unix socket has no path", help);
+                return None;
+            }
+            Some(path) => {
+                if tls.is_some() {
+                    let help =
+                        "remove `tls`: a Unix socket never leaves the machine; who may connect is up to its file";
+                    self.error(Code::OneOf, address.at, "there is no TLS on a Unix socket", help);
+                }
+                Spanned { at: address.at, value: sockets::Address::Unix(self.folder.join(path)) }
+            }
+        };
         let place = Spanned { value: place?, at: upstream.at };
         let egress = self.egress(direction, &address, &place, ends).ok()?;
         let (name, at) = (name.value.to_string(), name.at);
@@ -836,7 +859,6 @@ impl Compiler<'_> {
             streams,
         } = limits;
         self.later("limits.idle_timeout", &idle_timeout);
-        self.later("limits.concurrent_requests", &concurrent_requests);
         self.later("limits.streams", &streams);
         let bytes =
             |size: Option<Spanned<document::Size>>| size.map(|size| Spanned { value: size.value.0, at: size.at });
@@ -847,6 +869,7 @@ impl Compiler<'_> {
             handshake_timeout: handshake_timeout.map_or(Duration::from_secs(10), |span| span.0),
             connections: self.at_least(least_connections.max(1), connections, 10_000),
             tunnel_idle_timeout: tunnel_idle_timeout.map_or(Duration::from_secs(300), |span| span.0),
+            concurrent_requests: self.at_least(1, concurrent_requests, 2_000),
         };
         // No signed token is smaller than a header, a handful of claims and 64 bytes of signature.
         (limits, self.at_least(256, bytes(token_bytes), 8 * 1024))

@@ -2,4 +2,5 @@
 //! holds no rule.
 
 pub mod egress;
+pub mod entrance;
 pub mod proxy;

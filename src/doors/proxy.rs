@@ -1,9 +1,12 @@
 //! The proxy door: an HTTP request in, the upstream's answer or a refusal out.
 
+use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
 
+use futures_util::FutureExt as _;
 use http::HeaderName;
 use http::HeaderValue;
 use http::Request;
@@ -17,19 +20,22 @@ use http_body_util::Either;
 use hyper::body::Body as _;
 use hyper::body::Incoming;
 use jiff::Timestamp;
+use tokio::sync::Semaphore;
 use uuid::Uuid;
 
 use crate::doors::egress::Egress;
 use crate::forward::ForwardError;
 use crate::forward::Upstream;
 use crate::forward::headers;
+use crate::forward::headers::HeaderRules;
+use crate::forward::headers::Proven;
 use crate::forward::upgrade;
-use crate::gate::Clearance;
 use crate::gate::DPA_DECISION_ID;
 use crate::gate::Gate;
 use crate::gate::Ids;
 use crate::gate::Refusal;
 use crate::gate::Verdict;
+use crate::gate::id_value;
 use crate::observed::Observed;
 use crate::observed::Peer;
 use crate::observed::Target;
@@ -43,12 +49,7 @@ use crate::respond::AnswerBody;
 const DRAIN_BYTES: u64 = 64 * 1024;
 const DRAIN_TIME: Duration = Duration::from_secs(1);
 
-const DPA_CONTEXT: HeaderName = crate::establish::context::DPA_CONTEXT;
-const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
-const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
-const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 
 /// Tells the time. The demo's begins at a date of its own.
 #[derive(Clone, Copy, Debug, Default)]
@@ -81,31 +82,46 @@ pub struct Proxy {
     pub gate: Gate,
     /// Where permitted requests go.
     pub upstream: Rc<Upstream>,
+    /// A place for each request that may be under way, of the whole process.
+    pub places: Arc<Semaphore>,
     /// Where the service keeps its data.
     pub storage: Location,
     /// To whom the service sends through it; none: requests come in, to the service.
     pub egress: Option<Egress>,
-    /// Headers that name identities; they never pass.
-    pub identity_headers: Vec<HeaderName>,
-    /// Whether `Authorization: Bearer` is for the sidecar alone, and stops here.
-    pub keeps_tokens: bool,
+    /// Which headers pass, and which are set.
+    pub headers: Arc<HeaderRules>,
     /// What time it is.
     pub clock: Clock,
 }
 
 impl Proxy {
-    /// Takes one request from the wire to its answer. Never fails: every failure is an answer.
+    /// Takes one request from the wire to its answer. Never fails: every failure is an answer, and a panic takes
+    /// nothing else with it. What the request held is dropped by then, so its outcome is written.
     pub async fn handle(&self, peer: &Peer, request: Request<Incoming>) -> Response<AnswerBody> {
         let started = Instant::now();
         let time = self.clock.now();
-        let (mut head, body) = request.into_parts();
-        let ids = Ids::of(&head.headers, time);
+        let ids = Ids::of(request.headers(), time);
+        let answered = AssertUnwindSafe(self.answer(peer, request, &ids, time, started)).catch_unwind().await;
+        answered.unwrap_or_else(|_panic| {
+            tracing::error!(decision = %ids.decision, "a request panicked: a mistake in this program");
+            respond::failed(ids.decision)
+        })
+    }
 
+    async fn answer(
+        &self,
+        peer: &Peer,
+        request: Request<Incoming>,
+        ids: &Ids,
+        time: Timestamp,
+        started: Instant,
+    ) -> Response<AnswerBody> {
+        let (mut head, body) = request.into_parts();
         let (target, host) = match Target::read(&head.uri, &head.headers, head.version) {
             Ok(read) => read,
             Err(unreadable) => {
-                let refusal = self.gate.unreadable(unreadable, &head.method, &ids, time).await;
-                return refuse(&refusal, &head, body).await;
+                let refusal = self.gate.unreadable(unreadable, &head.method, ids, time).await;
+                return self.refuse(&refusal, &head, body, started).await;
             }
         };
         // What is matched is what is sent on: on egress, the subprocessor's own host.
@@ -120,23 +136,25 @@ impl Proxy {
             storage: self.storage,
             time,
         };
-        let clearance = match self.gate.check(&seen, &ids, started).await {
+        let clearance = match self.gate.check(&seen, ids, started).await {
             Verdict::Pass(clearance) => clearance,
-            Verdict::Refuse(refusal) => return refuse(&refusal, &head, body).await,
+            Verdict::Refuse(refusal) => return self.refuse(&refusal, &head, body, started).await,
         };
         let target = seen.target;
         let decision = clearance.decision();
+        let own = started.elapsed();
         if clearance.passage().body_limit.is_some_and(|most| body.size_hint().lower() > most) {
             let error = ForwardError::TooLarge { rest: None };
             let mut outcome = clearance.into_outcome();
             outcome.answered(error.status());
             outcome.end(Ending::NotForwarded);
             read_on(&head, body).await;
-            return respond::no_answer(&error, decision);
+            return self.timed(respond::no_answer(&error, decision), own);
         }
 
         let protocol = upgrade::asked(&head, &clearance.passage().upgrade);
-        self.rebuild(&mut head, &target, peer, &ids, &clearance);
+        let version = head.version;
+        self.rebuild(&mut head, &target, &Proven { peer, version, time, ids, context: clearance.context() });
         if let Some(protocol) = &protocol {
             upgrade::name(&mut head.headers, protocol.clone());
         }
@@ -149,56 +167,50 @@ impl Proxy {
                 }
                 // The version is the connection's, not the message's (RFC 9110 section 2.5).
                 *response.version_mut() = Version::HTTP_11;
-                response.headers_mut().insert(DPA_DECISION_ID, respond::id_value(decision));
-                response
+                response.headers_mut().insert(DPA_DECISION_ID, id_value(decision));
+                self.timed(response, own)
             }
-            Err(error) => no_answer(error, decision).await,
+            Err(error) => self.timed(no_answer(error, decision).await, own),
         }
     }
 
     /// The head that is sent on: the canonical target, established facts, nobody else's `DPA-` headers. A subprocessor
     /// gets no facts.
-    fn rebuild(&self, head: &mut Parts, target: &Target, peer: &Peer, ids: &Ids, clearance: &Clearance) {
+    fn rebuild(&self, head: &mut Parts, target: &Target, proven: &Proven<'_>) {
         let is_chunked = head.headers.contains_key(header::TRANSFER_ENCODING);
-        headers::clean_request(&mut head.headers, &self.identity_headers);
-        if self.keeps_tokens {
-            headers::remove_tokens(&mut head.headers);
+        match &self.egress {
+            None => headers::rebuild_request(&mut head.headers, &self.headers, proven),
+            Some(egress) => {
+                let host = egress.host_header.clone();
+                headers::rebuild_for_subprocessor(&mut head.headers, &self.headers, proven, host);
+            }
         }
-        let headers = &mut head.headers;
         if is_chunked {
             // hyper frames a GET without a length as one without a body, unless it is told.
-            headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
-            headers.remove(header::CONTENT_LENGTH);
+            head.headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+            head.headers.remove(header::CONTENT_LENGTH);
         }
         head.uri = target.uri().clone();
         head.version = Version::HTTP_11;
-        if let Some(egress) = &self.egress {
-            headers::leave_for_subprocessor(headers, egress.host_header.clone());
-            return;
-        }
-        headers::set(headers, DPA_CONTEXT, clearance.context().cloned());
-        headers.insert(DPA_DECISION_ID, respond::id_value(clearance.decision()));
-        if let Some(traceparent) = &ids.new_traceparent {
-            headers.insert(TRACEPARENT, traceparent.clone());
-            headers.remove(TRACESTATE);
-        }
-        if !headers.get(X_REQUEST_ID).is_some_and(is_request_id) {
-            headers.insert(X_REQUEST_ID, respond::id_value(ids.request));
-        }
-        if let Some(address) = peer.address {
-            headers::set(headers, X_FORWARDED_FOR, HeaderValue::try_from(address.to_string()).ok());
-        }
-        let scheme = if peer.transport.tls.is_some() { "https" } else { "http" };
-        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(scheme));
-        // RFC 9110 section 7.6.3.
-        headers.insert(header::VIA, HeaderValue::from_static("1.1 dpa-sidecar"));
     }
-}
 
-/// A request id that is passed on: up to 128 of `A-Z a-z 0-9 - _ . :`.
-fn is_request_id(value: &HeaderValue) -> bool {
-    let plain = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b':');
-    (1..=128).contains(&value.len()) && value.as_bytes().iter().all(plain)
+    async fn refuse(&self, refusal: &Refusal, head: &Parts, body: Incoming, started: Instant) -> Response<AnswerBody> {
+        let own = started.elapsed();
+        read_on(head, body).await;
+        self.timed(respond::refused(refusal), own)
+    }
+
+    /// Tells how long the sidecar itself took, if the settings want it (W3C Server Timing).
+    fn timed(&self, mut response: Response<AnswerBody>, own: Duration) -> Response<AnswerBody> {
+        if !self.headers.server_timing {
+            return response;
+        }
+        let text = format!("dpa;dur={:.3}", own.as_secs_f64() * 1_000.0);
+        if let Ok(value) = HeaderValue::try_from(text) {
+            response.headers_mut().append(SERVER_TIMING, value);
+        }
+        response
+    }
 }
 
 async fn no_answer(mut error: ForwardError, decision: Uuid) -> Response<AnswerBody> {
@@ -215,11 +227,6 @@ async fn no_answer(mut error: ForwardError, decision: Uuid) -> Response<AnswerBo
         let _gave_up = tokio::time::timeout(DRAIN_TIME, drain(rest)).await;
     }
     respond::no_answer(&error, decision)
-}
-
-async fn refuse(refusal: &Refusal, head: &Parts, body: Incoming) -> Response<AnswerBody> {
-    read_on(head, body).await;
-    respond::refused(refusal)
 }
 
 /// Reads on what nobody takes, so that its sender reads the answer.

@@ -1,16 +1,85 @@
 //! Which headers pass, and which the sidecar sets.
 
+use std::fmt::Write as _;
+use std::net::IpAddr;
+
 use http::HeaderMap;
 use http::HeaderName;
 use http::HeaderValue;
+use http::Version;
 use http::header;
+use jiff::Timestamp;
 
+use crate::establish::context::DPA_CONTEXT;
+use crate::gate::DPA_DECISION_ID;
+use crate::gate::Ids;
+use crate::gate::TRACEPARENT;
+use crate::gate::X_REQUEST_ID;
+use crate::gate::id_value;
+use crate::gate::only;
+use crate::identify::TrustedPeers;
+use crate::identify::forwarded::X_FORWARDED_CLIENT_CERT;
 use crate::identify::token::is_bearer;
+use crate::observed::Peer;
+
+/// What the settings say about headers; the same for every request.
+#[derive(Clone, Debug, Default)]
+pub struct HeaderRules {
+    /// Headers that name identities; they never pass.
+    pub identity: Vec<HeaderName>,
+    /// Whether `Authorization: Bearer` is for the sidecar alone, and stops here.
+    pub keeps_tokens: bool,
+    /// Headers that pass from some peers only.
+    pub trusted: Vec<TrustedHeader>,
+    /// Whether answers tell how long the sidecar took.
+    pub server_timing: bool,
+}
+
+/// A header of the fate [`Fate::NotBelieved`] or [`Fate::Rewrites`] that passes if one of these peers sends it.
+#[derive(Clone, Debug)]
+pub struct TrustedHeader {
+    /// Its name.
+    pub name: HeaderName,
+    /// Who may set it.
+    pub peers: TrustedPeers,
+}
+
+/// What is known of a request whose headers are made anew.
+#[derive(Clone, Copy, Debug)]
+pub struct Proven<'r> {
+    /// Who sent it.
+    pub peer: &'r Peer,
+    /// In which version of HTTP.
+    pub version: Version,
+    /// When it was seen.
+    pub time: Timestamp,
+    /// Its ids.
+    pub ids: &'r Ids,
+    /// `DPA-Context` as established.
+    pub context: Option<&'r HeaderValue>,
+}
+
+/// What becomes of a header that a request brings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It goes on to the service.
+    Passes,
+    /// It is for the sidecar or for one connection alone.
+    Stops,
+    /// The sidecar says it itself, from what is proven.
+    Set,
+    /// It states where a request came from or who sent it: believed from nobody, unless the settings name a peer.
+    NotBelieved,
+    /// It would make it another request than the one that is decided on: another method, path or host. Removed,
+    /// unless the settings name a peer.
+    Rewrites,
+}
 
 /// Headers that speak of one connection only (RFC 9110 section 7.6.1), whether or not `Connection`
-/// names them.
-const HOP_BY_HOP: [HeaderName; 9] = [
+/// names them; and `Expect`, which this side answers (section 10.1.1).
+const OF_THE_CONNECTION: [HeaderName; 10] = [
     header::CONNECTION,
+    header::EXPECT,
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),
     header::PROXY_AUTHENTICATE,
@@ -21,53 +90,148 @@ const HOP_BY_HOP: [HeaderName; 9] = [
     header::UPGRADE,
 ];
 
-/// Headers that state where a request came from or who sent it, or would make it another request: another
-/// method, another path. Believed from nobody, so set anew or not at all.
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
+
+/// Where a request came from, by whom it was sent.
 const NOT_BELIEVED: [&str; 11] = [
+    "cf-connecting-ip",
+    "remote-user",
+    "true-client-ip",
+    "x-arr-clientcert",
+    "x-client-ip",
+    "x-cluster-client-ip",
+    "x-forwarded",
+    "x-real-ip",
+    "x-remote-user",
+    "x-spiffe-id",
+    "x-ssl-cert",
+];
+
+/// The same, by the beginning of the name: what proxies and meshes tell of callers and their certificates.
+const NOT_BELIEVED_FROM: [&str; 8] = [
     "client-cert",
-    "client-cert-chain",
-    "forwarded",
-    "via",
+    "l5d-",
+    "ssl-client-",
+    "x-amzn-mtls-",
+    "x-client-cert",
+    "x-envoy-",
+    "x-forwarded-",
+    "x-ssl-client-",
+];
+
+const REWRITES: [&str; 8] = [
+    "x-host",
     "x-http-method",
     "x-http-method-override",
     "x-method-override",
+    "x-original-host",
+    "x-original-method",
     "x-original-url",
-    "x-real-ip",
     "x-rewrite-url",
-    "x-spiffe-id",
 ];
-
-/// The same, by the beginning of the name: ours and its look-alike, those of proxies and meshes.
-const NOT_BELIEVED_FROM: [&str; 5] = ["dpa-", "l5d-", "x-dpa-", "x-envoy-", "x-forwarded-"];
 
 /// Headers that a sender cannot have removed by naming them in `Connection`: without them the request would
 /// be another one, or its record would not be found.
-const NOT_HOP_BY_HOP: [HeaderName; 5] = [
-    header::HOST,
-    header::CONTENT_LENGTH,
-    HeaderName::from_static("traceparent"),
-    HeaderName::from_static("tracestate"),
-    HeaderName::from_static("x-request-id"),
-];
+const NOT_HOP_BY_HOP: [HeaderName; 5] = [header::HOST, header::CONTENT_LENGTH, TRACEPARENT, TRACESTATE, X_REQUEST_ID];
 
-/// Takes out of a request what may not pass: hop-by-hop headers, those that `Connection` names, everything
-/// that begins with `DPA-`, `X-Forwarded-` and the like, the identity headers of the settings, and what would make it
-/// another request; also spelt with `_`, which some servers read as `-`.
-///
-/// `Expect` is answered by this side (RFC 9110 section 10.1.1), so it stops here.
-pub fn clean_request(headers: &mut HeaderMap, identity_headers: &[HeaderName]) {
-    remove_hop_by_hop(headers);
-    remove(headers, |name| {
-        name == header::EXPECT
-            || NOT_BELIEVED_FROM.iter().any(|prefix| name.starts_with(prefix))
-            || NOT_BELIEVED.contains(&name)
-            || identity_headers.iter().any(|identity| identity.as_str().replace('_', "-") == name)
+/// What becomes of a header, by its name in small letters, and `-` for `_`, which some servers take for each other.
+#[must_use]
+pub fn fate(name: &str) -> Fate {
+    if name.starts_with("dpa-")
+        || name.starts_with("x-dpa-")
+        || name == X_FORWARDED_CLIENT_CERT
+        || OF_THE_CONNECTION.iter().any(|known| known == name)
+    {
+        Fate::Stops
+    } else if matches!(name, "forwarded" | "via" | "x-forwarded-for" | "x-forwarded-host" | "x-forwarded-proto") {
+        Fate::Set
+    } else if REWRITES.contains(&name) {
+        Fate::Rewrites
+    } else if NOT_BELIEVED.contains(&name) || NOT_BELIEVED_FROM.iter().any(|prefix| name.starts_with(prefix)) {
+        Fate::NotBelieved
+    } else {
+        Fate::Passes
+    }
+}
+
+/// Makes the headers of a request anew: takes out what may not pass, and sets what is proven, each once.
+pub fn rebuild_request(headers: &mut HeaderMap, rules: &HeaderRules, proven: &Proven<'_>) {
+    clean_request(headers, rules, proven);
+    let Proven { peer, version, ids, context, time: _ } = proven;
+    match context {
+        Some(context) => drop(headers.insert(DPA_CONTEXT, (*context).clone())),
+        None => drop(headers.remove(DPA_CONTEXT)),
+    }
+    headers.insert(DPA_DECISION_ID, id_value(ids.decision));
+    if let Some(traceparent) = &ids.new_traceparent {
+        headers.insert(TRACEPARENT, traceparent.clone());
+        headers.remove(TRACESTATE);
+    }
+    if !only(headers, &X_REQUEST_ID).is_some_and(is_request_id) {
+        headers.insert(X_REQUEST_ID, id_value(ids.request));
+    }
+    let scheme = if peer.transport.tls.is_some() { "https" } else { "http" };
+    let host = headers.get(header::HOST).cloned();
+    if let Ok(forwarded) = HeaderValue::try_from(forwarded(peer.address, host.as_ref(), scheme)) {
+        headers.insert(header::FORWARDED, forwarded);
+    }
+    if let Some(address) = peer.address.and_then(|address| HeaderValue::try_from(address.to_string()).ok()) {
+        headers.insert(X_FORWARDED_FOR, address);
+    }
+    if let Some(host) = host {
+        headers.insert(X_FORWARDED_HOST, host);
+    }
+    headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(scheme));
+    // RFC 9110 section 7.6.3: the version in which the request came. Earlier hops are their own word, and go.
+    let via = if *version == Version::HTTP_10 { "1.0 dpa-sidecar" } else { "1.1 dpa-sidecar" };
+    headers.insert(header::VIA, HeaderValue::from_static(via));
+}
+
+/// RFC 7239 section 4. A peer on a Unix socket has no address.
+fn forwarded(address: Option<IpAddr>, host: Option<&HeaderValue>, scheme: &str) -> String {
+    let mut text = String::with_capacity(96);
+    let _infallible = match address {
+        Some(IpAddr::V4(address)) => write!(text, "for={address};"),
+        Some(IpAddr::V6(address)) => write!(text, "for=\"[{address}]\";"),
+        None => Ok(()),
+    };
+    if let Some(host) = host.and_then(|host| host.to_str().ok()).filter(|host| !host.contains(['"', '\\'])) {
+        // With a port or an address of version 6 it is no token.
+        let quote = if host.contains([':', '[']) { "\"" } else { "" };
+        let _infallible = write!(text, "host={quote}{host}{quote};");
+    }
+    text.push_str("proto=");
+    text.push_str(scheme);
+    text
+}
+
+/// A request id that is passed on: up to 128 of `A-Z a-z 0-9 - _ . :`.
+fn is_request_id(value: &HeaderValue) -> bool {
+    let plain = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b':');
+    (1..=128).contains(&value.len()) && value.as_bytes().iter().all(plain)
+}
+
+/// Takes out of a request what may not pass: see [`Fate`]; also what `Connection` names, the identity headers of the
+/// settings, and each of these spelt with `_`.
+fn clean_request(headers: &mut HeaderMap, rules: &HeaderRules, proven: &Proven<'_>) {
+    remove_named_in_connection(headers);
+    let HeaderRules { identity, keeps_tokens, trusted, server_timing: _ } = rules;
+    let trusted = trusted.iter().filter(|header| header.peers.include(proven.peer, proven.time));
+    let trusted: Vec<&HeaderName> = trusted.map(|header| &header.name).collect();
+    remove(headers, &trusted, |name| {
+        fate(name) != Fate::Passes || identity.iter().any(|identity| identity.as_str().replace('_', "-") == name)
     });
+    if *keeps_tokens {
+        remove_tokens(headers);
+    }
 }
 
 /// Takes out the tokens that the sidecar reads. A value of another scheme is not ours, and passes, unless a token
 /// stands beside it.
-pub fn remove_tokens(headers: &mut HeaderMap) {
+fn remove_tokens(headers: &mut HeaderMap) {
     if headers.get_all(header::AUTHORIZATION).iter().any(is_bearer) {
         headers.remove(header::AUTHORIZATION);
     }
@@ -77,21 +241,23 @@ pub fn remove_tokens(headers: &mut HeaderMap) {
 /// may hold anything (W3C Baggage section 4).
 const OF_THE_PROCESSOR: [&str; 5] = ["b3", "baggage", "traceparent", "tracestate", "x-request-id"];
 
-/// Makes a clean request one for a subprocessor: it is told its own name, and nothing of where the request comes from
-/// but that a proxy stands between (RFC 9110 section 7.6.3), which is not named.
-pub fn leave_for_subprocessor(headers: &mut HeaderMap, host: HeaderValue) {
-    remove(headers, |name| OF_THE_PROCESSOR.contains(&name) || name.starts_with("x-b3-"));
+/// Makes the headers of a request those for a subprocessor: it is told its own name, and nothing of where the request
+/// comes from but that a proxy stands between (RFC 9110 section 7.6.3), which is not named.
+pub fn rebuild_for_subprocessor(headers: &mut HeaderMap, rules: &HeaderRules, proven: &Proven<'_>, host: HeaderValue) {
+    clean_request(headers, rules, proven);
+    remove(headers, &[], |name| OF_THE_PROCESSOR.contains(&name) || name.starts_with("x-b3-"));
     headers.insert(header::HOST, host);
     headers.insert(header::VIA, HeaderValue::from_static("1.1 proxy"));
 }
 
-/// Takes out of an answer what may not pass.
+/// Takes out of an answer what may not pass. Its `Via` stays as it is: a gateway may leave itself out of answers
+/// (RFC 9110 section 7.6.3), and `DPA-Decision-Id` says that it was there.
 pub fn clean_response(headers: &mut HeaderMap) {
-    remove_hop_by_hop(headers);
-    remove(headers, |name| name.starts_with("dpa-"));
+    remove_named_in_connection(headers);
+    remove(headers, &[], |name| name.starts_with("dpa-") || OF_THE_CONNECTION.iter().any(|known| known == name));
 }
 
-fn remove_hop_by_hop(headers: &mut HeaderMap) {
+fn remove_named_in_connection(headers: &mut HeaderMap) {
     if headers.contains_key(header::CONNECTION) {
         let named: Vec<HeaderName> = headers
             .get_all(header::CONNECTION)
@@ -104,14 +270,13 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
             headers.remove(name);
         }
     }
-    remove(headers, |name| HOP_BY_HOP.iter().any(|hop| hop == name));
 }
 
-/// Removes the headers whose name, with `-` for `_`, is meant.
-fn remove(headers: &mut HeaderMap, is_meant: impl Fn(&str) -> bool) {
+/// Removes the headers whose name, with `-` for `_`, is meant; not those that are kept, spelt as they are.
+fn remove(headers: &mut HeaderMap, kept: &[&HeaderName], is_meant: impl Fn(&str) -> bool) {
     let is_meant = |name: &&HeaderName| match name.as_str() {
-        name if name.contains('_') => is_meant(&name.replace('_', "-")),
-        name => is_meant(name),
+        text if text.contains('_') => is_meant(&text.replace('_', "-")),
+        text => is_meant(text) && !kept.contains(name),
     };
     let meant: Vec<HeaderName> = headers.keys().filter(is_meant).cloned().collect();
     for name in meant {
@@ -119,21 +284,12 @@ fn remove(headers: &mut HeaderMap, is_meant: impl Fn(&str) -> bool) {
     }
 }
 
-/// Sets a header, replacing what is there.
-pub fn set(headers: &mut HeaderMap, name: HeaderName, value: Option<HeaderValue>) {
-    match value {
-        Some(value) => {
-            headers.insert(name, value);
-        }
-        None => {
-            headers.remove(name);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::decide::facts::Fact;
+    use crate::decide::facts::Transport;
+    use crate::decide::facts::Why;
 
     #[test]
     fn what_passes() {
@@ -155,17 +311,100 @@ mod tests {
             ("who sent it", "x-forwarded-user", "root", false),
             ("another method", "x-http-method-override", "DELETE", false),
             ("another path", "x-original-url", "/admin", false),
+            ("another host", "x-original-host", "admin.example", false),
+            ("a certificate, as proxies tell of it", "ssl-client-verify", "SUCCESS", false),
+            ("a certificate, as RFC 9440 tells of it", "client-cert", ":eA==:", false),
+            ("one that this peer may set", "x-client-ip", "198.51.100.7", true),
+            ("the same, spelt otherwise", "x_client_ip", "198.51.100.7", false),
             ("named in Connection, and needed", "traceparent", "00-1-1-00", true),
         ];
+        let rules = HeaderRules {
+            identity: ["x-caller", "x_login"].map(HeaderName::from_static).to_vec(),
+            trusted: vec![TrustedHeader { name: HeaderName::from_static("x-client-ip"), peers: loopback() }],
+            ..HeaderRules::default()
+        };
         for (name, header, value, passes) in table {
             let mut headers = HeaderMap::new();
             headers.insert(header::HOST, HeaderValue::from_static("a"));
             headers.insert(header::CONNECTION, HeaderValue::from_static("close, X-Hop,,bad name, traceparent, host"));
             headers.insert(HeaderName::from_static(header), HeaderValue::from_static(value));
-            clean_request(&mut headers, &["x-caller", "x_login"].map(HeaderName::from_static));
+            let ids = Ids::of(&headers, Timestamp::UNIX_EPOCH);
+            let peer = peer("127.0.0.1");
+            clean_request(&mut headers, &rules, &proven(&peer, &ids));
             assert_eq!(headers.contains_key(header), passes, "{name}");
             assert!(!headers.contains_key(header::CONNECTION), "{name}");
             assert!(headers.contains_key(header::HOST), "{name}");
         }
+    }
+
+    fn loopback() -> TrustedPeers {
+        TrustedPeers { networks: vec!["127.0.0.1/32".parse().unwrap()], ..TrustedPeers::default() }
+    }
+
+    fn peer(address: &str) -> Peer {
+        Peer {
+            address: Some(address.parse().unwrap()),
+            transport: Transport { tls: None, client_certificate: false, is_unix: false },
+            certificate: Fact::Unknown(Why::Missing),
+            until: None,
+        }
+    }
+
+    fn proven<'r>(peer: &'r Peer, ids: &'r Ids) -> Proven<'r> {
+        Proven { peer, version: Version::HTTP_11, time: Timestamp::UNIX_EPOCH, ids, context: None }
+    }
+
+    #[test]
+    fn a_peer_that_is_not_listed_cannot_set_what_another_may() {
+        let name = HeaderName::from_static("x-client-ip");
+        let rules = HeaderRules {
+            trusted: vec![TrustedHeader { name: name.clone(), peers: loopback() }],
+            ..HeaderRules::default()
+        };
+        for (address, passes) in [("127.0.0.1", true), ("127.0.0.2", false)] {
+            let mut headers = HeaderMap::from_iter([(name.clone(), HeaderValue::from_static("198.51.100.7"))]);
+            let (peer, ids) = (peer(address), Ids::of(&headers, Timestamp::UNIX_EPOCH));
+            rebuild_request(&mut headers, &rules, &proven(&peer, &ids));
+            assert_eq!(headers.contains_key(&name), passes, "{address}");
+        }
+    }
+
+    #[test]
+    fn forwarded_as_rfc_7239_writes_it() {
+        let table = [
+            (
+                "an address and a name",
+                Some("192.0.2.1"),
+                Some("data.example"),
+                "for=192.0.2.1;host=data.example;proto=http",
+            ),
+            ("a port", Some("192.0.2.1"), Some("a:80"), "for=192.0.2.1;host=\"a:80\";proto=http"),
+            ("addresses of version 6", Some("::1"), Some("[::1]"), "for=\"[::1]\";host=\"[::1]\";proto=http"),
+            ("a Unix socket", None, Some("a"), "host=a;proto=http"),
+            ("a host that would end the quotes", None, Some("a\":b"), "proto=http"),
+            ("nothing", None, None, "proto=http"),
+        ];
+        for (name, address, host, expected) in table {
+            let host = host.map(|host| HeaderValue::from_str(host).unwrap());
+            let address = address.map(|address| address.parse().unwrap());
+            assert_eq!(forwarded(address, host.as_ref(), "http"), expected, "{name}");
+        }
+    }
+
+    /// Only the first of two lines was looked at, and both went on.
+    #[test]
+    fn a_second_line_of_an_id_passed_unread() {
+        let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let mut headers = HeaderMap::new();
+        for value in ["good", "bad value"] {
+            headers.append(X_REQUEST_ID, HeaderValue::from_static(value));
+        }
+        for value in [good, "spoofed"] {
+            headers.append(TRACEPARENT, HeaderValue::from_static(value));
+        }
+        let (peer, ids) = (peer("127.0.0.1"), Ids::of(&headers, Timestamp::UNIX_EPOCH));
+        rebuild_request(&mut headers, &HeaderRules::default(), &proven(&peer, &ids));
+        assert_eq!(headers.get_all(X_REQUEST_ID).iter().collect::<Vec<_>>(), [&id_value(ids.request)]);
+        assert_eq!(headers.get_all(TRACEPARENT).iter().collect::<Vec<_>>(), [ids.new_traceparent.as_ref().unwrap()]);
     }
 }

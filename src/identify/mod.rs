@@ -452,6 +452,7 @@ mod tests {
         let peers = |peers: &[&str]| TrustedPeers {
             networks: vec!["127.0.0.2/32".parse().unwrap()],
             identities: peers.iter().map(|peer| peer.parse().unwrap()).collect(),
+            ..TrustedPeers::default()
         };
         let header = |trusted_peers| Way::Header { name: HeaderName::from_static("dpa-caller"), trusted_peers };
         let forwarded = |trusted_peers| Way::ForwardedCertificate { trusted_peers };
@@ -565,7 +566,7 @@ mod tests {
 
     #[test]
     fn a_certificate_that_ended_while_its_connection_stood_proves_nothing() {
-        let gateway = || TrustedPeers { networks: vec![], identities: vec![GATEWAY.parse().unwrap()] };
+        let gateway = || TrustedPeers { identities: vec![GATEWAY.parse().unwrap()], ..TrustedPeers::default() };
         let certificates = || Way::Certificate { trust_domains: vec![] };
         let forwarded = || Way::ForwardedCertificate { trusted_peers: gateway() };
         let expired = Why::Flawed(Flaw::Expired);
@@ -614,6 +615,7 @@ mod tests {
                 "spiffe://mesh.example/ns/*/sa/gateway".parse().unwrap(),
                 "dns:edge.example".parse().unwrap(),
             ],
+            ..TrustedPeers::default()
         };
         let table = [
             ("an address", Some("127.0.0.2"), None, true),

@@ -13,13 +13,16 @@ pub struct TrustedPeers {
     pub networks: Vec<IpNet>,
     /// Their identities, as their own certificates prove them; `*` stands for one whole segment.
     pub identities: Vec<Identity>,
+    /// Whether whoever can connect to a Unix socket of the sidecar is one of them.
+    pub on_unix_sockets: bool,
 }
 
 impl TrustedPeers {
     /// Whether this peer is one of them at this time: by its address, or by the certificate of the connection itself.
     #[must_use]
     pub fn include(&self, peer: &Peer, time: Timestamp) -> bool {
-        peer.address.is_some_and(|address| self.networks.iter().any(|network| network.contains(&address)))
+        (peer.transport.is_unix && self.on_unix_sockets)
+            || peer.address.is_some_and(|address| self.networks.iter().any(|network| network.contains(&address)))
             || peer.proven(time).known().is_some_and(|identity| self.name(identity))
     }
 

@@ -873,6 +873,10 @@ pub struct Unread {
     pub handshake: u64,
     /// Requests whose caller went away while they waited for keys of an issuer of tokens.
     pub gone: u64,
+    /// Requests that were turned away because too many were under way.
+    pub overloaded: u64,
+    /// Requests that the sidecar itself failed at before they were decided: a mistake in this program.
+    pub panicked: u64,
 }
 
 /// Encodes a sum of unread requests.

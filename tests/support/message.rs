@@ -196,7 +196,8 @@ impl Connection {
         Self::on(socket.into())
     }
 
-    fn on(stream: TcpStream) -> Self {
+    /// On a stream that stands.
+    pub(crate) fn on(stream: TcpStream) -> Self {
         stream.set_nodelay(true).unwrap();
         stream.set_read_timeout(Some(CEILING)).unwrap();
         let reader = BufReader::new(stream.try_clone().unwrap());

@@ -130,10 +130,6 @@ decision_log: {decision_log}
         )
     }
 
-    fn spawn(&self, folder: &Folder) -> Child {
-        self.spawn_with(&self.text(), folder)
-    }
-
     fn spawn_with(&self, text: &str, folder: &Folder) -> Child {
         let settings = folder.write("sidecar.yaml", text);
         let program = env!("CARGO_BIN_EXE_dpa-sidecar");
@@ -161,7 +157,12 @@ decision_log: {decision_log}
 
     /// Starts it where it must not start: exit code and standard error.
     pub(crate) fn refused_in(&self, folder: &Folder) -> (Option<i32>, String) {
-        let mut child = self.spawn(folder);
+        self.refused_with(&self.text(), folder)
+    }
+
+    /// The same, with another sidecar.yaml.
+    pub(crate) fn refused_with(&self, text: &str, folder: &Folder) -> (Option<i32>, String) {
+        let mut child = self.spawn_with(text, folder);
         let stderr = Output::of(child.stderr.take().unwrap());
         let begin = std::time::Instant::now();
         while child.try_wait().unwrap().is_none() {
@@ -326,6 +327,11 @@ impl Sidecar {
     /// Waits until it has ended by itself.
     pub(crate) fn ended(&mut self) -> Option<i32> {
         wait_for("the end", || self.child.try_wait().unwrap()).code()
+    }
+
+    /// What an ended one left behind.
+    pub(crate) fn into_folder(mut self) -> Folder {
+        std::mem::replace(&mut self.folder, Folder(PathBuf::new()))
     }
 
     /// Stops it as Kubernetes does, and gives back its folder and all that it wrote.

@@ -24,6 +24,7 @@ use crate::doors::proxy::Clock;
 use crate::reload;
 use crate::serve;
 use crate::serve::StartError;
+use crate::sockets::Address;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -60,6 +61,7 @@ pub(super) fn demo(arguments: &Arguments, out: &mut dyn Write) -> Result<Exit, C
     let begin = CLOCK.parse().unwrap_or(Timestamp::UNIX_EPOCH);
     // The first port that a newcomer would try, or any if somebody has it.
     let mut port = if arguments.tls { 8443 } else { 8080 };
+    let signals = serve::Signals::listen()?;
     let sidecar = loop {
         std::fs::write(&settings_file, settings(&service, port, arguments.tls)).map_err(unprepared)?;
         let Some((settings, policy)) = prepare(&reload::read(&settings_file)?, &mut std::io::stderr())? else {
@@ -72,15 +74,20 @@ pub(super) fn demo(arguments: &Arguments, out: &mut dyn Write) -> Result<Exit, C
     };
     let log = folder.join("decisions.ndjson");
     let tls = certificates.as_ref();
-    introduce(&folder, &sidecar.addresses, tls, out)?;
-    let as_told = Tour { listeners: &sidecar.addresses, service: &service, log: &log, certificates: tls }.walk(out)?;
+    let tcp = |(name, address): &(String, Address)| match address {
+        Address::Tcp(address) => Some((name.clone(), *address)),
+        Address::Unix(_) => None,
+    };
+    let addresses: Vec<(String, SocketAddr)> = sidecar.addresses.iter().filter_map(tcp).collect();
+    introduce(&folder, &addresses, tls, out)?;
+    let as_told = Tour { listeners: &addresses, service: &service, log: &log, certificates: tls }.walk(out)?;
     if arguments.once {
         sidecar.stop();
         // What is left behind is a folder of the system's own temporary ones.
         let _left = std::fs::remove_dir_all(&folder);
     } else {
-        invite(&sidecar.addresses, tls, &log, out)?;
-        sidecar.run_until_stopped()?;
+        invite(&addresses, tls, &log, out)?;
+        sidecar.run_until_stopped(signals)?;
     }
     Ok(if as_told { Exit::Yes } else { Exit::No })
 }

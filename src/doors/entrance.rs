@@ -1,0 +1,127 @@
+//! What stands before the door on each connection: a place for each request under way, and load shedding. No rule.
+
+use std::cell::Cell;
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Context;
+use std::task::Poll;
+use std::task::ready;
+
+use bytes::Bytes;
+use http::Request;
+use http::Response;
+use http_body::Body;
+use http_body::Frame;
+use http_body::SizeHint;
+use hyper::body::Incoming;
+use hyper_util::service::TowerToHyperService;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::Semaphore;
+use tokio_util::sync::PollSemaphore;
+use tower::BoxError;
+use tower::Service;
+use tower::ServiceBuilder;
+use tower::ServiceExt as _;
+
+use super::proxy::Proxy;
+use crate::forward::upgrade::Tunnel;
+use crate::observed::Peer;
+use crate::respond;
+use crate::respond::AnswerBody;
+
+/// The way into a door on one connection. A request for which there is no place is answered at once, before
+/// anything of it is looked at; `turned_away` is told. What is behind an answer that switches protocols is left in
+/// `switched`.
+pub fn entrance(
+    door: Rc<Proxy>,
+    peer: Peer,
+    switched: Rc<Cell<Option<Tunnel>>>,
+    turned_away: impl Fn() + Clone,
+) -> impl hyper::service::Service<Request<Incoming>, Response = Response<Answer>, Error = BoxError> {
+    let places = Arc::clone(&door.places);
+    let peer = Rc::new(peer);
+    let serve = move |request, place| {
+        let (door, peer, switched) = (Rc::clone(&door), Rc::clone(&peer), Rc::clone(&switched));
+        async move {
+            let mut response = door.handle(&peer, request).await;
+            if let Some(tunnel) = Tunnel::behind(&mut response) {
+                switched.set(Some(tunnel));
+            }
+            Ok::<_, Infallible>(response.map(|body| Answer { body, _place: place }))
+        }
+    };
+    let shedding = ServiceBuilder::new().load_shed().service(Placed::new(places, serve));
+    // The door itself never fails, so an error says that it was not asked.
+    TowerToHyperService::new(shedding.map_result(move |answer| {
+        Ok(answer.unwrap_or_else(|_overloaded| {
+            turned_away();
+            respond::overloaded().map(|body| Answer { body, _place: None })
+        }))
+    }))
+}
+
+/// The body of an answer. Until it has ended, or is dropped, its request counts as under way.
+#[derive(Debug)]
+pub struct Answer {
+    body: AnswerBody,
+    _place: Option<OwnedSemaphorePermit>,
+}
+
+impl Body for Answer {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// A service that is ready when there is a place, and gives it to the request. The limit of tower itself would take
+/// the place back with the head of the answer.
+struct Placed<F> {
+    places: PollSemaphore,
+    place: Option<OwnedSemaphorePermit>,
+    serve: F,
+}
+
+impl<F> Placed<F> {
+    fn new(places: Arc<Semaphore>, serve: F) -> Self {
+        Self { places: PollSemaphore::new(places), place: None, serve }
+    }
+}
+
+impl<F: Clone> Clone for Placed<F> {
+    fn clone(&self) -> Self {
+        Self { places: self.places.clone(), place: None, serve: self.serve.clone() }
+    }
+}
+
+impl<F, A> Service<Request<Incoming>> for Placed<F>
+where
+    F: Fn(Request<Incoming>, Option<OwnedSemaphorePermit>) -> A,
+    A: Future<Output = Result<Response<Answer>, Infallible>>,
+{
+    type Response = Response<Answer>;
+    type Error = Infallible;
+    type Future = A;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        // `None` would mean that nobody limits any more.
+        self.place = ready!(self.places.poll_acquire(cx));
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Incoming>) -> A {
+        (self.serve)(request, self.place.take())
+    }
+}

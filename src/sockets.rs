@@ -1,0 +1,155 @@
+//! Where the sidecar listens: an address of this machine, or a Unix socket.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::FileTypeExt as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::path::PathBuf;
+
+use tokio::net::TcpListener;
+use tokio::net::TcpStream;
+use tokio::net::UnixListener;
+use tokio::net::UnixStream;
+
+/// An address to listen on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    /// IP address and port.
+    Tcp(SocketAddr),
+    /// The path of a Unix socket.
+    Unix(PathBuf),
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => write!(out, "{address}"),
+            Self::Unix(path) => write!(out, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// A socket that listens; each worker has a [`Listener`] of it. The file of a Unix socket goes with it.
+#[derive(Debug)]
+pub enum Bound {
+    /// By TCP.
+    Tcp(std::net::TcpListener),
+    /// On a Unix socket at this path.
+    Unix(std::os::unix::net::UnixListener, PathBuf),
+}
+
+/// Connections that wait to be accepted: a burst of them, since one that does not fit waits a second to try again.
+const BACKLOG: i32 = 4096;
+
+/// Who may connect to a Unix socket: the user and the group of the sidecar.
+const MODE: u32 = 0o660;
+
+impl Bound {
+    /// Listens. What an earlier sidecar left of a Unix socket is replaced, unless somebody listens on it still.
+    ///
+    /// # Errors
+    ///
+    /// If somebody else listens there, or the address is not of this machine.
+    pub fn listen(address: &Address) -> io::Result<Self> {
+        match address {
+            Address::Tcp(address) => tcp(*address).map(Self::Tcp),
+            Address::Unix(path) => unix(path).map(|socket| Self::Unix(socket, path.clone())),
+        }
+    }
+
+    /// Where it really listens.
+    ///
+    /// # Errors
+    ///
+    /// If the system does not tell.
+    pub fn address(&self) -> io::Result<Address> {
+        match self {
+            Self::Tcp(socket) => socket.local_addr().map(Address::Tcp),
+            Self::Unix(_, path) => Ok(Address::Unix(path.clone())),
+        }
+    }
+
+    /// A worker's share of it. Needs a runtime.
+    ///
+    /// # Errors
+    ///
+    /// If the process has no more descriptors.
+    pub fn share(&self) -> io::Result<Listener> {
+        match self {
+            Self::Tcp(socket) => socket.try_clone().and_then(TcpListener::from_std).map(Listener::Tcp),
+            Self::Unix(socket, _) => socket.try_clone().and_then(UnixListener::from_std).map(Listener::Unix),
+        }
+    }
+}
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        if let Self::Unix(_, path) = self {
+            // What is left is replaced at the next start.
+            let _left_over = std::fs::remove_file(path);
+        }
+    }
+}
+
+fn tcp(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+    let socket = socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+fn unix(path: &Path) -> io::Result<std::os::unix::net::UnixListener> {
+    if std::fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket()) {
+        match std::os::unix::net::UnixStream::connect(path) {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path)?,
+            Ok(_) | Err(_) => return Err(io::ErrorKind::AddrInUse.into()),
+        }
+    }
+    let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&socket2::SockAddr::unix(path)?)?;
+    // Before anybody can connect.
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(MODE))?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// A worker's share of a socket that listens.
+#[derive(Debug)]
+pub enum Listener {
+    /// By TCP.
+    Tcp(TcpListener),
+    /// On a Unix socket.
+    Unix(UnixListener),
+}
+
+/// A connection that was accepted.
+#[derive(Debug)]
+pub enum Accepted {
+    /// By TCP, from this address.
+    Tcp(TcpStream, SocketAddr),
+    /// On a Unix socket.
+    Unix(UnixStream),
+}
+
+impl Listener {
+    /// Waits for the next connection.
+    ///
+    /// # Errors
+    ///
+    /// Mostly if the process has no more descriptors.
+    pub async fn accept(&self) -> io::Result<Accepted> {
+        match self {
+            Self::Tcp(listener) => {
+                let (stream, address) = listener.accept().await?;
+                stream.set_nodelay(true)?;
+                Ok(Accepted::Tcp(stream, address))
+            }
+            Self::Unix(listener) => listener.accept().await.map(|(stream, _unnamed)| Accepted::Unix(stream)),
+        }
+    }
+}
