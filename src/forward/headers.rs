@@ -9,9 +9,10 @@ use crate::identify::token::is_bearer;
 
 /// Headers that speak of one connection only (RFC 9110 section 7.6.1), whether or not `Connection`
 /// names them.
-const HOP_BY_HOP: [HeaderName; 9] = [
+const HOP_BY_HOP: [HeaderName; 10] = [
     header::CONNECTION,
     HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("http2-settings"),
     HeaderName::from_static("proxy-connection"),
     header::PROXY_AUTHENTICATE,
     header::PROXY_AUTHORIZATION,

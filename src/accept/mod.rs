@@ -1,31 +1,31 @@
 //! Step 1: takes connections, has TLS prove who made them, and serves HTTP/1.1 on them.
 
-use std::cell::Cell;
+pub mod framing;
+mod wire;
+
 use std::collections::BTreeMap;
 use std::io;
-use std::io::IoSlice;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
-use std::task::Context;
 use std::task::Poll;
 use std::time::Duration;
 use std::time::Instant;
 
+use http::HeaderValue;
 use http::Request;
+use http::StatusCode;
+use http::header;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use hyper_util::rt::TokioTimer;
 use tokio::io::AsyncRead;
 use tokio::io::AsyncWrite;
-use tokio::io::ReadBuf;
 use tokio::net::TcpListener;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
@@ -33,6 +33,12 @@ use tokio::sync::Semaphore;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+pub use self::wire::Patience;
+
+use self::wire::Answer;
+use self::wire::Late;
+use self::wire::Metered;
+use self::wire::OutOfStep;
 use crate::decide::facts::Fact;
 use crate::decide::facts::Transport;
 use crate::decide::facts::Why;
@@ -49,8 +55,8 @@ pub struct Limits {
     pub header_bytes: usize,
     /// Header lines of a request.
     pub headers: usize,
-    /// How long a head may take; an idle connection is closed after the same time.
-    pub header_timeout: Duration,
+    /// How long its caller may keep it waiting.
+    pub patience: Patience,
     /// How long a TLS handshake may take.
     pub handshake_timeout: Duration,
     /// Connections of the whole process.
@@ -86,18 +92,22 @@ impl UnreadCounters {
         (unread != Unread::default()).then_some(unread)
     }
 
-    fn count(&self, error: &hyper::Error, has_unanswered: bool) {
+    fn count(&self, error: &hyper::Error) {
         let (sum, counter) = if error.is_parse_too_large() {
             (&self.too_large, &self.metrics.too_large)
         } else if error.is_parse() {
             (&self.malformed, &self.metrics.malformed)
-        } else if error.is_timeout() && has_unanswered {
-            (&self.timed_out, &self.metrics.timed_out)
         } else {
             return;
         };
         sum.fetch_add(1, Ordering::Relaxed);
         counter.inc();
+    }
+
+    /// A head did not come in time.
+    fn count_late(&self) {
+        self.timed_out.fetch_add(1, Ordering::Relaxed);
+        self.metrics.timed_out.inc();
     }
 
     fn count_handshake(&self) {
@@ -172,6 +182,9 @@ const HURRY: Duration = Duration::from_secs(1);
 
 /// Who closes a connection within this time, and has sent nothing, has looked whether the port is open.
 const PROBE: Duration = Duration::from_secs(1);
+
+/// Most that is read at once, and most of an answer that waits to be written: a caller that takes nothing costs no more.
+const BUFFER: usize = 64 * 1024;
 
 /// How long a drain waits for further connections once none is open.
 const DRAIN_GRACE: Duration = Duration::from_millis(200);
@@ -250,6 +263,7 @@ async fn connected(
     let Some((tls, handshakes)) = tls else {
         let transport = Transport { tls: None, client_certificate: false, is_unix: false };
         let peer = Peer { address, transport, certificate: Fact::Unknown(Why::Missing), until: None };
+        let stream = Metered::new(stream, |stream| stream, limits.patience);
         return connection(stream, peer, door, limits, unread, draining, std::future::pending()).await;
     };
     // Before the handshake, so that what is renewed while it goes on is not missed.
@@ -271,6 +285,7 @@ async fn connected(
             }
         }
     };
+    let stream = Metered::new(stream, |stream| stream.get_ref().0, limits.patience);
     connection(stream, peer, door, limits, unread, draining, ends).await;
 }
 
@@ -326,7 +341,7 @@ async fn handshake(
 }
 
 async fn connection<S: AsyncRead + AsyncWrite + Unpin + 'static>(
-    stream: S,
+    stream: Metered<S>,
     peer: Peer,
     door: Rc<Proxy>,
     limits: Limits,
@@ -335,82 +350,71 @@ async fn connection<S: AsyncRead + AsyncWrite + Unpin + 'static>(
     ends: impl Future<Output = ()>,
 ) {
     let peer = Rc::new(peer);
+    let (wire, requests) = (stream.wire(), stream.wire());
     let service = service_fn(move |request: Request<Incoming>| {
-        let door = Rc::clone(&door);
-        let peer = Rc::clone(&peer);
-        async move { Ok::<_, std::convert::Infallible>(door.handle(&peer, request).await) }
+        let (door, peer) = (Rc::clone(&door), Rc::clone(&peer));
+        let exchange = requests.begin();
+        async move {
+            let exchange = exchange?;
+            let mut response = door.handle(&peer, request).await;
+            if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+                exchange.switches();
+            } else if exchange.is_last() {
+                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok::<_, OutOfStep>(response.map(|body| Answer::new(body, exchange)))
+        }
     });
     let is_draining = *draining.borrow();
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new())
-        .header_read_timeout(limits.header_timeout)
+    http.header_read_timeout(None)
+        .max_buf_size(limits.header_bytes.max(BUFFER))
         .max_header_size(limits.header_bytes)
         .max_headers(limits.headers)
         .keep_alive(!is_draining);
-    let has_unanswered = Rc::new(Cell::new(false));
-    let stream = Meter { stream, has_unanswered: Rc::clone(&has_unanswered) };
     let connection = http.serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
-    let result = tokio::select! {
-        // First what has come in: a request that is here already is answered, not closed upon.
-        biased;
-        result = connection.as_mut() => result,
-        () = drain_begins(&mut draining), if !is_draining => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+    let mut look = std::pin::pin!(tokio::time::sleep(limits.patience.shortest()));
+    let mut is_closing = false;
+    let mut ends = std::pin::pin!(async {
+        tokio::select! {
+            () = drain_begins(&mut draining), if !is_draining => {}
+            () = ends => {}
         }
-        () = ends => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+    });
+    let mut has_ended = false;
+    let result = std::future::poll_fn(|cx| {
+        loop {
+            // First what has come in: a request that is here already is answered, not closed upon.
+            if let Poll::Ready(result) = connection.as_mut().poll(cx) {
+                return Poll::Ready(result.map_err(Some));
+            }
+            has_ended = has_ended || ends.as_mut().poll(cx).is_ready();
+            if !is_closing && (has_ended || wire.has_to_close()) {
+                is_closing = true;
+                connection.as_mut().graceful_shutdown();
+                continue;
+            }
+            if look.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            match wire.wait() {
+                Ok(wait) => look.as_mut().reset(tokio::time::Instant::now() + wait),
+                Err(Late::Body) => wire.give_up(),
+                Err(Late::Idle) if !is_closing => has_ended = true,
+                Err(Late::Idle) => return Poll::Ready(Ok(())),
+                Err(Late::Answer) => {
+                    wire.cut();
+                    return Poll::Ready(Ok(()));
+                }
+                Err(Late::Head) => return Poll::Ready(Err(None)),
+            }
         }
-    };
-    if let Err(error) = result {
-        unread.count(&error, has_unanswered.get());
-    }
-}
-
-/// A connection that knows whether something came in since the last answer went out: what tells a head that
-/// did not come in time from a connection that was idle.
-struct Meter<S> {
-    stream: S,
-    has_unanswered: Rc<Cell<bool>>,
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Meter<S> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        let result = Pin::new(&mut self.stream).poll_read(cx, buffer);
-        if buffer.filled().len() > before {
-            self.has_unanswered.set(true);
-        }
-        result
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Meter<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.has_unanswered.set(false);
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        self.has_unanswered.set(false);
-        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+    })
+    .await;
+    match result {
+        Ok(()) => {}
+        Err(Some(error)) => unread.count(&error),
+        Err(None) => unread.count_late(),
     }
 }
