@@ -19,6 +19,7 @@ mod demo;
 mod docs;
 mod explain;
 mod forwarded;
+mod framing;
 mod fuzz_corpus;
 mod hostile_files;
 mod house;

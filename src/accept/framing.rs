@@ -180,7 +180,7 @@ impl Framing {
                 if is_bare {
                     self.close();
                 }
-                if line.is_empty() { self.head_ended() } else { self.field(line, is_cut) }
+                if line.is_empty() { self.head_ended() } else { self.field(line, length > KEPT) }
             }
             State::ChunkSize => self.chunk_size(line, is_bare),
             State::Trailers => self.trailer(line, is_bare),
@@ -204,20 +204,20 @@ impl Framing {
     }
 
     /// RFC 9112 section 6.3. Only what hyper takes for these lines matters.
-    fn field(&mut self, line: &[u8], is_cut: bool) {
+    fn field(&mut self, line: &[u8], is_long: bool) {
         if !matches!(line.first(), Some(b'C' | b'c' | b'T' | b't' | b'U' | b'u')) {
             return;
         }
         let Some((name, value)) = split(line) else { return };
         if name.eq_ignore_ascii_case(b"content-length") {
-            let length = if is_cut { None } else { decimal(value) };
+            let length = if is_long { None } else { decimal(value) };
             if length.is_none() || self.said.length.is_some() || self.said.is_chunked {
                 self.close();
             }
             self.said.is_unsure |= length.is_none() || self.said.length.is_some_and(|other| Some(other) != length);
             self.said.length = length;
         } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
-            let is_chunked = !is_cut && value.eq_ignore_ascii_case(b"chunked");
+            let is_chunked = !is_long && value.eq_ignore_ascii_case(b"chunked");
             if !is_chunked || self.said.is_chunked || self.said.length.is_some() {
                 self.close();
             }

@@ -353,7 +353,7 @@ async fn connection<S: AsyncRead + AsyncWrite + Unpin + 'static>(
     let (wire, requests) = (stream.wire(), stream.wire());
     let service = service_fn(move |request: Request<Incoming>| {
         let (door, peer) = (Rc::clone(&door), Rc::clone(&peer));
-        let exchange = requests.begin();
+        let exchange = requests.begin(request.version());
         async move {
             let exchange = exchange?;
             let mut response = door.handle(&peer, request).await;

@@ -19,6 +19,7 @@ use std::time::Duration;
 use std::time::Instant;
 
 use bytes::Bytes;
+use http::Version;
 use http_body::Body;
 use http_body::Frame;
 use http_body::SizeHint;
@@ -142,6 +143,10 @@ pub(super) struct Wire {
     answer: Flow,
     is_given_up: AtomicBool,
     is_tunnel: AtomicBool,
+    /// The caller speaks HTTP/1.0: where an answer has no length, its end is the end of the connection.
+    is_old: AtomicBool,
+    /// An answer has begun and not come to its end.
+    is_short: AtomicBool,
     is_cut: AtomicBool,
 }
 
@@ -168,6 +173,8 @@ impl Wire {
             answer: Flow::default(),
             is_given_up: AtomicBool::new(false),
             is_tunnel: AtomicBool::new(false),
+            is_old: AtomicBool::new(false),
+            is_short: AtomicBool::new(false),
             is_cut: AtomicBool::new(false),
         })
     }
@@ -181,12 +188,13 @@ impl Wire {
     /// # Errors
     ///
     /// [`OutOfStep`] if nothing may be read where it stands: it must not be answered, nor anything after it.
-    pub(super) fn begin(self: &Arc<Self>) -> Result<Exchange, OutOfStep> {
+    pub(super) fn begin(self: &Arc<Self>, version: Version) -> Result<Exchange, OutOfStep> {
         let served = self.served.load(Relaxed);
         if self.has_to_close() || served >= self.begun.load(Relaxed) {
             return Err(OutOfStep);
         }
         self.served.store(served + 1, Relaxed);
+        self.is_old.store(version < Version::HTTP_11, Relaxed);
         Ok(Exchange { wire: Arc::clone(self) })
     }
 
@@ -307,13 +315,13 @@ impl Drop for Exchange {
 #[derive(Debug)]
 pub(super) struct Answer<B> {
     body: B,
-    _exchange: Exchange,
+    exchange: Exchange,
 }
 
 impl<B> Answer<B> {
     /// The body of the answer to this.
     pub(super) fn new(body: B, exchange: Exchange) -> Self {
-        Self { body, _exchange: exchange }
+        Self { body, exchange }
     }
 }
 
@@ -322,7 +330,14 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Answer<B> {
     type Error = B::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+        let frame = Pin::new(&mut self.body).poll_frame(cx);
+        let is_short = match &frame {
+            Poll::Ready(None) => false,
+            Poll::Ready(Some(Ok(_))) => !self.body.is_end_stream(),
+            Poll::Ready(Some(Err(_))) | Poll::Pending => true,
+        };
+        self.exchange.wire.is_short.store(is_short, Relaxed);
+        frame
     }
 
     fn is_end_stream(&self) -> bool {
@@ -357,8 +372,9 @@ impl<S> Metered<S> {
 
 impl<S> Drop for Metered<S> {
     fn drop(&mut self) {
-        if self.wire.is_cut.load(Relaxed) {
-            // Or else the kernel would go on to keep it for whoever does not take it.
+        // A short answer must not look whole, and the kernel need not keep what nobody takes.
+        let is_short = self.wire.is_old.load(Relaxed) && self.wire.is_short.load(Relaxed);
+        if is_short || self.wire.is_cut.load(Relaxed) {
             let _is_gone = socket2::SockRef::from((self.socket)(&self.stream)).set_linger(Some(Duration::ZERO));
         }
     }
