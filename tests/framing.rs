@@ -105,8 +105,14 @@ fn strict_one(bytes: &[u8]) -> Result<Option<(Whole, &[u8])>, String> {
 /// A data service that reads strictly, answers each whole request with `200`, and keeps every byte that came.
 struct Strict {
     address: String,
-    /// By connection: every byte, and how many requests of it were taken.
-    came: Arc<Mutex<Vec<(Vec<u8>, usize)>>>,
+    came: Arc<Mutex<Vec<Came>>>,
+}
+
+/// One connection: every byte, and how many requests of it were taken.
+#[derive(Default)]
+struct Came {
+    bytes: Vec<u8>,
+    taken: usize,
 }
 
 impl Strict {
@@ -121,7 +127,7 @@ impl Strict {
                 std::thread::spawn(move || {
                     let place = {
                         let mut all = shared.lock().unwrap();
-                        all.push((Vec::new(), 0));
+                        all.push(Came::default());
                         all.len() - 1
                     };
                     let mut answered = 0;
@@ -129,8 +135,8 @@ impl Strict {
                     while let Ok(count @ 1..) = stream.read(&mut piece) {
                         let whole = {
                             let mut all = shared.lock().unwrap();
-                            all[place].0.extend_from_slice(&piece[..count]);
-                            strict(&all[place].0).map_or(usize::MAX, |(whole, _)| whole.len())
+                            all[place].bytes.extend_from_slice(&piece[..count]);
+                            strict(&all[place].bytes).map_or(usize::MAX, |(whole, _)| whole.len())
                         };
                         if whole == usize::MAX {
                             return;
@@ -149,7 +155,7 @@ impl Strict {
     /// Takes what came since the last time: whole requests, and whether there was more than them.
     fn take(&self, name: &str) -> (Vec<Whole>, bool) {
         let (mut all, mut has_rest) = (Vec::new(), false);
-        for (came, taken) in self.came.lock().unwrap().iter_mut() {
+        for Came { bytes: came, taken } in self.came.lock().unwrap().iter_mut() {
             let (whole, rest) = strict(came).unwrap_or_else(|fault| panic!("{name}: the service was sent {fault}"));
             has_rest |= !rest.is_empty();
             let all_of_it = whole.len();
@@ -500,7 +506,7 @@ fn a_request_that_breaks_off_never_looks_whole() {
                     .lock()
                     .unwrap()
                     .iter()
-                    .any(|(came, _)| came.ends_with(b"hello\r\n") || came.ends_with(b"hello"))
+                    .any(|Came { bytes: came, .. }| came.ends_with(b"hello\r\n") || came.ends_with(b"hello"))
                     .then_some(())
             });
         }

@@ -6,6 +6,8 @@ use crate::support::repository;
 
 #[path = "../fuzz/bodies/context.rs"]
 mod context;
+#[path = "../fuzz/bodies/framing.rs"]
+mod framing;
 #[path = "../fuzz/bodies/names.rs"]
 mod names;
 #[path = "../fuzz/bodies/policy.rs"]
@@ -26,8 +28,9 @@ type Run = fn(&[u8]);
 
 #[test]
 fn what_was_found_stays_mended() {
-    let table: [(&str, Run); 8] = [
+    let table: [(&str, Run); 9] = [
         ("context", context::run),
+        ("framing", framing::run),
         ("names", names::run),
         ("policy", policy::run),
         ("record", record::run),

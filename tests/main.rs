@@ -28,6 +28,7 @@ mod proxy;
 mod record;
 mod schema;
 mod segments;
+mod slow_callers;
 mod stop;
 mod tls;
 mod token_keys;

@@ -169,10 +169,12 @@ impl Framing {
         rest.get(1..).unwrap_or_default()
     }
 
-    /// A line of so many bytes, its LF aside, that begins so, and of which no more may be known.
-    fn line_ended(&mut self, beginning: &[u8], length: usize, last: Option<u8>) {
-        let is_cut = beginning.len() < length;
-        let line = if is_cut { beginning } else { beginning.strip_suffix(b"\r").unwrap_or(beginning) };
+    /// A line of so many bytes, its LF aside. Of a long one only the beginning counts, whether it came in pieces or
+    /// not: what frames a message is short.
+    fn line_ended(&mut self, line: &[u8], length: usize, last: Option<u8>) {
+        let is_long = length > KEPT;
+        let line = line.get(..KEPT).filter(|_| is_long).unwrap_or(line);
+        let line = if is_long { line } else { line.strip_suffix(b"\r").unwrap_or(line) };
         let is_bare = last != Some(b'\r');
         match self.state {
             State::RequestLine => self.request_line(line, is_bare),
@@ -180,9 +182,9 @@ impl Framing {
                 if is_bare {
                     self.close();
                 }
-                if line.is_empty() { self.head_ended() } else { self.field(line, length > KEPT) }
+                if line.is_empty() { self.head_ended() } else { self.field(line, is_long) }
             }
-            State::ChunkSize => self.chunk_size(line, is_bare),
+            State::ChunkSize => self.chunk_size(line, is_bare, is_long),
             State::Trailers => self.trailer(line, is_bare),
             State::Between | State::Body(_) | State::Chunk(_) | State::Behind | State::Lost | State::Over => {}
         }
@@ -237,7 +239,7 @@ impl Framing {
         };
     }
 
-    fn chunk_size(&mut self, line: &[u8], is_bare: bool) {
+    fn chunk_size(&mut self, line: &[u8], is_bare: bool, is_long: bool) {
         let digits = line.iter().take_while(|byte| byte.is_ascii_hexdigit()).count();
         let size = line.get(..digits).and_then(|digits| std::str::from_utf8(digits).ok());
         let size = size.and_then(|digits| u64::from_str_radix(digits, 16).ok());
@@ -246,6 +248,7 @@ impl Framing {
             self.close();
         }
         self.state = match size.map(|size| (size, size.checked_add(2))) {
+            _ if is_long && digits == line.len() => self.lost(),
             Some((0, _)) => State::Trailers,
             Some((_, Some(with_line_end))) => State::Chunk(with_line_end),
             Some((_, None)) | None => self.lost(),
