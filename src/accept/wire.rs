@@ -64,6 +64,9 @@ pub(super) enum Late {
     Answer,
 }
 
+/// Bytes of an answer from which on nothing is added before they are written.
+const MOST_UNFLUSHED: usize = 16 * 1024;
+
 /// A moment of a connection: microseconds since it began; none is 0.
 ///
 /// What a connection knows is in atomics, always read and written by its one worker: hyper hands a stream whose
@@ -141,6 +144,8 @@ pub(super) struct Wire {
     at_rest_since: Moment,
     body: Flow,
     answer: Flow,
+    /// Bytes of an answer that were handed to hyper since all was written.
+    unflushed: AtomicUsize,
     is_given_up: AtomicBool,
     is_tunnel: AtomicBool,
     /// The caller speaks HTTP/1.0: where an answer has no length, its end is the end of the connection.
@@ -171,6 +176,7 @@ impl Wire {
             at_rest_since: Moment::default(),
             body: Flow::default(),
             answer: Flow::default(),
+            unflushed: AtomicUsize::new(0),
             is_given_up: AtomicBool::new(false),
             is_tunnel: AtomicBool::new(false),
             is_old: AtomicBool::new(false),
@@ -330,7 +336,17 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Answer<B> {
     type Error = B::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        // hyper would go on to gather what the caller does not take. It flushes next, and asks again after that.
+        let unflushed = &self.exchange.wire.unflushed;
+        if unflushed.load(Relaxed) >= MOST_UNFLUSHED {
+            return Poll::Pending;
+        }
         let frame = Pin::new(&mut self.body).poll_frame(cx);
+        if let Poll::Ready(Some(Ok(frame))) = &frame {
+            let more = frame.data_ref().map_or(0, Bytes::len);
+            let unflushed = &self.exchange.wire.unflushed;
+            unflushed.store(unflushed.load(Relaxed).saturating_add(more), Relaxed);
+        }
         let is_short = match &frame {
             Poll::Ready(None) => false,
             Poll::Ready(Some(Ok(_))) => !self.body.is_end_stream(),
@@ -435,7 +451,10 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Metered<S> {
         let result = Pin::new(&mut self.stream).poll_flush(cx);
         match result.is_pending() {
             true => self.wire.waits_for_room(),
-            false => self.wire.answer.begins(),
+            false => {
+                self.wire.unflushed.store(0, Relaxed);
+                self.wire.answer.begins();
+            }
         }
         result
     }

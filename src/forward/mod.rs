@@ -147,6 +147,9 @@ impl Drop for Connection {
 /// How long a connection from the pool may take to be ready.
 const READY_TIME: Duration = Duration::from_millis(100);
 
+/// Most that is read of an answer at once, and the most bytes of its head.
+const BUFFER: usize = 32 * 1024;
+
 impl Upstream {
     /// No connections yet.
     #[must_use]
@@ -263,7 +266,9 @@ impl Upstream {
     where
         S: AsyncRead + AsyncWrite + Unpin + 'static,
     {
-        let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        let (sender, connection) = hyper::client::conn::http1::Builder::new()
+            .max_buf_size(BUFFER)
+            .handshake(TokioIo::new(stream))
             .await
             .map_err(|source| ForwardError::Broken { name: self.name(), source })?;
         let task = tokio::task::spawn_local(async move {
