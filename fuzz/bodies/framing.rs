@@ -39,7 +39,7 @@ struct Seen {
     begun: Cell<u64>,
     last: Cell<Option<u64>>,
     is_whole: Cell<bool>,
-    is_asked_to_close: Cell<bool>,
+    ends_here: Cell<bool>,
     served: Cell<u64>,
     ended: Cell<u64>,
 }
@@ -86,10 +86,12 @@ pub(crate) fn run(data: &[u8]) {
             let counts = seen.last.get().is_none_or(|last| number <= last);
             assert!(!counts || number <= seen.begun.get(), "hyper reads a request where none was told apart");
             if request.version() < Version::HTTP_11 || request.headers().contains_key(CONNECTION) {
-                seen.is_asked_to_close.set(true);
+                seen.ends_here.set(true);
             }
             if request.into_body().collect().await.is_ok() {
                 seen.ended.set(number);
+            } else {
+                seen.ends_here.set(true);
             }
             Ok::<_, Infallible>(Response::new(Empty::<Bytes>::new()))
         }
@@ -102,7 +104,7 @@ pub(crate) fn run(data: &[u8]) {
         Poll::Ready(result) => Some(result.is_ok()),
         Poll::Pending => None,
     });
-    let is_plain = seen.last.get().is_none() && seen.is_whole.get() && !seen.is_asked_to_close.get();
+    let is_plain = seen.last.get().is_none() && seen.is_whole.get() && !seen.ends_here.get();
     if ended == Some(true) && is_plain {
         let messages = (seen.served.get(), seen.ended.get());
         assert_eq!(messages, (seen.begun.get(), seen.begun.get()), "hyper reads other messages");

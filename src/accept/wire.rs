@@ -65,7 +65,7 @@ pub(super) enum Late {
 }
 
 /// Bytes of an answer from which on nothing is added before they are written.
-const MOST_UNFLUSHED: usize = 16 * 1024;
+const MOST_UNFLUSHED: usize = 8 * 1024;
 
 /// A moment of a connection: microseconds since it began; none is 0.
 ///

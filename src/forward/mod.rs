@@ -148,7 +148,7 @@ impl Drop for Connection {
 const READY_TIME: Duration = Duration::from_millis(100);
 
 /// Most that is read of an answer at once, and the most bytes of its head.
-const BUFFER: usize = 32 * 1024;
+const BUFFER: usize = 16 * 1024;
 
 impl Upstream {
     /// No connections yet.
