@@ -43,6 +43,10 @@ pub enum Bound {
 /// Connections that wait to be accepted: a burst of them, since one that does not fit waits a second to try again.
 const BACKLOG: i32 = 4096;
 
+/// Bytes of an answer that the kernel takes over before they are on their way.
+#[cfg(target_os = "linux")]
+const UNSENT: u32 = 64 * 1024;
+
 /// Who may connect to a Unix socket: the user and the group of the sidecar.
 const MODE: u32 = 0o660;
 
@@ -97,6 +101,9 @@ fn tcp(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     let socket = socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, None)?;
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
+    // Accepted connections have it from here: what a caller does not take piles up where it is seen.
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_notsent_lowat(UNSENT)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())

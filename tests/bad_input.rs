@@ -262,7 +262,7 @@ fn a_head_that_does_not_come_in_time() {
 #[test]
 fn a_connection_that_was_only_idle_is_no_unread_request() {
     let upstream = Upstream::ok();
-    let mut sidecar = Setup { more: "limits: {header_timeout: 300ms}", ..Setup::to(&upstream.address) }.start();
+    let mut sidecar = Setup { more: "limits: {idle_timeout: 300ms}", ..Setup::to(&upstream.address) }.start();
     let mut fresh = sidecar.connect();
     assert!(fresh.is_closed());
     let mut used = sidecar.connect();

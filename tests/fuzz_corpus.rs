@@ -6,6 +6,8 @@ use crate::support::repository;
 
 #[path = "../fuzz/bodies/context.rs"]
 mod context;
+#[path = "../fuzz/bodies/framing.rs"]
+mod framing;
 #[path = "../fuzz/bodies/headers.rs"]
 mod headers;
 #[path = "../fuzz/bodies/names.rs"]
@@ -28,8 +30,9 @@ type Run = fn(&[u8]);
 
 #[test]
 fn what_was_found_stays_mended() {
-    let table: [(&str, Run); 9] = [
+    let table: [(&str, Run); 10] = [
         ("context", context::run),
+        ("framing", framing::run),
         ("headers", headers::run),
         ("names", names::run),
         ("policy", policy::run),

@@ -95,7 +95,7 @@ fn a_panic_takes_nothing_else_with_it() {
                 let transport = Transport { tls: None, client_certificate: false, is_unix: false };
                 let address = Some(peer.ip());
                 let peer = Peer { address, transport, certificate: Fact::Unknown(Why::Missing), until: None };
-                let service = entrance(Rc::clone(&door), peer, Rc::default(), || panic!("there was a place"));
+                let service = entrance(Rc::clone(&door), peer, || panic!("there was a place"));
                 let http = hyper::server::conn::http1::Builder::new();
                 http.serve_connection(TokioIo::new(stream), service).await.unwrap();
             }

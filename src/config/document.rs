@@ -405,8 +405,14 @@ pub(super) struct Limits {
     /// Header lines of a request. Default: 100.
     #[schemars(range(min = 10))]
     pub(super) headers: Option<Spanned<usize>>,
-    /// How long a head may take to come. Default: 10s.
+    /// How long a head may take to come, from its first byte. Default: 10s.
     pub(super) header_timeout: Option<Span>,
+    /// How long a connection may be idle. Default: 60s.
+    pub(super) idle_timeout: Option<Span>,
+    /// How long a caller may take to send or take the next `stall_bytes` of a body, where it is waited for. Default: 30s.
+    pub(super) stall_timeout: Option<Span>,
+    /// Bytes of a body that have to move in each `stall_timeout`. Default: 1KiB.
+    pub(super) stall_bytes: Option<Spanned<Size>>,
     /// Bytes of a token. Default: 8KiB.
     pub(super) token_bytes: Option<Spanned<Size>>,
     /// How long a TLS handshake may take. Default: 10s.
@@ -420,8 +426,6 @@ pub(super) struct Limits {
     /// Default: 2000.
     #[schemars(range(min = 1))]
     pub(super) concurrent_requests: Option<Spanned<usize>>,
-    #[schemars(skip)]
-    pub(super) idle_timeout: Later,
     #[schemars(skip)]
     pub(super) streams: Later,
 }

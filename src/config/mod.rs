@@ -27,6 +27,7 @@ use self::egress::help_for;
 use self::tokens::Believed;
 use self::tokens::Claimed;
 use crate::accept::Limits;
+use crate::accept::Patience;
 use crate::doors::egress::Egress;
 use crate::establish::route;
 use crate::establish::route::Passage;
@@ -855,18 +856,26 @@ impl Compiler<'_> {
             connections,
             tunnel_idle_timeout,
             idle_timeout,
+            stall_timeout,
+            stall_bytes,
             concurrent_requests,
             streams,
         } = limits;
-        self.later("limits.idle_timeout", &idle_timeout);
         self.later("limits.streams", &streams);
         let bytes =
             |size: Option<Spanned<document::Size>>| size.map(|size| Spanned { value: size.value.0, at: size.at });
+        let time = |span: Option<document::Span>, seconds| span.map_or(Duration::from_secs(seconds), |span| span.0);
+        let patience = Patience {
+            head: time(header_timeout, 10),
+            idle: time(idle_timeout, 60),
+            stall: time(stall_timeout, 30),
+            stall_bytes: self.at_least(1, bytes(stall_bytes), 1024),
+        };
         let limits = Limits {
             header_bytes: self.at_least(1024, bytes(header_bytes), 64 * 1024),
             headers: self.at_least(10, headers, 100),
-            header_timeout: header_timeout.map_or(Duration::from_secs(10), |span| span.0),
-            handshake_timeout: handshake_timeout.map_or(Duration::from_secs(10), |span| span.0),
+            patience,
+            handshake_timeout: time(handshake_timeout, 10),
             connections: self.at_least(least_connections.max(1), connections, 10_000),
             tunnel_idle_timeout: tunnel_idle_timeout.map_or(Duration::from_secs(300), |span| span.0),
             concurrent_requests: self.at_least(1, concurrent_requests, 2_000),

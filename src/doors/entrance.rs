@@ -1,6 +1,5 @@
 //! What stands before the door on each connection: a place for each request under way, and load shedding. No rule.
 
-use std::cell::Cell;
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -26,31 +25,22 @@ use tower::ServiceBuilder;
 use tower::ServiceExt as _;
 
 use super::proxy::Proxy;
-use crate::forward::upgrade::Tunnel;
 use crate::observed::Peer;
 use crate::respond;
 use crate::respond::AnswerBody;
 
 /// The way into a door on one connection. A request for which there is no place is answered at once, before
-/// anything of it is looked at; `turned_away` is told. What is behind an answer that switches protocols is left in
-/// `switched`.
+/// anything of it is looked at; `turned_away` is told.
 pub fn entrance(
     door: Rc<Proxy>,
     peer: Peer,
-    switched: Rc<Cell<Option<Tunnel>>>,
     turned_away: impl Fn() + Clone,
 ) -> impl hyper::service::Service<Request<Incoming>, Response = Response<Answer>, Error = BoxError> {
     let places = Arc::clone(&door.places);
     let peer = Rc::new(peer);
     let serve = move |request, place| {
-        let (door, peer, switched) = (Rc::clone(&door), Rc::clone(&peer), Rc::clone(&switched));
-        async move {
-            let mut response = door.handle(&peer, request).await;
-            if let Some(tunnel) = Tunnel::behind(&mut response) {
-                switched.set(Some(tunnel));
-            }
-            Ok::<_, Infallible>(response.map(|body| Answer { body, _place: place }))
-        }
+        let (door, peer) = (Rc::clone(&door), Rc::clone(&peer));
+        async move { Ok::<_, Infallible>(door.handle(&peer, request).await.map(|body| Answer { body, _place: place })) }
     };
     let shedding = ServiceBuilder::new().load_shed().service(Placed::new(places, serve));
     // The door itself never fails, so an error says that it was not asked.

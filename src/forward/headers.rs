@@ -77,10 +77,11 @@ pub enum Fate {
 
 /// Headers that speak of one connection only (RFC 9110 section 7.6.1), whether or not `Connection`
 /// names them; and `Expect`, which this side answers (section 10.1.1).
-const OF_THE_CONNECTION: [HeaderName; 10] = [
+const OF_THE_CONNECTION: [HeaderName; 11] = [
     header::CONNECTION,
     header::EXPECT,
     HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("http2-settings"),
     HeaderName::from_static("proxy-connection"),
     header::PROXY_AUTHENTICATE,
     header::PROXY_AUTHORIZATION,

@@ -1,9 +1,11 @@
 //! Step 1: takes connections, has TLS prove who made them, and serves HTTP/1.1 on them.
 
+pub mod framing;
+mod wire;
+
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::io;
-use std::io::IoSlice;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -11,28 +13,40 @@ use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
-use std::task::Context;
 use std::task::Poll;
 use std::time::Duration;
 use std::time::Instant;
 
+use http::HeaderValue;
+use http::Request;
+use http::StatusCode;
+use http::header;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::Service as _;
+use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use hyper_util::rt::TokioTimer;
+use socket2::SockRef;
 use tokio::io::AsyncRead;
 use tokio::io::AsyncWrite;
-use tokio::io::ReadBuf;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::sync::Semaphore;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tower::BoxError;
 
+pub use self::wire::Patience;
+
+use self::wire::Answer;
+use self::wire::Late;
+use self::wire::Metered;
 use crate::decide::facts::Fact;
 use crate::decide::facts::Transport;
 use crate::decide::facts::Why;
 use crate::doors::entrance::entrance;
 use crate::doors::proxy::Proxy;
+use crate::forward::upgrade::Tunnel;
 use crate::observed::Peer;
 use crate::record::entry::Unread;
 use crate::sockets::Accepted;
@@ -47,8 +61,8 @@ pub struct Limits {
     pub header_bytes: usize,
     /// Header lines of a request.
     pub headers: usize,
-    /// How long a head may take; an idle connection is closed after the same time.
-    pub header_timeout: Duration,
+    /// How long its caller may keep it waiting.
+    pub patience: Patience,
     /// How long a TLS handshake may take.
     pub handshake_timeout: Duration,
     /// Connections of the whole process.
@@ -90,13 +104,11 @@ impl UnreadCounters {
         (unread != Unread::default()).then_some(unread)
     }
 
-    fn count(&self, error: &hyper::Error, has_unanswered: bool) {
+    fn count(&self, error: &hyper::Error) {
         let (sum, counter) = if error.is_parse_too_large() {
             (&self.too_large, &self.metrics.too_large)
         } else if error.is_parse() {
             (&self.malformed, &self.metrics.malformed)
-        } else if error.is_timeout() && has_unanswered {
-            (&self.timed_out, &self.metrics.timed_out)
         } else {
             return;
         };
@@ -107,6 +119,12 @@ impl UnreadCounters {
     fn count_overloaded(&self) {
         self.overloaded.fetch_add(1, Ordering::Relaxed);
         self.metrics.overloaded.inc();
+    }
+
+    /// A head did not come in time.
+    fn count_late(&self) {
+        self.timed_out.fetch_add(1, Ordering::Relaxed);
+        self.metrics.timed_out.inc();
     }
 
     fn count_handshake(&self) {
@@ -263,11 +281,13 @@ async fn connected(
         Accepted::Tcp(stream, address) => (stream, Some(address.ip().to_canonical())),
         Accepted::Unix(stream) => {
             let peer = in_clear(None, true);
+            let stream = Metered::new(stream, |stream| SockRef::from(stream), limits.patience);
             return connection(stream, peer, door, limits, unread, draining, std::future::pending()).await;
         }
     };
     let Some((tls, handshakes)) = tls else {
         let peer = in_clear(address, false);
+        let stream = Metered::new(stream, |stream| SockRef::from(stream), limits.patience);
         return connection(stream, peer, door, limits, unread, draining, std::future::pending()).await;
     };
     // Before the handshake, so that what is renewed while it goes on is not missed.
@@ -289,6 +309,7 @@ async fn connected(
             }
         }
     };
+    let stream = Metered::new(stream, |stream| SockRef::from(stream.get_ref().0), limits.patience);
     connection(stream, peer, door, limits, unread, draining, ends).await;
 }
 
@@ -344,7 +365,7 @@ async fn handshake(
 }
 
 async fn connection<S: AsyncRead + AsyncWrite + Unpin + 'static>(
-    stream: S,
+    stream: Metered<S>,
     peer: Peer,
     door: Rc<Proxy>,
     limits: Limits,
@@ -353,92 +374,83 @@ async fn connection<S: AsyncRead + AsyncWrite + Unpin + 'static>(
     ends: impl Future<Output = ()>,
 ) {
     let switched = Rc::new(Cell::new(None));
-    let service = entrance(door, peer, Rc::clone(&switched), || unread.count_overloaded());
+    let switches = Rc::clone(&switched);
+    let entrance = entrance(door, peer, || unread.count_overloaded());
+    let (wire, requests) = (stream.wire(), stream.wire());
+    let service = service_fn(move |request: Request<Incoming>| {
+        let begun = requests.begin(request.version()).map(|exchange| (exchange, entrance.call(request)));
+        let switches = Rc::clone(&switches);
+        async move {
+            let (exchange, answered) = begun?;
+            let mut response = answered.await?;
+            if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+                exchange.switches();
+                switches.set(Tunnel::behind(&mut response));
+            } else if exchange.is_last() {
+                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok::<_, BoxError>(response.map(|body| Answer::new(body, exchange)))
+        }
+    });
     let is_draining = *draining.borrow();
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new())
-        .header_read_timeout(limits.header_timeout)
+    http.header_read_timeout(None)
         .max_header_size(limits.header_bytes)
         .max_headers(limits.headers)
         // What is read and not yet taken. The library's own bound is half a mebibyte.
         .max_buf_size(limits.header_bytes.max(LEAST_BUFFER))
         .keep_alive(!is_draining);
-    let has_unanswered = Rc::new(Cell::new(false));
-    let stream = Meter { stream, has_unanswered: Rc::clone(&has_unanswered) };
     let mut served = http.serve_connection(TokioIo::new(stream), service);
     let mut connection = Pin::new(&mut served);
+    let mut look = std::pin::pin!(tokio::time::sleep(limits.patience.shortest()));
+    let mut drains = std::pin::pin!(async {
+        match is_draining {
+            true => std::future::pending().await,
+            false => drain_begins(&mut draining).await,
+        }
+    });
     let mut ends = std::pin::pin!(ends);
-    let mut has_ended = false;
-    let result = tokio::select! {
-        // First what has come in: a request that is here already is answered, not closed upon.
-        biased;
-        result = connection.as_mut() => result,
-        () = drain_begins(&mut draining), if !is_draining => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+    let (mut is_proven, mut is_last, mut is_closing) = (true, false, false);
+    let result = std::future::poll_fn(|cx| {
+        loop {
+            // First what has come in: a request that is here already is answered, not closed upon.
+            if let Poll::Ready(result) = connection.as_mut().poll(cx) {
+                return Poll::Ready(result.map_err(Some));
+            }
+            is_proven = is_proven && ends.as_mut().poll(cx).is_pending();
+            is_last = is_last || drains.as_mut().poll(cx).is_ready();
+            if !is_closing && (is_last || !is_proven || wire.is_over()) {
+                is_closing = true;
+                connection.as_mut().graceful_shutdown();
+                continue;
+            }
+            if look.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            match wire.wait() {
+                Ok(wait) => look.as_mut().reset(tokio::time::Instant::now() + wait),
+                Err(Late::Body) => wire.give_up(),
+                Err(Late::Idle) if !is_closing => is_last = true,
+                Err(Late::Idle) => return Poll::Ready(Ok(())),
+                Err(Late::Answer) => {
+                    wire.cut();
+                    return Poll::Ready(Ok(()));
+                }
+                Err(Late::Head) => return Poll::Ready(Err(None)),
+            }
         }
-        () = ends.as_mut() => {
-            has_ended = true;
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-    };
+    })
+    .await;
     match (result, switched.take()) {
-        (Ok(()), Some(tunnel)) if !has_ended => {
+        (Ok(()), Some(tunnel)) if is_proven => {
             let parts = served.into_parts();
-            let stream = parts.io.into_inner().stream;
             tokio::select! {
-                () = tunnel.relay(stream, parts.read_buf, limits.tunnel_idle_timeout) => {}
+                () = tunnel.relay(parts.io.into_inner(), parts.read_buf, limits.tunnel_idle_timeout) => {}
                 () = ends => {}
             }
         }
         (Ok(()), _) => {}
-        (Err(error), _) => unread.count(&error, has_unanswered.get()),
-    }
-}
-
-/// A connection that knows whether something came in since the last answer went out: what tells a head that
-/// did not come in time from a connection that was idle.
-struct Meter<S> {
-    stream: S,
-    has_unanswered: Rc<Cell<bool>>,
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Meter<S> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        let result = Pin::new(&mut self.stream).poll_read(cx, buffer);
-        if buffer.filled().len() > before {
-            self.has_unanswered.set(true);
-        }
-        result
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Meter<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.has_unanswered.set(false);
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        self.has_unanswered.set(false);
-        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        (Err(Some(error)), _) => unread.count(&error),
+        (Err(None), _) => unread.count_late(),
     }
 }
