@@ -310,7 +310,8 @@ async fn connected(
         }
     };
     let stream = Metered::new(stream, |stream| SockRef::from(stream.get_ref().0), limits.patience);
-    connection(stream, peer, door, limits, unread, draining, ends).await;
+    // In a box, so that one in clear is as small as it can be.
+    Box::pin(connection(stream, peer, door, limits, unread, draining, ends)).await;
 }
 
 /// Shakes hands. What fails is counted, unless not a byte came and the other side was gone soon: then it was a look
@@ -378,7 +379,8 @@ async fn connection<S: AsyncRead + AsyncWrite + Unpin + 'static>(
     let entrance = entrance(door, peer, || unread.count_overloaded());
     let (wire, requests) = (stream.wire(), stream.wire());
     let service = service_fn(move |request: Request<Incoming>| {
-        let begun = requests.begin(request.version()).map(|exchange| (exchange, entrance.call(request)));
+        // In a box, so that a connection on which nothing is under way holds no room for it.
+        let begun = requests.begin(request.version()).map(|exchange| (exchange, Box::pin(entrance.call(request))));
         let switches = Rc::clone(&switches);
         async move {
             let (exchange, answered) = begun?;
@@ -445,7 +447,7 @@ async fn connection<S: AsyncRead + AsyncWrite + Unpin + 'static>(
         (Ok(()), Some(tunnel)) if is_proven => {
             let parts = served.into_parts();
             tokio::select! {
-                () = tunnel.relay(parts.io.into_inner(), parts.read_buf, limits.tunnel_idle_timeout) => {}
+                () = Box::pin(tunnel.relay(parts.io.into_inner(), parts.read_buf, limits.tunnel_idle_timeout)) => {}
                 () = ends => {}
             }
         }

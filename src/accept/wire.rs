@@ -30,6 +30,7 @@ use tokio::io::ReadBuf;
 
 use super::framing::Framing;
 use super::framing::Part;
+use crate::sockets::Sips;
 
 /// How long a caller may keep a connection waiting.
 #[derive(Clone, Copy, Debug)]
@@ -373,17 +374,17 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Answer<B> {
 
 /// The stream under hyper.
 #[derive(Debug)]
-pub(super) struct Metered<S> {
-    stream: S,
+pub(super) struct Metered<S: AsyncRead> {
+    stream: Sips<S>,
     socket: fn(&S) -> SockRef<'_>,
     framing: Framing,
     wire: Arc<Wire>,
 }
 
-impl<S> Metered<S> {
+impl<S: AsyncRead> Metered<S> {
     /// A stream on which nothing has come, and where its socket is.
     pub(super) fn new(stream: S, socket: fn(&S) -> SockRef<'_>, patience: Patience) -> Self {
-        Self { stream, socket, framing: Framing::default(), wire: Wire::new(patience) }
+        Self { stream: Sips::of(stream), socket, framing: Framing::default(), wire: Wire::new(patience) }
     }
 
     /// What it tells.
@@ -392,12 +393,12 @@ impl<S> Metered<S> {
     }
 }
 
-impl<S> Drop for Metered<S> {
+impl<S: AsyncRead> Drop for Metered<S> {
     fn drop(&mut self) {
         // A short answer must not look whole, and the kernel need not keep what nobody takes.
         let is_short = self.wire.is_old.load(Relaxed) && self.wire.is_short.load(Relaxed);
         if is_short || self.wire.is_cut.load(Relaxed) {
-            let _is_gone = (self.socket)(&self.stream).set_linger(Some(Duration::ZERO));
+            let _is_gone = (self.socket)(self.stream.get_ref()).set_linger(Some(Duration::ZERO));
         }
     }
 }
@@ -420,7 +421,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> Metered<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> Metered<S> {
     fn written(&self, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if result.is_pending() {
             self.wire.waits_for_room();
@@ -433,7 +434,7 @@ impl<S: AsyncWrite + Unpin> Metered<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Metered<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Metered<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let result = Pin::new(&mut self.stream).poll_write(cx, bytes);
         self.written(result)

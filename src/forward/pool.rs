@@ -31,6 +31,7 @@ use super::ForwardError;
 use super::UpstreamSettings;
 use super::relay::Outgoing;
 use crate::policy::terms::Location;
+use crate::sockets::Sips;
 use crate::tls;
 
 /// How long a connection from the pool may take to be ready.
@@ -307,7 +308,7 @@ impl Upstream {
         let mut http = hyper::client::conn::http1::Builder::new();
         http.max_buf_size(BUFFER);
         let (sender, connection) = http
-            .handshake(TokioIo::new(stream))
+            .handshake(TokioIo::new(Sips::of(stream)))
             .await
             .map_err(|source| ForwardError::Broken { name: self.settings().name.clone(), source })?;
         let held = Arc::clone(&place);
