@@ -31,7 +31,7 @@ Examples:
   dpa-sidecar audit verify /var/lib/dpa-sidecar              all logs in a folder
   dpa-sidecar audit verify --key audit.key.pub /var/lib/dpa-sidecar
   dpa-sidecar audit verify --key audit.key.pub --checkpoint kept.ndjson /var/lib/dpa-sidecar
-  kubectl logs POD | dpa-sidecar audit verify -              a log on standard output
+  kubectl logs POD | dpa-sidecar audit verify -              a log on standard output, among other lines
   zcat decisions-*.gz | dpa-sidecar audit verify -           segments one after another
 
 Without --key, whoever can write the files could have made the chain anew. Without --checkpoint,
