@@ -20,6 +20,7 @@ mod demo;
 mod docs;
 mod egress;
 mod explain;
+mod forged;
 mod forwarded;
 mod framing;
 mod fuzz_corpus;

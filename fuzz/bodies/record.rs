@@ -21,7 +21,9 @@ fn verified(files: &[&[u8]], keys: &Keys, anchors: &Anchors) -> Report {
     for (file, bytes) in files.iter().enumerate() {
         // As small a buffer as there is, so that every line is read in pieces.
         let look = run::look(&mut BufReader::with_capacity(7, *bytes)).unwrap();
-        let plan = Plan { file, log: look.log, first: look.first, keys, anchors, fork: None };
+        // What may be anything is a stream once, and a file otherwise.
+        let is_stream = file == 1;
+        let plan = Plan { file, log: look.log, first: look.first, keys, anchors, fork: None, is_stream };
         let runs = run::read(&mut BufReader::with_capacity(13, *bytes), &plan).unwrap();
         pieces.push(Piece { is_named: file == 0, runs });
     }
@@ -62,4 +64,50 @@ pub(crate) fn run(data: &[u8]) {
         let report = verified(&[&log], &Keys::default(), &nothing);
         assert!(report.count() > 0, "bit {} of byte {at} is another, and nobody sees it", place % 8);
     }
+    forked(data);
+}
+
+/// A log in two segments, of which the second begins because a sync of the first failed, and goes on before the
+/// first one's last lines: those are not of the log, and a bit of any other is.
+fn forked(data: &[u8]) {
+    let mut head = Head::NONE;
+    let mut first = Vec::new();
+    head.seal(OPENED.as_bytes(), &mut first);
+    let lines: Vec<&[u8]> = data.split(|byte| *byte == b'\n').filter(|line| line.starts_with(b"{\"")).collect();
+    let (before, behind) = lines.split_at(lines.len() / 2);
+    before.iter().for_each(|line| head.seal(line, &mut first));
+    let (fork, end) = (head, first.len());
+    behind.iter().for_each(|line| head.seal(line, &mut first));
+    let mut second = Vec::new();
+    head = fork;
+    let opened = OPENED.replace(r#""segment":1,"why":"new""#, r#""segment":2,"why":"sync_failed""#);
+    head.seal(opened.as_bytes(), &mut second);
+    behind.iter().for_each(|line| head.seal(line, &mut second));
+
+    let verified = |first: &[u8], second: &[u8]| {
+        let (keys, anchors) = (Keys::default(), Anchors::default());
+        let files = [first, second];
+        let looks = files.map(|bytes| run::look(&mut BufReader::new(bytes)).unwrap());
+        let next = looks[1].opening.as_ref().filter(|next| next.why == "sync_failed" && looks[0].log == looks[1].log);
+        let forks = [next.map(|next| next.after), None];
+        let read = |file: usize| {
+            let (keys, anchors, look) = (&keys, &anchors, &looks[file]);
+            let (log, first, fork) = (look.log, look.first, forks[file]);
+            let plan = Plan { file, log, first, keys, anchors, fork, is_stream: false };
+            let runs = run::read(&mut BufReader::with_capacity(13, files[file]), &plan).unwrap();
+            Piece { is_named: false, runs }
+        };
+        judge(vec![read(0), read(1)], &keys, &anchors)
+    };
+    let report = verified(&first, &second);
+    let beyond: u64 = report.logs.iter().flat_map(|log| &log.beyond).map(|(_, lines)| lines).sum();
+    if report.count() > 0 || report.logs.len() != 1 {
+        return;
+    }
+    assert_eq!(beyond, u64::try_from(behind.len()).unwrap());
+    let place = data.iter().fold(5381_usize, |sum, byte| sum.wrapping_mul(33) ^ usize::from(*byte));
+    let at = place % (end + second.len());
+    let (file, at) = if at < end { (&mut first, at) } else { (&mut second, at - end) };
+    file[at] ^= 1 << (place % 8);
+    assert!(verified(&first, &second).count() > 0, "bit {} of byte {at} is another, and nobody sees it", place % 8);
 }

@@ -775,7 +775,7 @@ pub struct Stand<'a> {
     /// Digest of the policy in force.
     #[schemars(extend("pattern" = "^[0-9a-f]{64}$"))]
     pub policy_digest: &'a str,
-    /// Requests that this process forwarded without a record.
+    /// Requests that this process let through before their record was there; some records may have come later.
     pub unrecorded: u64,
 }
 

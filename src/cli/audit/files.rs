@@ -45,6 +45,8 @@ pub(super) struct Found {
     /// Its size, if it is known before.
     pub(super) size: u64,
     look: Look,
+    /// Whether it is a pipe or standard input.
+    is_stream: bool,
     /// What is not opened again: a pipe, and the newest segment of a log, which may get another name meanwhile.
     open: Mutex<Option<Box<dyn Read + Send>>>,
 }
@@ -87,6 +89,7 @@ impl Files {
     /// A folder's files; again if a segment was closed while they were looked at.
     fn add_folder(&mut self, folder: &Path, seen: &mut BTreeSet<(u64, u64)>) -> io::Result<()> {
         let (before, seen_before) = (self.found.len(), seen.clone());
+        let passed_over = self.passed_over.len();
         for _ in 0..MOST_LISTINGS {
             let names = list(folder)?;
             for name in &names {
@@ -99,18 +102,23 @@ impl Files {
                 break;
             }
             self.found.truncate(before);
+            self.passed_over.truncate(passed_over);
             seen.clone_from(&seen_before);
         }
         Ok(())
     }
 
     fn add(&mut self, path: &Path, is_named: bool, seen: &mut BTreeSet<(u64, u64)>) -> io::Result<()> {
+        // Before it is opened: to open a pipe may take as long as nobody writes to it.
+        if !std::fs::metadata(path)?.is_file() {
+            if is_named {
+                return self.add_stream(path, Box::new(File::open(path)?));
+            }
+            self.passed_over.push(path.to_path_buf());
+            return Ok(());
+        }
         let file = File::open(path)?;
         let data = file.metadata()?;
-        if !data.is_file() {
-            // A pipe in a folder may never end.
-            return if is_named { self.add_stream(path, Box::new(file)) } else { Ok(()) };
-        }
         if !seen.insert((data.dev(), data.ino())) {
             return Ok(());
         }
@@ -130,7 +138,14 @@ impl Files {
             open = None;
         }
         let open = open.map(|file| -> Box<dyn Read + Send> { Box::new(Rewound(file, false)) });
-        self.found.push(Found { path: path.to_path_buf(), is_named, size: data.len(), look, open: Mutex::new(open) });
+        self.found.push(Found {
+            path: path.to_path_buf(),
+            is_named,
+            size: data.len(),
+            look,
+            is_stream: false,
+            open: Mutex::new(open),
+        });
         Ok(())
     }
 
@@ -141,9 +156,10 @@ impl Files {
             let mut reader = BufReader::with_capacity(4096, &mut kept);
             run::look(&mut reader)?
         };
-        let open = Cursor::new(kept.bytes).chain(kept.from);
+        let open: Box<dyn Read + Send> = Box::new(Cursor::new(kept.bytes).chain(kept.from));
         let path = path.to_path_buf();
-        self.found.push(Found { path, is_named: true, size: 0, look, open: Mutex::new(Some(Box::new(open))) });
+        let open = Mutex::new(Some(open));
+        self.found.push(Found { path, is_named: true, size: 0, look, is_stream: true, open });
         Ok(())
     }
 
@@ -167,6 +183,7 @@ impl Files {
                     keys,
                     anchors,
                     fork: self.fork(place),
+                    is_stream: found.is_stream,
                 };
                 let read = found.read(&plan, bytes);
                 let piece = read.map(|runs| Piece { is_named: found.is_named, runs });

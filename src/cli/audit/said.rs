@@ -29,6 +29,8 @@ pub(super) struct Said {
     elsewhere: Vec<SaidFinding>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     passed_over: Vec<String>,
+    /// Lines of a stream that are not of a log.
+    passed_over_lines: u64,
 }
 
 #[derive(Serialize)]
@@ -53,6 +55,9 @@ struct SaidLog {
     signed_records: Vec<(u64, u64)>,
     proven: Vec<String>,
     not_proven: Vec<String>,
+    /// Why nobody could tell whether it is as it was written.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    not_known: Vec<String>,
     told: Vec<String>,
     findings: u64,
     first_findings: Vec<SaidFinding>,
@@ -90,12 +95,17 @@ impl Said {
         let first = logs.iter().flat_map(|log| &log.first_findings).chain(&elsewhere).next().cloned();
         Self {
             schema_version: 1,
-            verdict: if report.count() == 0 { "as_written" } else { "not_as_written" },
+            verdict: match (report.count(), report.is_unknown()) {
+                (0, false) => "as_written",
+                (0, true) => "not_known",
+                _ => "not_as_written",
+            },
             findings: report.count(),
             first,
             logs,
             elsewhere,
             passed_over: files.passed_over.iter().map(|it| path(it)).collect(),
+            passed_over_lines: report.foreign,
         }
     }
 }
@@ -128,6 +138,7 @@ fn said_log(
         signed_records: signed(log),
         proven: proven(log, keys),
         not_proven: not_proven(log, keys, anchors),
+        not_known: not_known(log),
         told: told(log),
         findings: log.findings.count,
         first_findings: log.findings.kept.iter().map(finding).collect(),
@@ -185,6 +196,8 @@ fn not_proven(log: &LogReport, keys: &Keys, anchors: Option<&Anchors>) -> Vec<St
     for (from, to, why) in &log.untold {
         let why = match why {
             Untold::Retention => "removed in their time, as the log says (`keep`): what they said is not known here",
+            // See `not_known`.
+            Untold::RetentionUnsigned => continue,
             Untold::NotGiven => "not looked at: only one segment was given",
         };
         said.push(format!("{}: {why}", records(*from, *to)));
@@ -210,15 +223,37 @@ fn not_proven(log: &LogReport, keys: &Keys, anchors: Option<&Anchors>) -> Vec<St
     }
     match (log.anchor, anchors) {
         (Some((seq, true)), _) => said.push(format!("that nothing is cut off behind record {seq}")),
-        (Some((seq, false)), _) if log.seqs.is_some_and(|(_, to)| seq <= to) => {
-            said.push(format!("that the log is the one of which record {seq} was kept elsewhere: it is not there any more"));
-        }
-        (Some(_), _) => {}
+        (Some((_, false)), _) => {}
         (None, Some(_)) => said.push("that the end is there: what was kept elsewhere has no checkpoint of this log".to_owned()),
         (None, None) => said.push(
             "that the end is there: a cut end, or an older copy put back, is seen only with --checkpoint and a checkpoint kept elsewhere"
                 .to_owned(),
         ),
+    }
+    said
+}
+
+fn not_known(log: &LogReport) -> Vec<String> {
+    let mut said = Vec::new();
+    for (from, to, why) in &log.untold {
+        if *why == Untold::RetentionUnsigned {
+            said.push(format!(
+                "{}: the log says that they were removed in their time (`keep`), and no signed checkpoint vouches for \
+                 it; if it is just being written, look again once there is one",
+                records(*from, *to)
+            ));
+        }
+    }
+    let begins = log.seqs.map_or(0, |(from, _)| from);
+    match log.anchor {
+        Some((seq, false)) if seq < begins => said.push(format!(
+            "whether this is the log of which record {seq} was kept elsewhere: it begins with record {begins}, and a \
+             newer checkpoint would show it"
+        )),
+        Some((seq, false)) => said.push(format!(
+            "whether this is the log of which record {seq} was kept elsewhere: it does not hold that record"
+        )),
+        Some((_, true)) | None => {}
     }
     said
 }
@@ -241,20 +276,21 @@ fn told(log: &LogReport) -> Vec<String> {
     }
     if log.unrecorded > 0 {
         said.push(format!(
-            "at least {} requests were forwarded without a record (`on_failure: allow`, or observe)",
+            "up to {} requests were let through before their record was there (`on_failure: allow`, or observe); it \
+             may have come later, or never",
             log.unrecorded
         ));
     }
     for (seq, lines) in log.beyond.iter().take(MOST_NAMED) {
         said.push(format!(
-            "behind record {seq}, {lines} lines at the end of a segment are not of the log: a sync failed, and what \
-             they say was written again or refused; do not read them as records"
+            "behind record {seq}, {lines} lines at the end of a segment are not of the log: a sync failed, and the log \
+             goes on without them; do not read them as records"
         ));
     }
     if let Some(bytes) = log.unfinished {
         said.push(format!(
-            "the last line is not finished ({bytes} bytes): it is just being written, or a crash tore it; nothing was \
-             forwarded for it"
+            "the last line is not finished ({bytes} bytes): it is just being written, a crash tore it, or somebody cut \
+             it; what it was, and whether a request was forwarded for it, is not known"
         ));
     }
     said
@@ -288,7 +324,8 @@ impl Said {
             }
             list(out, &paint("32", "proven"), "proven", &log.proven)?;
             list(out, &paint("33", "not proven"), "not proven", &log.not_proven)?;
-            list(out, "the log says", "the log says", &log.told)?;
+            list(out, &paint("33", "not known"), "not known", &log.not_known)?;
+            list(out, "log says", "log says", &log.told)?;
             writeln!(out)?;
         }
         for finding in &self.elsewhere {
@@ -300,7 +337,19 @@ impl Said {
             let more = if count > MOST_NAMED { " and more" } else { "" };
             writeln!(out, "not part of a log, passed over: {}{more}", names.join(", "))?;
         }
+        if self.passed_over_lines > 0 {
+            let count = self.passed_over_lines;
+            let lines = if count == 1 { "line" } else { "lines" };
+            writeln!(out, "not part of a log, passed over: {count} {lines} of a stream")?;
+        }
         match &self.first {
+            None if self.verdict == "not_known" => {
+                let verdict = paint("33", "could not tell");
+                writeln!(
+                    out,
+                    "{verdict}: nothing is wrong with what can be seen, and something is not known that has to be"
+                )
+            }
             None => writeln!(out, "{}: nothing is wrong with what can be seen", paint("32", "as written")),
             Some(first) => {
                 let count = self.findings;

@@ -31,13 +31,14 @@ Examples:
   dpa-sidecar audit verify /var/lib/dpa-sidecar              all logs in a folder
   dpa-sidecar audit verify --key audit.key.pub /var/lib/dpa-sidecar
   dpa-sidecar audit verify --key audit.key.pub --checkpoint kept.ndjson /var/lib/dpa-sidecar
-  kubectl logs POD | dpa-sidecar audit verify -              a log on standard output
+  kubectl logs POD | dpa-sidecar audit verify -              a log on standard output, among other lines
   zcat decisions-*.gz | dpa-sidecar audit verify -           segments one after another
 
 Without --key, whoever can write the files could have made the chain anew. Without --checkpoint,
 nobody sees that its end was cut off. The output says what is proven and what is not.
 
-Exit codes: 0 nothing is wrong, 1 something is, 2 could not tell (usage, unreadable file, no log).")]
+Exit codes: 0 nothing is wrong, 1 something is, 2 could not tell (usage, unreadable file, no log, or
+a checkpoint that was kept elsewhere is older than what is left of the log).")]
 pub(super) struct Arguments {
     /// Segments, folders of segments, or `-` for standard input.
     #[arg(required = true, value_name = "FILE|DIR")]
@@ -85,7 +86,7 @@ pub(super) fn verify(arguments: &Arguments, out: &mut dyn Write, err: &mut dyn W
     }
     let report = judge(pieces, &keys, held);
     if report.logs.is_empty() && report.count() == 0 {
-        return Err(CliError::Usage("the file is empty: there is no decision log in it"));
+        return Err(CliError::Usage("there is no decision log in it: no line of it is a record"));
     }
     let said = Said::new(&report, &files, &keys, anchors.as_ref());
     match arguments.output {
@@ -99,7 +100,11 @@ pub(super) fn verify(arguments: &Arguments, out: &mut dyn Write, err: &mut dyn W
         let more = if anchors.has_more { ", and more checkpoints than are compared: the newest were" } else { "" };
         writeln!(err, "what was kept elsewhere has {} lines that are no checkpoint{more}", anchors.passed_over)?;
     }
-    Ok(if report.count() == 0 { Exit::Yes } else { Exit::No })
+    Ok(match (report.count(), report.is_unknown()) {
+        (0, false) => Exit::Yes,
+        (0, true) => Exit::Unable,
+        _ => Exit::No,
+    })
 }
 
 fn anchors(path: &Path) -> Result<Anchors, CliError> {

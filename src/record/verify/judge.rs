@@ -11,6 +11,7 @@ use super::Finding;
 use super::Keys;
 use super::MOST_KEPT;
 use super::Place;
+use super::run::Retained;
 use super::run::Run;
 use super::run::Some100;
 use super::run::Stretch;
@@ -33,6 +34,8 @@ pub struct Report {
     pub logs: Vec<LogReport>,
     /// What is wrong and cannot be said to be in one of them.
     pub strays: Some100<Finding>,
+    /// Lines of streams that are not of a log.
+    pub foreign: u64,
 }
 
 impl Report {
@@ -41,6 +44,12 @@ impl Report {
     pub fn count(&self) -> u64 {
         self.logs.iter().map(|log| log.findings.count).sum::<u64>() + self.strays.count
     }
+
+    /// Whether a log may be another one than it says, and nobody could see it.
+    #[must_use]
+    pub fn is_unknown(&self) -> bool {
+        self.logs.iter().any(LogReport::is_unknown)
+    }
 }
 
 /// Why records are not looked at.
@@ -48,6 +57,8 @@ impl Report {
 pub enum Untold {
     /// The log says that their segments were removed in their time.
     Retention,
+    /// The log says so, and no good signature vouches for that, though keys were given.
+    RetentionUnsigned,
     /// Only this segment was given.
     NotGiven,
 }
@@ -81,7 +92,7 @@ pub struct LogReport {
     pub findings: Some100<Finding>,
     /// What it tells of itself.
     pub told: Some100<Told>,
-    /// At least so many requests were forwarded without a record.
+    /// At most so many requests were let through before their record was there, as far as checkpoints say.
     pub unrecorded: u64,
     /// Lines that are not of the log, because a sync failed, and the record behind which they stand.
     pub beyond: Vec<(u64, u64)>,
@@ -91,8 +102,6 @@ pub struct LogReport {
     pub untold: Vec<(u64, u64, Untold)>,
     /// The newest checkpoint that was kept elsewhere, and whether the log holds it.
     pub anchor: Option<(u64, bool)>,
-    /// How many checkpoints kept elsewhere it holds.
-    pub met: u64,
 }
 
 /// Holds together what was read.
@@ -100,15 +109,17 @@ pub struct LogReport {
 pub fn judge(pieces: Vec<Piece>, keys: &Keys, anchors: &Anchors) -> Report {
     let mut by_log: BTreeMap<Uuid, Vec<(bool, Run)>> = BTreeMap::new();
     let mut strays = Some100::default();
+    let mut foreign = 0;
     for Piece { is_named, runs } in pieces {
         for run in runs {
+            foreign += run.foreign;
             match run.log {
                 Some(log) => by_log.entry(log).or_default().push((is_named, run)),
                 None => take(&mut strays, run.findings),
             }
         }
     }
-    let mut report = Report { logs: Vec::new(), strays };
+    let mut report = Report { logs: Vec::new(), strays, foreign };
     let stray = |fault| Finding { place: None, fault };
     if let Some((from, to)) = anchors.went_back {
         report.strays.push(stray(Fault::WentBack { from, to }));
@@ -140,19 +151,20 @@ fn of_log(log: Uuid, mut runs: Vec<(bool, Run)>, keys: &Keys, anchors: &Anchors)
     for double in doubles {
         take(&mut report.findings, double);
     }
-    let retained: Vec<(u64, u64)> = chain.iter().flat_map(|run| run.retained.iter().copied()).collect();
+    let mut before: Option<&Run> = None;
+    for run in &chain {
+        report.stretch(run, before.is_some_and(|before| is_joined(before, run)));
+        before = Some(run);
+    }
+    let retained: Vec<Retained> = chain.iter().flat_map(|run| run.retained.iter().copied()).collect();
     let mut doubtful = None;
     let mut before: Option<&Run> = None;
     for run in &chain {
-        let is_joined = match before {
-            None => {
-                report.begins(run, &retained, is_alone);
-                false
-            }
-            Some(before) => report.joins(before, run, &retained),
-        };
+        match before {
+            None => report.begins(run, &retained, is_alone, !keys.0.is_empty()),
+            Some(before) => report.joins(before, run),
+        }
         report.adds(run, before.and_then(|before| before.unrecorded));
-        report.stretch(run, is_joined);
         if run.signed > 0 {
             doubtful = None;
         }
@@ -161,7 +173,7 @@ fn of_log(log: Uuid, mut runs: Vec<(bool, Run)>, keys: &Keys, anchors: &Anchors)
     }
     if let Some(last) = before {
         report.unfinished = last.unfinished;
-        report.ends(last, anchors);
+        report.ends(last, anchors, chain.iter().any(|run| run.is_newest_met));
     }
     if !keys.0.is_empty() {
         if report.signed == 0 {
@@ -233,8 +245,21 @@ impl LogReport {
             unfinished: None,
             untold: Vec::new(),
             anchor: None,
-            met: 0,
         }
+    }
+
+    /// Whether it may be another log than it says, and nobody could see it: it does not hold the newest checkpoint
+    /// that was kept elsewhere, or its beginning is gone and nobody who is believed says why.
+    #[must_use]
+    pub fn is_unknown(&self) -> bool {
+        let is_unsigned = |(_, _, why): &(u64, u64, Untold)| *why == Untold::RetentionUnsigned;
+        self.anchor.is_some_and(|(_, is_met)| !is_met) || self.untold.iter().any(is_unsigned)
+    }
+
+    /// Whether a good signature vouches for this record.
+    fn is_signed(&self, seq: u64) -> bool {
+        let vouches = |it: &Stretch| it.signed.is_some_and(|signed| (it.from..=signed).contains(&seq));
+        self.stretches.iter().any(vouches)
     }
 
     fn found(&mut self, run: &Run, fault: Fault) {
@@ -243,27 +268,29 @@ impl LogReport {
     }
 
     /// Looks at what stands before the first segment that is there.
-    fn begins(&mut self, run: &Run, retained: &[(u64, u64)], is_alone: bool) {
+    fn begins(&mut self, run: &Run, retained: &[Retained], is_alone: bool, has_keys: bool) {
         let Some(opening) = &run.opening else { return };
         let Some(to) = opening.segment.checked_sub(1).filter(|to| *to > 0) else { return };
-        let is_retained = |number| number == 0 || has(retained, number);
+        let said_of = |number| retained.iter().filter_map(move |these| these.said_of(number));
         let seq = opening.after.seq;
         if is_alone {
             self.untold.push((1, seq, Untold::NotGiven));
-        } else if is_retained(to) {
+        } else if said_of(to).next().is_some() {
             // The oldest go first: what removed this one had removed those before it.
-            self.untold.push((1, seq, Untold::Retention));
-        } else if opening.why == "removed" && is_retained(to - 1) {
+            let is_believed = !has_keys || said_of(to).any(|seq| self.is_signed(seq));
+            let why = if is_believed { Untold::Retention } else { Untold::RetentionUnsigned };
+            self.untold.push((1, seq, why));
+        } else if opening.why == "removed" && (to == 1 || said_of(to - 1).next().is_some()) {
             self.found(run, Fault::SegmentRemoved { segment: to });
         } else {
             self.found(run, Fault::SegmentsMissing { from: 1, to });
         }
     }
 
-    /// Looks at how a segment follows the one before it, and whether it does.
-    fn joins(&mut self, before: &Run, run: &Run, retained: &[(u64, u64)]) -> bool {
-        let (Some(end), Some((seq, prev))) = (before.end, run.first) else { return false };
-        let is_joined = end.seq.checked_add(1) == Some(seq) && end.hash == prev;
+    /// Looks at how a segment follows the one before it.
+    fn joins(&mut self, before: &Run, run: &Run) {
+        let (Some(end), Some((seq, _))) = (before.end, run.first) else { return };
+        let is_joined = is_joined(before, run);
         let why = run.opening.as_ref().map_or("", |opening| opening.why.as_str());
         if before.unfinished.is_some() && !(is_joined && why == "sync_failed") {
             let place = Place { file: before.file, line: before.last_line.saturating_add(1), seq: Some(seq) };
@@ -272,14 +299,13 @@ impl LogReport {
         // A first line that is no record is a finding itself, and says nothing of what it follows.
         let is_told = |finding: &Finding| finding.place.is_some_and(|place| place.line == run.line);
         if !is_joined && !run.findings.kept.iter().any(is_told) {
-            self.parts(end.seq, seq, before.segment, run, retained);
+            self.parts(end.seq, seq, before.segment, run);
         }
-        is_joined
     }
 
     /// Says what is wrong with a segment that begins with `seq` and does not follow the one before, which ends
     /// with `end`.
-    fn parts(&mut self, end: u64, seq: u64, before: Option<u64>, run: &Run, retained: &[(u64, u64)]) {
+    fn parts(&mut self, end: u64, seq: u64, before: Option<u64>, run: &Run) {
         let from = end.saturating_add(1);
         match from.cmp(&seq) {
             std::cmp::Ordering::Equal => self.found(run, Fault::NotNext),
@@ -290,13 +316,15 @@ impl LogReport {
                 let Some((first, last)) = gone.filter(|(first, last)| first <= last) else {
                     return self.found(run, Fault::Missing { from, to: seq - 1 });
                 };
-                match unexplained(retained, first, last) {
-                    None => self.untold.push((from, seq - 1, Untold::Retention)),
-                    Some(it) if it == last && run.opening.as_ref().is_some_and(|opening| opening.why == "removed") => {
-                        self.found(run, Fault::SegmentRemoved { segment: it });
-                    }
-                    Some(it) => self.found(run, Fault::SegmentsMissing { from: it, to: last }),
-                }
+                // The oldest go first: no removal in time leaves one before it.
+                let is_removed = run.opening.as_ref().is_some_and(|opening| opening.why == "removed");
+                self.found(
+                    run,
+                    match is_removed && first == last {
+                        true => Fault::SegmentRemoved { segment: last },
+                        false => Fault::SegmentsMissing { from: first, to: last },
+                    },
+                );
             }
         }
     }
@@ -318,7 +346,6 @@ impl LogReport {
         self.records += run.records;
         self.checkpoints += run.checkpoints;
         self.signed += run.signed;
-        self.met += run.met;
         for key in &run.key_ids {
             if !self.key_ids.contains(key) && self.key_ids.len() < MOST_KEPT {
                 self.key_ids.push(key.clone());
@@ -353,30 +380,18 @@ impl LogReport {
     }
 
     /// Looks at the end: whether the log came as far as it is known to have come.
-    fn ends(&mut self, last: &Run, anchors: &Anchors) {
-        let (Some(end), Some((seq, _))) = (last.end, anchors.of(self.log).last()) else { return };
-        if *seq > end.seq {
+    fn ends(&mut self, last: &Run, anchors: &Anchors, is_met: bool) {
+        let Some((seq, _)) = anchors.of(self.log).last() else { return };
+        self.anchor = Some((*seq, is_met));
+        if let Some(end) = last.end.filter(|end| *seq > end.seq) {
             let place = Place { file: last.file, line: last.last_line, seq: Some(end.seq) };
             self.findings.push(Finding { place: Some(place), fault: Fault::CutOff { seq: *seq } });
         }
-        let is_there = |stretch: &Stretch| (stretch.from..=stretch.to).contains(seq);
-        let is_rewritten = self.findings.kept.iter().any(|finding| finding.fault == Fault::Rewritten);
-        self.anchor = Some((*seq, !is_rewritten && self.stretches.iter().any(is_there)));
     }
 }
 
-fn has(ranges: &[(u64, u64)], number: u64) -> bool {
-    ranges.iter().any(|(from, to)| (*from..=*to).contains(&number))
-}
-
-/// The first of the numbers that is in no range.
-fn unexplained(ranges: &[(u64, u64)], first: u64, last: u64) -> Option<u64> {
-    let mut next = first;
-    while let Some((_, to)) = ranges.iter().find(|(from, to)| (*from..=*to).contains(&next)) {
-        if *to >= last {
-            return None;
-        }
-        next = to.saturating_add(1);
-    }
-    Some(next)
+/// Whether the records of the one go on in the other.
+fn is_joined(before: &Run, run: &Run) -> bool {
+    let (Some(end), Some((seq, prev))) = (before.end, run.first) else { return false };
+    end.seq.checked_add(1) == Some(seq) && end.hash == prev
 }

@@ -110,13 +110,18 @@ pub enum Fault {
     #[error("the line break behind it is gone")]
     NoBreak,
     /// Files that are not there.
-    #[error("{} before it, and the log says nothing of a removal (`keep`)", segments(*.from, *.to))]
+    #[error("{} before it, and the log shows no removal in time (`keep`, the oldest first)", segments(*.from, *.to))]
     SegmentsMissing {
         /// The first.
         from: u64,
         /// The last.
         to: u64,
     },
+    /// A removal that no sidecar wrote there.
+    #[error(
+        "a removal (`keep`) is written right behind the opening of a later segment, and this is not: no sidecar wrote it"
+    )]
+    RetentionAstray,
     /// The sidecar saw it go.
     #[error("segment {segment} is missing before it: somebody removed it while the sidecar was writing")]
     SegmentRemoved {
@@ -199,6 +204,7 @@ impl Fault {
             Self::Unended => "unended",
             Self::NoBreak => "no_break",
             Self::SegmentsMissing { .. } => "segments_missing",
+            Self::RetentionAstray => "retention_astray",
             Self::SegmentRemoved { .. } => "segment_removed",
             Self::Fork { .. } => "fork",
             Self::SegmentTwice { .. } => "segment_twice",

@@ -22,6 +22,9 @@ use crate::record::chain::Sealed;
 /// How a checkpoint begins.
 pub(super) const CHECKPOINT: &[u8] = b"{\"event\":\"dpa.checkpoint\"";
 
+/// How every record begins.
+const RECORD: &[u8] = b"{\"event\":\"dpa.";
+
 /// How the records begin that are most of a log, and say nothing about it.
 const PLAIN: [&[u8]; 2] = [b"{\"event\":\"dpa.decision\"", b"{\"event\":\"dpa.outcome\""];
 
@@ -65,12 +68,29 @@ struct Event {
 
 impl Event {
     fn read(sealed: &Sealed<'_>) -> Option<Self> {
-        serde_json::from_slice(&[sealed.record, b"}"].concat()).ok()
+        let bytes = [sealed.record, b"}"].concat();
+        serde_json::from_str(str::from_utf8(&bytes).ok()?).ok()
     }
 
     fn is_opening(&self) -> bool {
         self.event == "dpa.log" && self.what == "opened"
     }
+}
+
+/// What every decision and every outcome has, once.
+#[derive(Deserialize)]
+#[expect(dead_code, reason = "read so that it has to be there")]
+struct Plain<'l> {
+    event: &'l str,
+    time: Timestamp,
+    log: Uuid,
+    decision_id: Uuid,
+    seq: u64,
+}
+
+/// Whether a line is JSON in UTF-8, with what a decision or an outcome has.
+fn is_plain_record(line: &[u8]) -> bool {
+    str::from_utf8(line).is_ok_and(|line| serde_json::from_str::<Plain<'_>>(line).is_ok())
 }
 
 /// The first record of a segment.
@@ -151,6 +171,27 @@ pub struct Plan<'p> {
     /// Where the next segment goes on, if it begins because a sync failed: records behind may be there, and are
     /// not of the log.
     pub fork: Option<Head>,
+    /// Whether it is a stream, to which a process may write other lines as well; a file of a log has none.
+    pub is_stream: bool,
+}
+
+/// Segments that the log says were removed in their time: in a row, each in the record after the one before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retained {
+    /// The number of the first.
+    pub from: u64,
+    /// The number of the last.
+    pub to: u64,
+    /// The number of the record that says so of the first.
+    pub seq: u64,
+}
+
+impl Retained {
+    /// The number of the record that says so of this segment.
+    #[must_use]
+    pub fn said_of(&self, segment: u64) -> Option<u64> {
+        (self.from..=self.to).contains(&segment).then(|| self.seq.saturating_add(segment - self.from))
+    }
 }
 
 /// Records without a break in the chain.
@@ -259,15 +300,17 @@ pub struct Run {
     /// Unbroken parts of the chain.
     pub stretches: Vec<Stretch>,
     /// Segments that were removed in their time.
-    pub retained: Vec<(u64, u64)>,
-    /// Forwarded without a record: in the first checkpoint, in the last, and how far it rose between.
+    pub retained: Vec<Retained>,
+    /// Let through before their record was there: in the first checkpoint, in the last, and how far it rose between.
     pub unrecorded: Option<(u64, u64, u64)>,
     /// Lines behind the fork.
     pub beyond: u64,
     /// Bytes of a line that is not finished.
     pub unfinished: Option<u64>,
-    /// Checkpoints kept elsewhere that were found.
-    pub met: u64,
+    /// Whether the newest checkpoint that was kept elsewhere was found.
+    pub is_newest_met: bool,
+    /// Lines of a stream that do not begin as records do.
+    pub foreign: u64,
 }
 
 /// Reads one file to its end.
@@ -282,6 +325,7 @@ pub fn read(reader: &mut impl BufRead, plan: &Plan<'_>) -> io::Result<Vec<Run>> 
         reading.number += 1;
         match ended {
             Ended::Whole => reading.line(&line),
+            Ended::TooLong if reading.is_foreign(&line) => reading.pass_over(),
             Ended::TooLong if !reading.is_beyond() => reading.found(None, Fault::TooLong),
             Ended::TooLong => reading.run.beyond += 1,
             Ended::Unfinished => reading.unfinished(&line),
@@ -303,12 +347,15 @@ struct Reading<'p> {
     log_key: Vec<u8>,
     /// The checkpoints kept elsewhere that are still to come.
     anchors: &'p [(u64, Hash)],
+    /// The segment that the record before opens, or says of it that an older one was removed for it.
+    opened: Option<u64>,
 }
 
 impl<'p> Reading<'p> {
     fn new(plan: Plan<'p>) -> Self {
         let run = Run { file: plan.file, order: plan.first, line: 1, ..Run::default() };
-        let mut reading = Self { plan, runs: Vec::new(), run, number: 0, log_key: Vec::new(), anchors: &[] };
+        let mut reading =
+            Self { plan, runs: Vec::new(), run, number: 0, log_key: Vec::new(), anchors: &[], opened: None };
         if let Some(log) = plan.log {
             reading.is_of(log);
         }
@@ -331,15 +378,30 @@ impl<'p> Reading<'p> {
         self.plan.fork.is_some() && self.run.end == self.plan.fork
     }
 
+    /// What is not of the log on a stream. Nothing is hidden by it: where a record should stand, the chain has a gap.
+    fn is_foreign(&self, line: &[u8]) -> bool {
+        self.plan.is_stream && !line.starts_with(RECORD)
+    }
+
+    fn pass_over(&mut self) {
+        self.run.foreign += 1;
+        if self.run.records == 0 && self.run.findings.count == 0 {
+            self.run.line = self.number.saturating_add(1);
+        }
+    }
+
     fn line(&mut self, line: &[u8]) {
         let Some(sealed) = Sealed::read(line) else {
-            if self.is_beyond() {
+            if self.is_foreign(line) {
+                self.pass_over();
+            } else if self.is_beyond() {
                 self.run.beyond += 1;
             } else {
                 self.found(None, Fault::NotARecord);
             }
             return;
         };
+        let behind = self.opened.take();
         let is_whole = sealed.is_whole();
         let is_plain = PLAIN.iter().any(|plain| sealed.record.starts_with(plain));
         let event = if is_whole && !is_plain { Event::read(&sealed) } else { None };
@@ -361,11 +423,10 @@ impl<'p> Reading<'p> {
             return;
         }
         self.is_of_the_log(&sealed);
-        if !is_plain {
-            match event {
-                Some(event) => self.event(&sealed, event),
-                None => self.found(Some(sealed.seq), Fault::Unreadable),
-            }
+        match event {
+            Some(event) => self.event(&sealed, event, behind),
+            None if is_plain && is_plain_record(line) => {}
+            None => self.found(Some(sealed.seq), Fault::Unreadable),
         }
         self.meet(&sealed);
     }
@@ -438,7 +499,7 @@ impl<'p> Reading<'p> {
         }
     }
 
-    fn event(&mut self, sealed: &Sealed<'_>, event: Event) {
+    fn event(&mut self, sealed: &Sealed<'_>, event: Event, behind: Option<u64>) {
         let (from, _) = self.run.times.unwrap_or((event.time, event.time));
         self.run.times = Some((from, event.time));
         let mut told = |what| self.run.told.push(Told { seq: sealed.seq, time: event.time, what });
@@ -448,7 +509,7 @@ impl<'p> Reading<'p> {
             ("dpa.log", "torn") => told(Happened::Torn { lost_bytes: event.lost_bytes.unwrap_or(0) }),
             ("dpa.log", "lost") => told(Happened::Lost),
             ("dpa.log", "regained") => told(Happened::Regained { refused: event.refused.unwrap_or(0) }),
-            ("dpa.log", "retention") => add(&mut self.run.retained, event.segment.unwrap_or(0)),
+            ("dpa.log", "retention") => self.retention(sealed, event.segment, behind),
             _ => {}
         }
     }
@@ -466,9 +527,29 @@ impl<'p> Reading<'p> {
         }
         self.key(key_id.as_deref());
         self.run.segment = Some(opening.segment);
+        self.opened = Some(opening.segment);
         self.run.writer.get_or_insert(writer);
         if self.run.records == 1 && self.run.line == self.number {
             self.run.opening = Some(opening);
+        }
+    }
+
+    /// A segment that was removed in its time. It counts only where a sidecar says so: right behind the opening of
+    /// the segment for which it went.
+    fn retention(&mut self, sealed: &Sealed<'_>, segment: Option<u64>, behind: Option<u64>) {
+        let (Some(segment), Some(opened)) = (segment, behind) else {
+            return self.found(Some(sealed.seq), Fault::RetentionAstray);
+        };
+        if segment == 0 || segment >= opened {
+            return self.found(Some(sealed.seq), Fault::RetentionAstray);
+        }
+        self.opened = behind;
+        let is_full = self.run.retained.len() >= MOST_RANGES;
+        let next = segment.checked_sub(1);
+        match self.run.retained.last_mut() {
+            Some(last) if next.and_then(|before| last.said_of(before)) == Some(sealed.seq - 1) => last.to = segment,
+            _ if is_full => {}
+            _ => self.run.retained.push(Retained { from: segment, to: segment, seq: sealed.seq }),
         }
     }
 
@@ -536,7 +617,7 @@ impl<'p> Reading<'p> {
             }
             self.anchors = rest;
             match *hash == sealed.hash {
-                true => self.run.met += 1,
+                true => self.run.is_newest_met |= rest.is_empty(),
                 false if *seq == sealed.seq => self.found(Some(sealed.seq), Fault::Rewritten),
                 false => {}
             }
@@ -545,7 +626,6 @@ impl<'p> Reading<'p> {
 
     /// The end of the file without a line break.
     fn unfinished(&mut self, line: &[u8]) {
-        const BEGINNING: &[u8] = b"{\"event\":\"dpa.";
         if self.is_beyond() {
             self.run.beyond += 1;
             return;
@@ -553,8 +633,10 @@ impl<'p> Reading<'p> {
         let without_last = line.split_last().map_or(line, |(_, rest)| rest);
         if Sealed::read(without_last).is_some_and(|sealed| sealed.is_whole()) {
             self.found(None, Fault::NoBreak);
-        } else if BEGINNING.starts_with(line) || line.starts_with(BEGINNING) {
+        } else if RECORD.starts_with(line) || line.starts_with(RECORD) {
             self.run.unfinished = u64::try_from(line.len()).ok();
+        } else if self.is_foreign(line) {
+            self.pass_over();
         } else {
             self.found(None, Fault::NotARecord);
         }
@@ -579,13 +661,4 @@ impl<'p> Reading<'p> {
 /// By how much a count of a process rose; a lower one is that of another process, from 0.
 pub(super) fn risen(last: u64, now: u64) -> u64 {
     if now >= last { now - last } else { now }
-}
-
-fn add(ranges: &mut Vec<(u64, u64)>, number: u64) {
-    let is_full = ranges.len() >= MOST_RANGES;
-    match ranges.last_mut() {
-        Some((_, last)) if number == last.saturating_add(1) => *last = number,
-        _ if is_full => {}
-        _ => ranges.push((number, number)),
-    }
 }
