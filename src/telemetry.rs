@@ -111,7 +111,7 @@ impl Metrics {
         registry.register("dpa_decisions", "Decisions by what was done about them", self.decisions.clone());
         registry.register(
             "dpa_decisions_unrecorded",
-            "Requests that were forwarded without a record",
+            "Requests that were forwarded without a record in time",
             self.unrecorded.clone(),
         );
         registry.register("dpa_requests_unread", "Requests refused before a decision", self.unread.clone());
