@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
+use std::time::Instant;
 
 use rustix::process::Resource;
 use rustix::process::Rlimit;
@@ -80,7 +81,7 @@ pub struct Sidecar {
     draining: watch::Sender<bool>,
     /// Has files read again at once.
     again: Arc<Notify>,
-    workers: Vec<JoinHandle<()>>,
+    workers: Vec<JoinHandle<Instant>>,
     closing: Closing,
 }
 
@@ -241,10 +242,11 @@ fn connections(wanted: usize, workers: usize, listeners: usize) -> usize {
     wanted.min(possible)
 }
 
-/// One worker thread: its doors, its upstream connections, its end of the log.
-fn work(runtime: &tokio::runtime::Runtime, share: Share, recorder: &Recorder, is_first: bool) {
+/// One worker thread: its doors, its upstream connections, its end of the log. Gives back until when the log is waited
+/// for.
+fn work(runtime: &tokio::runtime::Runtime, share: Share, recorder: &Recorder, is_first: bool) -> Instant {
     let local = LocalSet::new();
-    local.block_on(runtime, async {
+    let deadline = local.block_on(runtime, async {
         let handing_over = tokio::task::spawn_local(recorder.clone().hand_over());
         if is_first {
             tokio::task::spawn_local(sum_up_unread(Arc::clone(&share.unread), recorder.clone(), share.clock));
@@ -287,14 +289,16 @@ fn work(runtime: &tokio::runtime::Runtime, share: Share, recorder: &Recorder, is
             () = deadline => tracing::warn!("connections were cut: they outlasted `drain_timeout`"),
         }
         doors.shutdown().await;
-        if is_first {
-            note_unread(&share.unread, recorder, share.clock);
-        }
-        recorder.finish(handing_over).await;
+        // Whoever ends last has the last ones.
+        note_unread(&share.unread, recorder, share.clock);
+        let deadline = recorder.deadline();
+        recorder.finish(handing_over, deadline).await;
+        deadline
     });
     // What was cut writes its outcome when it is dropped, so the last flush comes after that.
     drop(local);
-    runtime.block_on(recorder.flush_all());
+    runtime.block_on(recorder.flush_all(deadline));
+    deadline
 }
 
 async fn sum_up_unread(unread: Arc<accept::UnreadCounters>, recorder: Recorder, clock: Clock) {
@@ -380,11 +384,13 @@ impl Sidecar {
         let Self { addresses: _, health, draining, again: _, workers, closing } = self;
         drop(health);
         let _no_workers = draining.send(true);
+        let mut deadline = None;
         for worker in workers {
-            if worker.join().is_err() {
-                tracing::error!("a worker thread panicked");
+            match worker.join() {
+                Ok(until) => deadline = deadline.max(Some(until)),
+                Err(_) => tracing::error!("a worker thread panicked"),
             }
         }
-        closing.wait();
+        closing.wait(deadline.unwrap_or_else(Instant::now));
     }
 }

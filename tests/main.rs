@@ -27,6 +27,7 @@ mod fuzz_corpus;
 mod hostile_files;
 mod house;
 mod life;
+mod log_failures;
 mod overload;
 mod panicked;
 mod pool;

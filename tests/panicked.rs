@@ -99,7 +99,7 @@ fn a_panic_takes_nothing_else_with_it() {
                 let http = hyper::server::conn::http1::Builder::new();
                 http.serve_connection(TokioIo::new(stream), service).await.unwrap();
             }
-            recorder.finish(handing_over).await;
+            recorder.finish(handing_over, recorder.deadline()).await;
         });
     });
     let mut ids = Vec::new();
@@ -122,7 +122,7 @@ fn a_panic_takes_nothing_else_with_it() {
         }
     }
     worker.join().unwrap();
-    closing.wait();
+    closing.wait(std::time::Instant::now() + crate::support::CEILING);
     let records = records_in(&std::fs::read_to_string(folder.file("decisions.ndjson")).unwrap());
     for id in ids {
         let of_it: Vec<_> = records.iter().filter(|record| record["decision_id"] == id.as_str()).collect();

@@ -277,8 +277,8 @@ fn a_disk_that_is_full() {
     let lines = records_in(&std::fs::read_to_string(disk.0.join("decisions.ndjson")).unwrap());
     assert!(!lines.is_empty());
     std::fs::remove_file(ballast).unwrap();
-    let answer = sidecar.ask(permitted());
-    assert_eq!(answer.status, 200, "after space was made: {}", answer.text());
+    let has_room = || Some(sidecar.ask(permitted())).filter(|answer| answer.status == 200);
+    let answer = wait_for("a record after space was made", has_room);
     sidecar.is_sound();
     let stopped = sidecar.stop();
     let text = std::fs::read_to_string(disk.0.join("decisions.ndjson")).unwrap();
@@ -288,6 +288,47 @@ fn a_disk_that_is_full() {
     assert!(stopped.stderr.contains("the decision log cannot be written"), "{}", stopped.stderr);
     assert!(stopped.stderr.contains("the decision log can be written again"), "{}", stopped.stderr);
     // Before the folder that it is in.
+    drop(disk);
+}
+
+/// The word that the log can be written again was short enough for the last page, and the next record was not.
+#[test]
+fn a_full_disk_was_taken_for_one_that_is_not_again_and_again() {
+    let folder = Folder::new();
+    let Some(disk) = Disk::new(&folder) else {
+        eprintln!("skipped: this user may not mount a file system");
+        return;
+    };
+    let upstream = Upstream::ok();
+    let log = "{file: {path: disk/decisions.ndjson}, on_failure: allow}".to_owned();
+    let sidecar = Setup { decision_log: log, ..Setup::to(&upstream.address) }.start_in(folder);
+    let ballast = disk.fill();
+    wait_for("the disk to be full", || {
+        sidecar.still_serves();
+        sidecar.stderr.text().contains("the decision log cannot be written").then_some(())
+    });
+    let mut forwarded = Vec::new();
+    // In two seconds there are several tries of its own.
+    for _ in 0..20 {
+        let answer = sidecar.ask(permitted());
+        assert_eq!(answer.status, 200);
+        forwarded.push(answer.decision_id());
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    assert!(!sidecar.stderr.text().contains("can be written again"), "{}", sidecar.stderr.text());
+    std::fs::remove_file(ballast).unwrap();
+    wait_for("room", || sidecar.stderr.text().contains("can be written again").then_some(()));
+    let stopped = sidecar.stop();
+    let records = records_in(&std::fs::read_to_string(disk.0.join("decisions.ndjson")).unwrap());
+    let outcomes: Vec<&str> = records
+        .iter()
+        .filter(|record| record["event"] == "dpa.outcome")
+        .filter_map(|record| record["decision_id"].as_str())
+        .collect();
+    let at = |id: &String| outcomes.iter().position(|outcome| outcome == id);
+    let places: Vec<_> = forwarded.iter().filter_map(at).collect();
+    assert!(places.is_sorted() && !places.is_empty(), "how they ended is told in order: {places:?}");
+    assert_eq!(stopped.stderr.matches("cannot be written").count(), 1, "{}", stopped.stderr);
     drop(disk);
 }
 
@@ -399,6 +440,19 @@ fn two_processes_never_write_one_log() {
         path.display()
     );
     assert!(stderr.contains(&message), "{stderr}");
+    sidecar.still_serves();
+    // The first one's file by another name, or without its lock file, is still the first one's.
+    let other = Folder::new();
+    std::os::unix::fs::symlink(&path, other.file("symlink.ndjson")).unwrap();
+    std::fs::hard_link(&path, other.file("link.ndjson")).unwrap();
+    std::fs::remove_file(folder.file(".shared.ndjson.lock")).unwrap();
+    for file in [other.file("symlink.ndjson"), other.file("link.ndjson"), path] {
+        let log = Value::from(file.to_str().unwrap());
+        let second = Setup { decision_log: format!("{{file: {{path: {log}}}}}"), ..Setup::to(&upstream.address) };
+        let (code, stderr) = second.refused_in(&Folder::new());
+        assert_eq!(code, Some(2), "{log}: {stderr}");
+        assert!(stderr.contains("is being written by another process (which has it under another name"), "{stderr}");
+    }
     sidecar.still_serves();
     drop(sidecar);
     setup.start().still_serves();

@@ -162,15 +162,26 @@ fn a_file_that_was_no_segment_was_removed_as_one() {
 #[test]
 fn a_full_segment_whose_name_was_taken_stopped_the_log() {
     let upstream = Upstream::ok();
-    let log = "{file: {path: decisions.ndjson, rotate_bytes: 16KiB}}".to_owned();
-    let sidecar = Setup { decision_log: log, ..Setup::to(&upstream.address) }.start();
-    std::fs::write(sidecar.log().with_file_name("decisions-000001.ndjson"), "not a segment\n").unwrap();
-    ask(&sidecar, 60);
+    let log = "{file: {path: decisions.ndjson, rotate_bytes: 16KiB, keep: 4}}".to_owned();
+    let setup = Setup { decision_log: log, ..Setup::to(&upstream.address) };
+    let sidecar = setup.start();
+    let foreign = sidecar.log().with_file_name("decisions-000002.ndjson");
+    std::fs::write(&foreign, "not a segment\n").unwrap();
+    ask(&sidecar, 40);
     let stopped = sidecar.stop();
-    let (records, _) = follow(&stopped.folder.file("decisions.ndjson"), Head::NONE);
-    assert_eq!(records.iter().filter(|record| record["event"] == "dpa.decision").count(), 60);
-    let checkpoints = records.iter().filter(|record| record["event"] == "dpa.checkpoint").count();
-    assert!(checkpoints < 20, "one for each try to close it: {checkpoints}");
+    let beside = stopped.folder.file("decisions-000002.2.ndjson");
+    assert!(stopped.stderr.contains("another file has the name of a segment"), "{}", stopped.stderr);
+    // Also one that is the newest is found again.
+    for closed in 3..9 {
+        let _not_there = std::fs::remove_file(stopped.folder.file(&format!("decisions-{closed:06}.ndjson")));
+    }
+    std::fs::remove_file(stopped.folder.file("decisions.ndjson")).unwrap();
+    let sidecar = setup.start_in(stopped.folder);
+    ask(&sidecar, 1);
+    let stopped = sidecar.stop();
+    let closed = [stopped.folder.file("decisions-000001.ndjson"), beside, stopped.folder.file("decisions.ndjson")];
+    assert_eq!(whys(&follow_all(&closed)), ["new", "rotated", "continued"]);
+    assert_eq!(std::fs::read_to_string(foreign).ok().as_deref(), Some("not a segment\n"));
 }
 
 #[test]
@@ -271,31 +282,93 @@ fn an_end_that_is_not_a_record() {
     let mut stopped = sidecar.stop();
     let whole = std::fs::read_to_string(stopped.folder.file("decisions.ndjson")).unwrap();
     let record = whole.lines().last().unwrap().replace("\"seq\":", "\"seq\":1");
-    // A power cut may leave blocks of zeros, and lines that were once meant to be records.
+    // A power cut may leave blocks of zeros. A line that is whole and no record is evidence of something.
     let table = [
+        ("half a line", "{\"event\":\"dpa.decision\",\"time\":\"2026-".to_owned()),
         ("zeros", "\0".repeat(100_000)),
         ("zeros and a line", "\0".repeat(4096) + "\n"),
+        ("an empty line", "\n".to_owned()),
         ("a record that is none", record + "\n"),
         ("a long line", "x".repeat(300_000) + "\n{\"event\":"),
     ];
     for (name, end) in table {
-        let before = std::fs::read_to_string(stopped.folder.file("decisions.ndjson")).unwrap();
-        stopped.folder.write("decisions.ndjson", &(before.clone() + &end));
+        let path = stopped.folder.file("decisions.ndjson");
+        let before = std::fs::read_to_string(&path).unwrap() + &end;
+        let files = segments(&stopped.folder).len();
+        stopped.folder.write("decisions.ndjson", &before);
         let sidecar = setup.start_in(stopped.folder);
-        let torn = sidecar.record(name, |record| record["lost_bytes"].as_u64() == u64::try_from(end.len()).ok());
-        assert_eq!(torn["what"], "torn", "{name}");
         ask(&sidecar, 1);
         stopped = sidecar.stop();
-        let after = std::fs::read_to_string(stopped.folder.file("decisions.ndjson")).unwrap();
-        assert!(after.starts_with(&before), "{name}: what was whole is as it was");
-        follow_all(&segments(&stopped.folder));
-        // What may be more than half a write is kept.
-        let is_kept = |entry: std::io::Result<std::fs::DirEntry>| {
-            entry.is_ok_and(|entry| std::fs::read(entry.path()).is_ok_and(|bytes| bytes == end.as_bytes()))
-        };
-        let kept = std::fs::read_dir(stopped.folder.file("")).unwrap().any(is_kept);
-        assert_eq!(kept, end.contains('\n'), "{name}");
+        let after = std::fs::read_to_string(&path).unwrap();
+        if end.contains('\n') {
+            let closed = segments(&stopped.folder);
+            assert_eq!(closed.len(), files + 1, "{name}");
+            assert_eq!(std::fs::read_to_string(&closed[files - 1]).unwrap(), before, "{name}: it was changed");
+            let opening: Value = serde_json::from_str(after.lines().next().unwrap()).unwrap();
+            assert_eq!((&opening["what"], &opening["why"]), (&"opened".into(), &"damaged".into()), "{name}");
+            assert!(stopped.stderr.contains("ends with lines that are no records"), "{name}: {}", stopped.stderr);
+            // What comes after goes on from the last record that is one.
+            let mut last = before.lines().rev().filter_map(|line| Sealed::read(line.as_bytes()));
+            follow(&path, last.find(Sealed::is_whole).unwrap().head());
+        } else {
+            let kept = before.strip_suffix(&end).unwrap();
+            assert!(after.starts_with(kept), "{name}: what was whole is as it was");
+            let (records, _) = follow(&path, Head::NONE);
+            let torn = records.iter().rfind(|record| record["what"] == "torn").unwrap();
+            assert_eq!(torn["lost_bytes"].as_u64(), u64::try_from(end.len()).ok(), "{name}");
+        }
     }
+}
+
+/// The program's word on a log: whether it is as it was written, and what is first wrong with it.
+fn verified(folder: &Folder) -> (bool, Value) {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_dpa-sidecar"));
+    let output = command.args(["audit", "verify", "-o", "json"]).arg(folder.file("")).output().unwrap();
+    let said: Value = serde_json::from_slice(&output.stdout).unwrap();
+    (output.status.success(), said["first"]["code"].clone())
+}
+
+/// The start took changed records at the end for what a crash tore, cut them, and the log was found as written.
+#[test]
+fn a_restart_removed_changed_records() {
+    let upstream = Upstream::ok();
+    let setup = Setup::to(&upstream.address);
+    let sidecar = setup.start();
+    ask(&sidecar, 3);
+    let stopped = sidecar.stop();
+    let text = std::fs::read_to_string(stopped.folder.file("decisions.ndjson")).unwrap();
+    let (whole, changed) = text.split_at(text.rfind("{\"event\":\"dpa.decision\"").unwrap());
+    let changed = changed.replace("\"subscriber-api\"", "\"subscriber-apl\"");
+    stopped.folder.write("decisions.ndjson", &(whole.to_owned() + &changed));
+    assert_eq!(verified(&stopped.folder), (false, "changed".into()));
+    let sidecar = setup.start_in(stopped.folder);
+    ask(&sidecar, 1);
+    let stopped = sidecar.stop();
+    assert_eq!(verified(&stopped.folder), (false, "changed".into()), "a restart made it whole");
+}
+
+/// Bytes that somebody else added were not counted, so a failed write was cut back into the records before.
+#[test]
+fn a_line_of_somebody_else_in_the_file_that_is_written() {
+    let upstream = Upstream::ok();
+    let script = "trap '' XFSZ; ulimit -Sf 24; exec \"$@\"";
+    let wrapper = ["sh", "-c", script, "sh"].map(str::to_owned).to_vec();
+    let sidecar = Setup { wrapper, ..Setup::to(&upstream.address) }.start();
+    ask(&sidecar, 1);
+    let path = sidecar.log();
+    let mut file = std::fs::OpenOptions::new().append(true).open(&path).unwrap();
+    std::io::Write::write_all(&mut file, b"a note\n").unwrap();
+    let mut answered = Vec::new();
+    crate::support::wait_for("the limit", || {
+        let answer = sidecar.ask(permitted());
+        if answer.status == 200 {
+            answered.push(answer.decision_id());
+        }
+        (answer.status == 503).then_some(())
+    });
+    let text = std::fs::read_to_string(&path).unwrap();
+    assert!(text.ends_with("}\n") && text.contains("\na note\n"), "{text}");
+    assert!(answered.iter().all(|id| text.contains(id)), "a request that was answered lost its record");
 }
 
 #[test]

@@ -749,7 +749,7 @@ pub struct LogDetail {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub segment: Option<u64>,
     /// Why a segment begins; only of `opened`.
-    #[schemars(extend("enum" = ["new", "continued", "rotated", "another_key", "sync_failed", "removed"]))]
+    #[schemars(extend("enum" = ["new", "continued", "rotated", "another_key", "sync_failed", "removed", "damaged"]))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub why: Option<&'static str>,
     /// The key that the checkpoints of a segment are signed with; only of `opened`.

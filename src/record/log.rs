@@ -7,13 +7,16 @@ use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 use std::time::Duration;
+use std::time::Instant;
 
 use jiff::Timestamp;
 use prometheus_client::metrics::counter::Counter;
 
 use super::checkpoint::Signer;
+use super::copies::Copies;
 use super::entry::Writer;
 use super::recorder::Batch;
 use super::recorder::Desk;
@@ -128,8 +131,12 @@ pub enum OpenError {
 /// What the process knows about its log; shared.
 #[derive(Debug, Default)]
 pub struct Counters {
-    /// Requests that passed without a record.
+    /// Requests that passed without a record in time.
     pub unrecorded: Counter,
+    /// Requests that passed and whose record was never written.
+    pub unwritten: AtomicU64,
+    /// Outcomes that found no room since the log failed.
+    pub lost_outcomes: AtomicU64,
     /// Requests that were refused because they could not be recorded.
     pub refused: AtomicU64,
     /// Whether the last write failed.
@@ -142,6 +149,13 @@ impl Counters {
     #[must_use]
     pub fn new(unrecorded: Counter, policy: Box<str>) -> Self {
         Self { unrecorded, policy: Mutex::new(policy), ..Self::default() }
+    }
+
+    /// Outcomes are lost: told once, and how many once the log can be written again.
+    pub(super) fn lose_outcomes(&self, count: u64) {
+        if self.lost_outcomes.fetch_add(count, Ordering::Relaxed) == 0 && count > 0 {
+            tracing::error!("the decision log does not take records: outcomes are lost");
+        }
     }
 
     /// The digest of the policy in force, for checkpoints.
@@ -179,17 +193,25 @@ impl fmt::Debug for Log {
 /// Waits for the writer thread to have written everything.
 #[derive(Debug)]
 pub struct Closing {
+    /// Called when the last record is written, and hung up when its copies are, too.
     finished: mpsc::Receiver<()>,
-    timeout: Duration,
 }
 
 impl Closing {
-    /// Returns when the last record is with the kernel, or when the log did not take it within its timeout.
+    /// Returns when the last record is with the kernel, and its copies are where they go, or when it is that late.
     /// Every [`Log`] and [`Recorder`] has to be gone.
-    pub fn wait(self) {
-        // The writer only ever hangs up.
-        if self.finished.recv_timeout(self.timeout) == Err(mpsc::RecvTimeoutError::Timeout) {
-            tracing::error!("the decision log does not answer: its last records may be missing");
+    pub fn wait(self, deadline: Instant) {
+        let next = || self.finished.recv_timeout(deadline.saturating_duration_since(Instant::now()));
+        match next() {
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                tracing::error!("the decision log does not answer: its last records may be missing");
+            }
+            Err(mpsc::RecvTimeoutError::Disconnected) => {}
+            Ok(()) => {
+                if next() == Err(mpsc::RecvTimeoutError::Timeout) {
+                    tracing::warn!("a copy of the decision log, or of its checkpoints, is not taken to its end");
+                }
+            }
         }
     }
 }
@@ -229,13 +251,16 @@ impl Log {
         std::thread::Builder::new()
             .name("dpa-log".to_owned())
             .spawn(move || {
-                scribe.run(&calls, &all);
+                let copies = scribe.run(&calls, &all);
+                // Nobody may wait for it.
+                let _heard = alive.send(());
+                copies.into_iter().for_each(Copies::finish);
                 drop(alive);
             })
             .map_err(OpenError::Thread)?;
         let is_synced = settings.durability == Durability::Synced;
         let log = Self { writer, counters, desks, to_writer, is_synced, timeout: settings.timeout };
-        Ok((log, Closing { finished, timeout: settings.timeout }))
+        Ok((log, Closing { finished }))
     }
 
     /// The end of the log that one worker writes to. Its [`Recorder::hand_over`] has to run on that worker.

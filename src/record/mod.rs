@@ -2,6 +2,7 @@
 
 pub mod chain;
 pub mod checkpoint;
+mod copies;
 pub mod entry;
 pub mod log;
 pub mod recorder;

@@ -1,5 +1,6 @@
 //! A worker's end of the log: gathers the records of one turn of its loop and waits for the writer.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
@@ -19,7 +20,6 @@ use super::entry::Ended;
 use super::entry::Ending;
 use super::entry::Writer;
 use super::log::Log;
-use super::log::RETRY;
 
 /// Most bytes of records that one worker keeps for a writer that does not answer. At a kilobyte a record
 /// that is 8,000 requests, more than wait within `decision_log.timeout`.
@@ -127,6 +127,19 @@ impl Batch {
     pub(super) fn len(&self) -> usize {
         self.ends.len()
     }
+
+    /// Adds those records of another from a place on that are written later if they cannot be written now; how many
+    /// of them find no room in so many bytes.
+    pub(super) fn keep(&mut self, others: &Self, from: usize, most_bytes: usize) -> u64 {
+        let mut lost = 0;
+        for (record, _) in others.all().skip(from).filter(|(_, stays)| *stays) {
+            match self.bytes.len() + record.len() <= most_bytes {
+                true => self.add(record, true),
+                false => lost += 1,
+            }
+        }
+        lost
+    }
 }
 
 /// One worker's end of the log.
@@ -156,16 +169,18 @@ struct Papers {
     is_offered: bool,
     /// How often the writer took records and has not answered yet.
     taken: usize,
+    /// Bytes of what it took.
+    taken_bytes: usize,
     answers: Vec<Answer>,
-    /// Permitted requests that were refused because their record did not come in time: if it lands late, it
-    /// is followed by `not_forwarded`.
-    given_up: Vec<Uuid>,
+    /// Requests that did not wait any longer for their record, and whether they were forwarded without it. One that
+    /// was not is told if its record lands late, one that was is counted if it never does.
+    given_up: HashMap<Uuid, bool>,
     is_finished: bool,
 }
 
 #[derive(Debug)]
 struct Waiting {
-    /// Place of the decision's last record in the batch.
+    /// Place of the decision's last record in the batch. A permit has one only.
     place: usize,
     decision_id: Uuid,
     time: Timestamp,
@@ -182,11 +197,18 @@ pub(super) struct Taken {
 /// What became of them.
 #[derive(Debug)]
 struct Answer {
-    taken: Taken,
-    /// The number of the first.
+    waiting: Vec<Waiting>,
+    /// The number of the first record.
     first: u64,
     /// How many were written, from the first.
     written: usize,
+}
+
+impl Papers {
+    /// Whether a writer that does not answer leaves no room for more.
+    fn is_full(&self) -> bool {
+        self.pending.bytes.len() + self.taken_bytes > MAX_PENDING_BYTES
+    }
 }
 
 impl Desk {
@@ -206,13 +228,18 @@ impl Desk {
             return None;
         }
         papers.taken += 1;
+        papers.taken_bytes += papers.pending.bytes.len();
         (papers.is_urgent, papers.due, papers.is_offered) = (false, None, false);
         Some(Taken { batch: std::mem::take(&mut papers.pending), waiting: std::mem::take(&mut papers.waiting) })
     }
 
     /// Says how many of them were written, and the number of the first.
     pub(super) fn answer(&self, taken: Taken, first: u64, written: usize) {
-        self.papers().answers.push(Answer { taken, first, written });
+        let Taken { batch, waiting } = taken;
+        let mut papers = self.papers();
+        papers.taken_bytes -= batch.bytes.len();
+        papers.answers.push(Answer { waiting, first, written });
+        drop(papers);
         self.has_news.notify_one();
     }
 }
@@ -266,16 +293,20 @@ impl Recorder {
             Ok(place) => return Ok(Receipt(Accounted::Written(place))),
             Err(error) => error,
         };
-        self.log.counters().is_failing.store(true, Ordering::Relaxed);
-        if pass.may_be_lost {
-            let count = self.log.counters().unrecorded.inc() + 1;
-            return Ok(Receipt(Accounted::Lost(count)));
+        let counters = self.log.counters();
+        counters.is_failing.store(true, Ordering::Relaxed);
+        let may_land = error == RecordError::TimedOut;
+        if may_land && (pass.is_permitted || pass.may_be_lost) {
+            self.desk.papers().given_up.insert(pass.decision_id, pass.may_be_lost);
         }
-        self.log.counters().refused.fetch_add(1, Ordering::Relaxed);
-        if pass.is_permitted && error == RecordError::TimedOut {
-            self.desk.papers().given_up.push(pass.decision_id);
+        if !pass.may_be_lost {
+            counters.refused.fetch_add(1, Ordering::Relaxed);
+            return Err(error);
         }
-        Err(error)
+        if !may_land {
+            counters.unwritten.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(Receipt(Accounted::Lost(counters.unrecorded.inc() + 1)))
     }
 
     fn enqueue(
@@ -284,7 +315,7 @@ impl Recorder {
         encode: impl FnOnce(&mut Batch),
     ) -> Option<oneshot::Receiver<Result<u64, RecordError>>> {
         let mut papers = self.desk.papers();
-        if papers.pending.bytes.len() > MAX_PENDING_BYTES {
+        if papers.is_full() {
             return None;
         }
         let before = papers.pending.ends.len();
@@ -304,8 +335,9 @@ impl Recorder {
     /// waits for, after 100 ms at the latest.
     pub fn note(&self, encode: impl FnOnce(&mut Batch)) {
         let mut papers = self.desk.papers();
-        if papers.pending.bytes.len() > MAX_PENDING_BYTES {
-            tracing::error!("the decision log does not answer: a record of an outcome is lost");
+        if papers.is_full() {
+            drop(papers);
+            self.log.counters().lose_outcomes(1);
             return;
         }
         let before = papers.pending.len();
@@ -379,19 +411,24 @@ impl Recorder {
         }
     }
 
-    /// Ends [`Recorder::hand_over`], whose task is `handing_over`, once what is pending is written; not later
-    /// than `decision_log.timeout`.
-    pub async fn finish(&self, handing_over: tokio::task::JoinHandle<()>) {
+    /// When a log that does not answer is no longer waited for, if its end begins now: after `decision_log.timeout`.
+    #[must_use]
+    pub fn deadline(&self) -> Instant {
+        Instant::now() + self.log.timeout()
+    }
+
+    /// Ends [`Recorder::hand_over`], whose task is `handing_over`, once what is pending is written.
+    pub async fn finish(&self, handing_over: tokio::task::JoinHandle<()>, deadline: Instant) {
         self.hurry();
-        if tokio::time::timeout(self.log.timeout(), handing_over).await.is_err() {
+        if tokio::time::timeout_at(deadline.into(), handing_over).await.is_err() {
             tracing::error!("the decision log does not answer: a worker's last records may be missing");
         }
     }
 
-    /// Has everything written that is pending; not later than `decision_log.timeout`.
-    pub async fn flush_all(&self) {
+    /// Has everything written that is pending.
+    pub async fn flush_all(&self, deadline: Instant) {
         self.hurry();
-        if tokio::time::timeout(self.log.timeout(), self.clone().hand_over()).await.is_err() {
+        if tokio::time::timeout_at(deadline.into(), self.clone().hand_over()).await.is_err() {
             tracing::error!("the decision log does not answer: a worker's last records may be missing");
         }
     }
@@ -406,19 +443,23 @@ impl Recorder {
     /// Tells those who wait what became of their records.
     fn pass_on_answers(&self) {
         let answers = std::mem::take(&mut self.desk.papers().answers);
-        for Answer { taken: Taken { batch, waiting }, first, written } in answers {
+        for Answer { waiting, first, written } in answers {
             self.desk.papers().taken -= 1;
-            if written < batch.len() {
-                self.put_back(&batch, written);
-            }
             for Waiting { place, decision_id, time, answer: to_request } in waiting {
-                let result = match place < written {
+                let is_written = place < written;
+                let result = match is_written {
                     true => Ok(first + u64::try_from(place).unwrap_or(u64::MAX)),
                     false => Err(RecordError::Failed),
                 };
-                // Nobody waits any more: the request went away, which its guard records, or was given up.
-                let was_given_up = to_request.send(result).is_err() && self.was_given_up(decision_id);
-                if was_given_up && result.is_ok() {
+                // One that does not wait any more went away, which its guard records, or gave up.
+                if to_request.send(result).is_ok() {
+                    continue;
+                }
+                let was_forwarded = self.desk.papers().given_up.remove(&decision_id);
+                if was_forwarded == Some(true) && !is_written {
+                    self.log.counters().unwritten.fetch_add(1, Ordering::Relaxed);
+                }
+                if was_forwarded == Some(false) && is_written {
                     let ended = Ended {
                         time,
                         decision_id,
@@ -433,25 +474,25 @@ impl Recorder {
             }
         }
     }
+}
 
-    /// Puts the records that stay back before those that came since, to be tried again in a while.
-    fn put_back(&self, batch: &Batch, from: usize) {
-        let mut old = Batch::default();
-        batch.all().skip(from).filter(|(_, stays)| *stays).for_each(|(record, _)| old.add(record, true));
-        let shift = old.len();
-        if shift == 0 {
-            return;
-        }
-        let mut papers = self.desk.papers();
-        papers.pending.all().for_each(|(record, stays)| old.add(record, stays));
-        papers.waiting.iter_mut().for_each(|waiting| waiting.place += shift);
-        papers.pending = old;
-        papers.due = Some(Instant::now() + RETRY);
-    }
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-    fn was_given_up(&self, decision_id: Uuid) -> bool {
-        let given_up = &mut self.desk.papers().given_up;
-        let place = given_up.iter().position(|id| *id == decision_id);
-        place.map(|place| given_up.swap_remove(place)).is_some()
+    /// What two writes left behind was put back in reverse order, and without a limit.
+    #[test]
+    fn what_is_kept_stays_in_order_and_has_an_end() {
+        let batch = |records: &[(&str, bool)]| {
+            let mut batch = Batch::default();
+            records.iter().for_each(|(record, stays)| batch.add(record.as_bytes(), *stays));
+            batch
+        };
+        let mut kept = Batch::default();
+        let first = batch(&[("written", true), ("one", true), ("a decision", false), ("two", true)]);
+        assert_eq!(kept.keep(&first, 1, 11), 0);
+        assert_eq!(kept.keep(&batch(&[("three", true), ("four", true), ("five", true)]), 0, 11), 2);
+        let records: Vec<&[u8]> = kept.records().collect();
+        assert_eq!(records, [b"one".as_slice(), b"two", b"three"]);
     }
 }

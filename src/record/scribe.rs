@@ -1,7 +1,6 @@
 //! The writer thread: puts records into the chain and the chain into its files.
 
 use std::fs::File;
-use std::fs::OpenOptions;
 use std::io;
 use std::io::Write as _;
 use std::os::fd::AsFd as _;
@@ -18,6 +17,7 @@ use uuid::Uuid;
 use super::chain::Head;
 use super::chain::Sealed;
 use super::checkpoint::Signer;
+use super::copies::Copies;
 use super::entry;
 use super::entry::LogDetail;
 use super::entry::Writer;
@@ -43,6 +43,12 @@ const IDLE_CHECKPOINT: Duration = Duration::from_secs(300);
 /// How long a segment that is full and cannot be closed is written to before that is tried again.
 const ROTATION_RETRY: Duration = Duration::from_secs(10);
 
+/// Bytes that have to be free beside the reserve before a disk that was full is written to again.
+const ROOM: usize = 8 * 1024;
+
+/// Bytes of outcomes that are kept while they cannot be written, to be written later. At 350 bytes each they are 24,000.
+const MAX_KEPT_BYTES: usize = 8 * 1024 * 1024;
+
 /// How the line of a checkpoint begins.
 const CHECKPOINT: &[u8] = b"{\"event\":\"dpa.checkpoint\"";
 
@@ -64,8 +70,8 @@ pub(super) struct Scribe {
     now: Now,
     counters: Arc<Counters>,
     sink: Sink,
-    copy: Option<mpsc::SyncSender<Vec<u8>>>,
-    checkpoint_copy: Option<Copy>,
+    copy: Option<Copies>,
+    checkpoint_copy: Option<Copies>,
     signer: Option<Arc<Signer>>,
     checkpoint_every: Duration,
     last_checkpoint: Instant,
@@ -74,6 +80,10 @@ pub(super) struct Scribe {
     head: Head,
     lines: Vec<u8>,
     is_failing: bool,
+    /// When it last tried by itself to write again.
+    last_try: Instant,
+    /// What could not be written and says what happened: it is written once the log can be.
+    kept: Batch,
 }
 
 enum Sink {
@@ -98,6 +108,8 @@ struct Files {
     has_stump: bool,
     torn: Option<u64>,
     has_reserve: bool,
+    /// Whether the reserve was given back, and there is no room for a new one.
+    is_out_of_room: bool,
     _lock: File,
 }
 
@@ -111,21 +123,6 @@ struct Stdout {
 fn stdout() -> Result<File, OpenError> {
     let descriptor = io::stdout().as_fd().try_clone_to_owned();
     Ok(descriptor.map_err(|source| OpenError::Open { path: PathBuf::from("stdout"), source })?.into())
-}
-
-/// A thread that writes a copy to standard output, so that a reader who stops reading stops nothing else.
-fn copy_to_stdout() -> Result<mpsc::SyncSender<Vec<u8>>, OpenError> {
-    let mut file = stdout()?;
-    let (to_copy, lines) = mpsc::sync_channel::<Vec<u8>>(1024);
-    let copy = move || {
-        for lines in lines {
-            if let Err(error) = file.write_all(&lines) {
-                tracing::warn!(%error, "the copy of the decision log on standard output is not whole");
-            }
-        }
-    };
-    std::thread::Builder::new().name("dpa-log-copy".to_owned()).spawn(copy).map_err(OpenError::Thread)?;
-    Ok(to_copy)
 }
 
 impl Scribe {
@@ -147,6 +144,9 @@ impl Scribe {
                 if let Some((log, last)) = found.log {
                     (writer.log, head, why) = (log, last, "continued");
                 }
+                if found.is_damaged {
+                    why = "damaged";
+                }
                 let mut files = Files {
                     names,
                     settings: file.clone(),
@@ -159,25 +159,33 @@ impl Scribe {
                     has_stump: false,
                     torn: found.torn,
                     has_reserve: false,
+                    is_out_of_room: false,
                     _lock: found.lock,
                 };
                 let key_id = settings.signer.as_ref().map(|signer| signer.id());
-                if files.segment.is_some() && found.key_id.as_deref() != key_id {
+                if found.is_damaged {
+                    let path = file.path.display();
+                    tracing::error!(%path, "the decision log ends with lines that are no records: it is kept as it is, and a new segment begins");
+                    files.close().map_err(|source| OpenError::Open { path: file.path.clone(), source })?;
+                } else if files.segment.is_some() && found.key_id.as_deref() != key_id {
                     files.why = "another_key";
                     files.close().map_err(|source| OpenError::Open { path: file.path.clone(), source })?;
                 }
                 Sink::Files(Box::new(files))
             }
         };
-        let copy = (settings.stdout && settings.file.is_some()).then(copy_to_stdout).transpose()?;
+        let is_copied = settings.stdout && settings.file.is_some();
+        let copy = is_copied.then(|| Copies::to(Copy::Stdout, "the decision log", stdout)).transpose()?;
+        // On standard output they are already if the whole log is.
+        let checkpoint_copy = settings.checkpoint_copy.clone().filter(|to| !(settings.stdout && *to == Copy::Stdout));
+        let checkpoint_copy = checkpoint_copy.map(|to| Copies::to(to, "a checkpoint", stdout)).transpose()?;
         Ok(Self {
             writer,
             now,
             counters,
             sink,
             copy,
-            // On standard output they are already if the whole log is.
-            checkpoint_copy: settings.checkpoint_copy.clone().filter(|to| !(settings.stdout && *to == Copy::Stdout)),
+            checkpoint_copy,
             signer: settings.signer.clone(),
             checkpoint_every: settings.checkpoint_every,
             last_checkpoint: Instant::now(),
@@ -185,6 +193,8 @@ impl Scribe {
             head,
             lines: Vec::new(),
             is_failing: false,
+            last_try: Instant::now(),
+            kept: Batch::default(),
         })
     }
 
@@ -210,7 +220,11 @@ impl Scribe {
         }
         self.put(first).map_err(|error| error.source)?;
         if let Sink::Files(files) = &mut self.sink {
-            match segment::take_reserve(&files.names) {
+            if files.is_synced {
+                // The process before may have given a file its name and not brought that to the disk.
+                segment::sync_folder(&files.names)?;
+            }
+            match segment::take_reserve(&files.names, 0) {
                 Ok(()) => files.has_reserve = true,
                 Err(error) => tracing::warn!(%error, "no room could be reserved for the last words of the log"),
             }
@@ -219,33 +233,41 @@ impl Scribe {
     }
 
     /// Writes what the workers record until they are gone. While writes fail it tries by itself, so that a sidecar
-    /// that was taken out of traffic for it comes back.
-    pub(super) fn run(mut self, calls: &mpsc::Receiver<()>, desks: &Desks) {
+    /// that was taken out of traffic for it comes back. Gives back what is still being copied.
+    pub(super) fn run(mut self, calls: &mpsc::Receiver<()>, desks: &Desks) -> Vec<Copies> {
         let mut is_alive = true;
         while is_alive {
-            match calls.recv_timeout(self.wait()) {
-                Ok(()) => {}
-                Err(mpsc::RecvTimeoutError::Timeout) => self.turn(),
-                Err(mpsc::RecvTimeoutError::Disconnected) => is_alive = false,
-            }
+            let wait = self.wait().max(Duration::from_millis(1));
+            is_alive = calls.recv_timeout(wait) != Err(mpsc::RecvTimeoutError::Disconnected);
             while let Some(handed_over) = take(desks) {
                 self.commit(handed_over);
             }
+            self.turn();
+        }
+        if self.seems_to_fail() {
+            self.try_again();
         }
         if let Err(error) = self.put_checkpoint() {
             tracing::error!(%error, "the last checkpoint of the decision log is missing");
+        }
+        let lost = self.counters.lost_outcomes.load(Ordering::Relaxed) + u64::try_from(self.kept.len()).unwrap_or(0);
+        if lost > 0 {
+            tracing::error!(lost, "outcomes are missing in the decision log");
         }
         if let Sink::Files(files) = &self.sink {
             // It is taken anew at the next start.
             let _left_over = segment::give_reserve(&files.names);
         }
+        self.copy.into_iter().chain(self.checkpoint_copy).collect()
     }
 
     /// How long there is nothing to do if no records come.
     fn wait(&self) -> Duration {
+        if self.seems_to_fail() {
+            return RETRY.saturating_sub(self.last_try.elapsed());
+        }
         let every = if self.head.seq > self.checkpoint { self.checkpoint_every } else { IDLE_CHECKPOINT };
-        let wait = every.saturating_sub(self.last_checkpoint.elapsed());
-        if self.seems_to_fail() { wait.min(RETRY) } else { wait.max(Duration::from_millis(1)) }
+        every.saturating_sub(self.last_checkpoint.elapsed())
     }
 
     /// Whether a write failed, or took so long that a worker gave up waiting.
@@ -253,44 +275,43 @@ impl Scribe {
         self.is_failing || self.counters.is_failing.load(Ordering::Relaxed)
     }
 
-    fn is_checkpoint_due(&self) -> bool {
-        let every = if self.head.seq > self.checkpoint { self.checkpoint_every } else { IDLE_CHECKPOINT };
-        self.last_checkpoint.elapsed() >= every
-    }
-
     /// Writes the records of several workers together, and tells each how it went.
     fn commit(&mut self, handed_over: Vec<(Arc<Desk>, Taken)>) {
         let batches: Vec<&Batch> = handed_over.iter().map(|(_, taken)| &taken.batch).collect();
         let all: usize = batches.iter().map(|batch| batch.len()).sum();
-        let was_failing = self.seems_to_fail();
-        let result = self.ready().map_err(Unwritten::from).and_then(|()| self.write(&batches));
+        let result = match &self.sink {
+            // Whoever comes first would fill what the log needs to say that it can be written again.
+            Sink::Files(files) if files.is_out_of_room => {
+                Err(Unwritten::from(io::Error::from(io::ErrorKind::StorageFull)))
+            }
+            Sink::Files(_) | Sink::Stdout(_) => {
+                self.ready().map_err(Unwritten::from).and_then(|()| self.write(&batches))
+            }
+        };
         let mut written = result.as_ref().map_or_else(|error| error.written, |()| all);
         let mut next = (self.head.seq + 1).saturating_sub(u64::try_from(written).unwrap_or(0));
         for (desk, taken) in handed_over {
             let here = written.min(taken.batch.len());
             written -= here;
+            self.counters.lose_outcomes(self.kept.keep(&taken.batch, here, MAX_KEPT_BYTES));
             desk.answer(taken, next, here);
             next += u64::try_from(here).unwrap_or(0);
         }
         match result {
-            Ok(()) if was_failing => self.regained(),
-            Ok(()) if self.is_checkpoint_due() => self.turn(),
-            Ok(()) => {}
+            Ok(()) => self.turn(),
             Err(error) => self.failed(&error.source),
         }
     }
 
-    /// What is to be done from time to time.
+    /// Does what is due from time to time.
     fn turn(&mut self) {
-        let result = match self.is_failing {
-            true => self.ready(),
-            false if self.is_checkpoint_due() => self.put_checkpoint(),
-            false => Ok(()),
-        };
-        match result {
-            Ok(()) if self.seems_to_fail() => self.regained(),
-            Ok(()) => {}
-            Err(error) => self.failed(&error),
+        if !self.wait().is_zero() {
+            return;
+        }
+        if self.seems_to_fail() {
+            self.try_again();
+        } else if let Err(error) = self.put_checkpoint() {
+            self.failed(&error);
         }
     }
 
@@ -301,29 +322,60 @@ impl Scribe {
         if was_failing {
             return;
         }
+        self.last_try = Instant::now();
         tracing::error!(%error, "the decision log cannot be written");
         if let Sink::Files(files) = &mut self.sink
             && files.has_reserve
+            && matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
         {
             files.has_reserve = segment::give_reserve(&files.names).is_err();
+            files.is_out_of_room = !files.has_reserve;
         }
         let last_words = self.event("lost", &LogDetail::default());
         let _tried = self.put(&last_words);
     }
 
-    /// Told behind the records that came through; if this fails, the next one shows it.
-    fn regained(&mut self) {
+    /// Tries whether the log can be written again: there has to be room for more than a few words, and what was kept
+    /// has to come through.
+    fn try_again(&mut self) {
+        self.last_try = Instant::now();
         let refused = self.counters.refused.swap(0, Ordering::Relaxed);
         let detail = LogDetail { refused: Some(refused), ..LogDetail::default() };
         let record = self.event("regained", &detail);
-        if let Err(error) = self.put(&record) {
+        let result = self.has_room().and_then(|()| self.ready()).map_err(Unwritten::from);
+        if let Err(error) = result.and_then(|()| self.write_kept(&record)) {
             self.counters.refused.fetch_add(refused, Ordering::Relaxed);
-            tracing::debug!(error = %error.source, "the decision log still cannot be written");
-            return;
+            return self.failed(&error.source);
         }
         self.is_failing = false;
         self.counters.is_failing.store(false, Ordering::Relaxed);
-        tracing::warn!(refused, "the decision log can be written again");
+        let lost_outcomes = self.counters.lost_outcomes.swap(0, Ordering::Relaxed);
+        tracing::warn!(refused, lost_outcomes, "the decision log can be written again");
+    }
+
+    /// Writes what was kept, and this behind it.
+    fn write_kept(&mut self, record: &Batch) -> Result<(), Unwritten> {
+        let kept = std::mem::take(&mut self.kept);
+        let result = self.write(&[&kept, record]);
+        // That may have been much, and seldom is.
+        self.lines = Vec::new();
+        match &result {
+            Ok(()) => {}
+            Err(error) if error.written == 0 => self.kept = kept,
+            Err(error) => _ = self.kept.keep(&kept, error.written, MAX_KEPT_BYTES),
+        }
+        result
+    }
+
+    /// Takes the reserve anew, and sees whether that leaves room for records.
+    fn has_room(&mut self) -> io::Result<()> {
+        let Sink::Files(files) = &mut self.sink else { return Ok(()) };
+        if !files.has_reserve && self.is_failing {
+            segment::take_reserve(&files.names, ROOM)?;
+            files.has_reserve = true;
+        }
+        files.is_out_of_room = false;
+        Ok(())
     }
 
     fn event(&self, what: &'static str, detail: &LogDetail) -> Batch {
@@ -348,7 +400,7 @@ impl Scribe {
     fn checkpoint_record(&mut self) -> Batch {
         self.last_checkpoint = Instant::now();
         let (count, hash) = (self.head.seq, self.head.hash);
-        let (policy, unrecorded) = (self.counters.policy(), self.counters.unrecorded.get());
+        let (policy, unrecorded) = (self.counters.policy(), self.counters.unwritten.load(Ordering::Relaxed));
         let mut batch = Batch::default();
         let about = entry::Stand { count, head: hash.as_str(), policy_digest: &policy, unrecorded };
         entry::checkpoint(&mut batch, &self.writer, (self.now)(), &about);
@@ -362,14 +414,12 @@ impl Scribe {
     fn ready(&mut self) -> io::Result<()> {
         let now = (self.now)();
         let Sink::Files(files) = &mut self.sink else { return Ok(()) };
-        if !files.has_reserve && self.is_failing {
-            segment::take_reserve(&files.names)?;
-            files.has_reserve = true;
-        }
         files.close_condemned()?;
         if files.segment.as_ref().is_some_and(Segment::is_removed) {
             tracing::error!("the decision log was removed under the sidecar: a new segment begins");
             (files.segment, files.why) = (None, "removed");
+            // Often all went that was in the folder.
+            files.has_reserve = segment::take_reserve(&files.names, 0).is_ok();
         }
         if files.is_full(now) {
             let record = self.checkpoint_record();
@@ -473,9 +523,8 @@ impl Scribe {
     /// Passes on what was written to where copies go.
     fn copied(&mut self) {
         self.note_checkpoint();
-        let Some(copy) = &self.copy else { return };
-        if copy.try_send(self.lines.clone()).is_err() {
-            tracing::warn!("standard output does not take the copy of the decision log: a part of it is missing there");
+        if let Some(copy) = &mut self.copy {
+            copy.send(self.lines.clone());
         }
     }
 
@@ -487,16 +536,8 @@ impl Scribe {
             return;
         }
         self.checkpoint = self.head.seq;
-        let line = [line, b"\n"].concat();
-        let copied = match &self.checkpoint_copy {
-            None => return,
-            Some(Copy::Stdout) => io::stdout().write_all(&line).and_then(|()| io::stdout().flush()),
-            Some(Copy::File(path)) => {
-                OpenOptions::new().append(true).create(true).open(path).and_then(|mut file| file.write_all(&line))
-            }
-        };
-        if let Err(error) = copied {
-            tracing::warn!(%error, "a checkpoint could not be copied");
+        if let Some(copy) = &mut self.checkpoint_copy {
+            copy.send([line, b"\n"].concat());
         }
     }
 }

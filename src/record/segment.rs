@@ -61,7 +61,14 @@ impl Names {
         self.folder().join(format!("{before}{number:06}{behind}"))
     }
 
-    /// The closed segments that are there, by number.
+    /// Where it lies if something else has that name.
+    fn closed_beside(&self, number: u64) -> PathBuf {
+        let (before, behind) = self.around();
+        let mut names = (2_u64..).map(|place| self.folder().join(format!("{before}{number:06}.{place}{behind}")));
+        names.find(|path| path.symlink_metadata().is_err()).unwrap_or_else(|| self.closed(number))
+    }
+
+    /// The closed segments that are there, by number; several files may have one.
     ///
     /// # Errors
     ///
@@ -74,7 +81,9 @@ impl Names {
             let name = entry.file_name();
             let number = name.to_str().and_then(|name| {
                 let digits = name.strip_prefix(&before)?.strip_suffix(&behind)?;
-                (digits.len() >= 6 && digits.bytes().all(|digit| digit.is_ascii_digit()))
+                let (digits, place) = digits.split_once('.').unwrap_or((digits, "2"));
+                let is_place = place.bytes().all(|digit| digit.is_ascii_digit());
+                (is_place && digits.len() >= 6 && digits.bytes().all(|digit| digit.is_ascii_digit()))
                     .then(|| digits.parse().ok())?
             });
             found.extend(number.map(|number| (number, entry.path())));
@@ -115,17 +124,29 @@ pub fn opening(file: &mut File) -> io::Result<Option<Opening>> {
     Ok(serde_json::from_slice(line).ok().filter(|_| is_whole))
 }
 
-/// The last whole record of a segment, and the bytes up to its end; `None` if there is none near the end.
+/// The end of a segment.
+#[derive(Clone, Copy, Debug)]
+pub struct End {
+    /// Its last whole record.
+    pub head: Head,
+    /// Bytes up to the end of its last whole line; what stands behind is a line that was not finished.
+    pub whole: u64,
+    /// Whether that record is this line. If not, there are lines behind it that are no records.
+    pub is_last: bool,
+}
+
+/// Where a segment ends; `None` if there is no whole record near the end.
 ///
 /// # Errors
 ///
 /// If the file cannot be read.
-pub fn last_record(file: &mut File) -> io::Result<Option<(Head, u64)>> {
+pub fn end(file: &mut File) -> io::Result<Option<End>> {
     const STEP: u64 = 64 * 1024;
     let length = file.metadata()?.len();
     let least = length.saturating_sub(MOST_TORN);
     let mut start = length;
     let mut tail: Vec<u8> = Vec::new();
+    let mut last_break = None;
     while start > least {
         let before = start.saturating_sub(STEP).max(least);
         let mut chunk = Vec::new();
@@ -137,6 +158,8 @@ pub fn last_record(file: &mut File) -> io::Result<Option<(Head, u64)>> {
         // Lines that begin within what was read, last first.
         let mut end = tail.len();
         while let Some(newline) = tail.get(..end).and_then(|bytes| bytes.iter().rposition(|byte| *byte == b'\n')) {
+            let behind = start + u64::try_from(newline).unwrap_or(0) + 1;
+            let whole = *last_break.get_or_insert(behind);
             let line = tail.get(..newline).unwrap_or_default();
             let begin = line.iter().rposition(|byte| *byte == b'\n').map_or(0, |place| place + 1);
             if begin == 0 && start > 0 {
@@ -144,8 +167,7 @@ pub fn last_record(file: &mut File) -> io::Result<Option<(Head, u64)>> {
             }
             let sealed = line.get(begin..).and_then(Sealed::read).filter(Sealed::is_whole);
             if let Some(sealed) = sealed {
-                let whole = start + u64::try_from(newline).unwrap_or(0) + 1;
-                return Ok(Some((sealed.head(), whole)));
+                return Ok(Some(End { head: sealed.head(), whole, is_last: behind == whole }));
             }
             end = newline;
         }
@@ -154,6 +176,17 @@ pub fn last_record(file: &mut File) -> io::Result<Option<(Head, u64)>> {
         tail.truncate(keep);
     }
     Ok(None)
+}
+
+/// Bytes up to the end of the last whole line near the end; all of them if there is none.
+fn whole_lines(file: &mut File) -> io::Result<u64> {
+    let length = file.metadata()?.len();
+    let from = length.saturating_sub(MOST_TORN);
+    let mut bytes = Vec::new();
+    file.seek(SeekFrom::Start(from))?;
+    io::Read::by_ref(file).take(MOST_TORN).read_to_end(&mut bytes)?;
+    let place = bytes.iter().rposition(|byte| *byte == b'\n').and_then(|place| u64::try_from(place).ok());
+    Ok(place.map_or(length, |place| from + place + 1))
 }
 
 /// The segment that is written.
@@ -183,11 +216,13 @@ pub struct Found {
     pub key_id: Option<String>,
     /// Bytes of a torn end that were cut.
     pub torn: Option<u64>,
+    /// Whether the segment holds lines behind its last record that are none: it is not gone on with.
+    pub is_damaged: bool,
     /// Held as long as this process writes.
     pub lock: File,
 }
 
-/// Finds the log at a path, or that there is none yet, and cuts what a crash tore.
+/// Finds the log at a path, or that there is none yet, and cuts a last line that a crash tore.
 ///
 /// # Errors
 ///
@@ -200,7 +235,7 @@ pub fn find(names: &Names, who: &str) -> Result<Found, OpenError> {
     }
     let lock = lock(names, who)?;
     let closed = names.all_closed().map_err(failed)?;
-    let nothing = Found { segment: None, log: None, number: 0, key_id: None, torn: None, lock };
+    let nothing = Found { segment: None, log: None, number: 0, key_id: None, torn: None, is_damaged: false, lock };
     match OpenOptions::new().read(true).append(true).open(&names.active) {
         Ok(file) => go_on(names, file, nothing, &closed),
         Err(error) if error.kind() == io::ErrorKind::NotFound => after_closed(nothing, &closed, None),
@@ -210,6 +245,14 @@ pub fn find(names: &Names, who: &str) -> Result<Found, OpenError> {
 
 fn go_on(names: &Names, mut file: File, nothing: Found, closed: &[(u64, PathBuf)]) -> Result<Found, OpenError> {
     let failed = |source| OpenError::Open { path: names.active.clone(), source };
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(std::fs::TryLockError::WouldBlock) => {
+            let holder = "which has it under another name, or lost its lock file".to_owned();
+            return Err(OpenError::Held { path: names.active.clone(), holder });
+        }
+        Err(std::fs::TryLockError::Error(source)) => return Err(failed(source)),
+    }
     let length = file.metadata().map_err(failed)?.len();
     let Some(opening) = opening(&mut file).map_err(failed)? else {
         // A segment whose very first record was torn holds the beginning of one.
@@ -219,41 +262,33 @@ fn go_on(names: &Names, mut file: File, nothing: Found, closed: &[(u64, PathBuf)
         file.set_len(0).map_err(failed)?;
         return after_closed(nothing, closed, (length > 0).then_some(length));
     };
-    let Some((head, whole)) = last_record(&mut file).map_err(failed)? else {
+    let Some(End { head, whole, is_last }) = end(&mut file).map_err(failed)? else {
         return Err(OpenError::Damaged { path: names.active.clone() });
     };
-    let torn = (whole < length).then(|| length - whole);
+    let torn = (is_last && whole < length).then(|| length - whole);
     if torn.is_some() {
-        keep_torn(names, &mut file, whole, head.seq).map_err(failed)?;
         file.set_len(whole).map_err(failed)?;
     }
     let Opening { log, segment: number, key_id, time: opened } = opening;
     let segment = Segment { file, length: whole, number, opened, is_ragged: false };
-    Ok(Found { segment: Some(segment), log: Some((log, head)), number, key_id, torn, ..nothing })
+    let log = Some((log, head));
+    Ok(Found { segment: Some(segment), log, number, key_id, torn, is_damaged: !is_last, ..nothing })
 }
 
 /// There is no open segment: a log goes on after its newest closed one.
 fn after_closed(nothing: Found, closed: &[(u64, PathBuf)], torn: Option<u64>) -> Result<Found, OpenError> {
-    let Some((number, path)) = closed.last() else { return Ok(Found { torn, ..nothing }) };
-    let failed = |source| OpenError::Open { path: path.clone(), source };
-    let mut file = File::open(path).map_err(failed)?;
-    let log = opening(&mut file).map_err(failed)?.map(|opening| opening.log);
-    let head = last_record(&mut file).map_err(failed)?.map(|(head, _)| head);
-    match (log, head) {
-        (Some(log), Some(head)) => Ok(Found { log: Some((log, head)), number: *number, torn, ..nothing }),
-        _ => Err(OpenError::Damaged { path: path.clone() }),
+    let Some((number, first)) = closed.last() else { return Ok(Found { torn, ..nothing }) };
+    // A file that only has such a name is somebody else's.
+    for (_, path) in closed.iter().rev().take_while(|(same, _)| same == number) {
+        let failed = |source| OpenError::Open { path: path.clone(), source };
+        let mut file = File::open(path).map_err(failed)?;
+        let opening = opening(&mut file).map_err(failed)?.filter(|opening| opening.segment == *number);
+        let end = end(&mut file).map_err(failed)?;
+        if let Some((Opening { log, .. }, End { head, .. })) = opening.zip(end) {
+            return Ok(Found { log: Some((log, head)), number: *number, torn, ..nothing });
+        }
     }
-}
-
-/// What is cut and holds whole lines is kept aside: it may be more than the end of a write.
-fn keep_torn(names: &Names, file: &mut File, from: u64, seq: u64) -> io::Result<()> {
-    let mut bytes = Vec::new();
-    file.seek(SeekFrom::Start(from))?;
-    io::Read::by_ref(file).take(MOST_TORN).read_to_end(&mut bytes)?;
-    if bytes.contains(&b'\n') {
-        std::fs::write(names.hidden(&format!("torn-{seq}")), bytes)?;
-    }
-    Ok(())
+    Err(OpenError::Damaged { path: first.clone() })
 }
 
 fn lock(names: &Names, who: &str) -> Result<File, OpenError> {
@@ -296,6 +331,7 @@ impl Segment {
         let mut options = OpenOptions::new();
         options.read(true).append(true).create(true).mode(0o640);
         let file = options.open(&names.active)?;
+        file.try_lock()?;
         if file.metadata()?.len() > 0 {
             return Err(io::Error::new(io::ErrorKind::AlreadyExists, "another file is where the next segment begins"));
         }
@@ -312,20 +348,23 @@ impl Segment {
             self.cut()?;
         }
         // Seen after the write, so that nothing is said to be written that went with the file.
-        let written = self.file.write_all(lines).and_then(|()| self.still_there());
-        if let Err(error) = written {
-            self.is_ragged = true;
-            let _tried_again_later = self.cut();
-            return Err(error);
+        match self.file.write_all(lines).and_then(|()| self.still_there()) {
+            // What somebody else added stays: cutting back to where it should end would cut records.
+            Ok(length) => self.length = length,
+            Err(error) => {
+                self.is_ragged = true;
+                let _tried_again_later = self.cut();
+                return Err(error);
+            }
         }
-        self.length += u64::try_from(lines.len()).unwrap_or(u64::MAX);
         Ok(())
     }
 
-    fn still_there(&self) -> io::Result<()> {
-        match self.file.metadata()?.nlink() {
+    fn still_there(&self) -> io::Result<u64> {
+        let metadata = self.file.metadata()?;
+        match metadata.nlink() {
             0 => Err(io::Error::new(io::ErrorKind::NotFound, "the file was removed")),
-            _ => Ok(()),
+            _ => Ok(metadata.len()),
         }
     }
 
@@ -335,7 +374,8 @@ impl Segment {
         self.file.metadata().is_ok_and(|metadata| metadata.nlink() == 0)
     }
 
-    /// Cuts what lies behind the last whole record; in a file that somebody else made shorter, behind its last line.
+    /// Cuts what lies behind the last whole record; in a file that somebody else made shorter, a last line that is not
+    /// finished.
     ///
     /// # Errors
     ///
@@ -343,7 +383,7 @@ impl Segment {
     pub fn cut(&mut self) -> io::Result<()> {
         let length = self.file.metadata()?.len();
         if length < self.length {
-            self.length = last_record(&mut self.file)?.map_or(0, |(_, whole)| whole);
+            self.length = whole_lines(&mut self.file)?;
         }
         if length > self.length {
             self.file.set_len(self.length)?;
@@ -361,15 +401,18 @@ impl Segment {
         self.file.sync_data()
     }
 
-    /// Gives the segment its name among the closed ones.
+    /// Gives the segment its name among the closed ones, or a similar one if that is taken.
     ///
     /// # Errors
     ///
     /// If that is not possible.
     pub fn close(&self, names: &Names) -> io::Result<()> {
-        let closed = names.closed(self.number);
-        if closed.exists() {
-            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "a closed segment of this number is there"));
+        let mut closed = names.closed(self.number);
+        if closed.symlink_metadata().is_ok() {
+            let taken = closed.display();
+            let path = names.closed_beside(self.number);
+            tracing::error!(%taken, path = %path.display(), "another file has the name of a segment: it gets another one");
+            closed = path;
         }
         std::fs::rename(&names.active, closed)
     }
@@ -384,17 +427,26 @@ pub fn sync_folder(names: &Names) -> io::Result<()> {
     File::open(names.folder())?.sync_all()
 }
 
-/// Takes room on the disk for the last words of a log.
+/// Takes room on the disk for the last words of a log, if there is so much more.
 ///
 /// # Errors
 ///
-/// If there is none.
-pub fn take_reserve(names: &Names) -> io::Result<()> {
+/// If there is not.
+pub fn take_reserve(names: &Names, more: usize) -> io::Result<()> {
     let path = names.hidden("reserve");
-    if std::fs::metadata(&path).is_ok_and(|metadata| metadata.len() >= u64::try_from(RESERVE).unwrap_or(0)) {
+    let size = u64::try_from(RESERVE).unwrap_or(0);
+    if std::fs::metadata(&path).is_ok_and(|metadata| metadata.len() == size) {
         return Ok(());
     }
-    std::fs::write(path, vec![b'-'; RESERVE])
+    let taken = File::create(&path).and_then(|mut file| {
+        file.write_all(&vec![b'-'; RESERVE + more])?;
+        file.set_len(size)
+    });
+    if taken.is_err() {
+        // A part of it would take the room that it is for.
+        let _not_there = std::fs::remove_file(&path);
+    }
+    taken
 }
 
 /// Gives that room back, to be written to.

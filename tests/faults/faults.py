@@ -305,6 +305,12 @@ def sync(program, folder):
     accounted(origin, found, ["opened"])
     whys = [record.get("why") for record in found]
     need("sync_failed" in whys, "no segment was closed for a failed fdatasync")
+    # The next process cannot know whether the names of what it goes on with are on the disk.
+    trace = os.path.join(folder, "again")
+    sidecar = Sidecar(program, folder, origin, log, ["strace", "-f", "-qq", "-y", "-o", trace, "-e", "trace=fsync"])
+    sidecar.stop()
+    with open(trace) as calls:
+        need(f"<{folder}>" in calls.read(), "a log that is gone on with has its folder not synced")
     return took, back
 
 
