@@ -220,8 +220,12 @@ fn flip(stated: &Stated, old: &Policy, new: &Policy) -> Option<Flip> {
     // One that no policy can read is answered alike by both.
     let (old, new) = (answer(stated, old)?, answer(stated, new)?);
     let is_flip = old.decision != new.decision || old.action != new.action;
-    let passes = |answer: &Answer| (answer.decision == "permit", answer.action != Action::Denied.as_str());
-    let direction = if passes(&new) > passes(&old) || passes(&new).1 > passes(&old).1 { "weaker" } else { "tighter" };
+    let passes = |answer: &Answer| match (answer.decision, answer.action) {
+        ("permit", _) => 2,
+        (_, "observed") => 1,
+        _ => 0,
+    };
+    let direction = if passes(&new) > passes(&old) { Direction::Weaker } else { Direction::Tighter }.as_str();
     is_flip.then(|| Flip { name: stated.name.clone(), line: stated.line, direction, old, new })
 }
 
@@ -252,8 +256,8 @@ fn print(report: &Report, customers: usize, colour: bool, out: &mut dyn Write) -
         ("neutral", "2", summary.neutral, "no decision changes"),
     ];
     for (direction, paint, count, meaning) in parts.into_iter().filter(|(_, _, count, _)| *count > 0) {
-        let heading = direction.to_uppercase();
-        let heading = if colour { format!("\x1b[1;{paint}m{heading}\x1b[0m") } else { heading };
+        let mut heading = direction.to_uppercase();
+        heading = if colour { format!("\x1b[1;{paint}m{heading}\x1b[0m") } else { heading };
         writeln!(out, "\n{heading}: {meaning} ({count})")?;
         let mut groups: Vec<(String, Vec<&ChangeShown>)> = Vec::new();
         let mut places = std::collections::HashMap::new();

@@ -1,0 +1,655 @@
+//! `diff`: held against `decide` over random pairs of policies, and as a person or a program reads it.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::LazyLock;
+use std::time::Instant;
+
+use dpa_sidecar::decide::decide;
+use dpa_sidecar::decide::decision::Outcome;
+use dpa_sidecar::decide::facts::Customers;
+use dpa_sidecar::decide::facts::Fact;
+use dpa_sidecar::decide::facts::Transport;
+use dpa_sidecar::policy;
+use dpa_sidecar::policy::Enforcement;
+use dpa_sidecar::policy::Policy;
+use dpa_sidecar::policy::TlsVersion;
+use dpa_sidecar::policy::diff::Change;
+use dpa_sidecar::policy::diff::Concerns;
+use dpa_sidecar::policy::diff::Direction;
+use dpa_sidecar::policy::diff::Kind;
+use dpa_sidecar::policy::diff::diff;
+use dpa_sidecar::policy::problem;
+use dpa_sidecar::policy::terms::Operation;
+use dpa_sidecar::yaml;
+use jiff::Timestamp;
+use proptest::prelude::*;
+use proptest::sample::select;
+use proptest::sample::subsequence;
+
+use crate::properties::Asked;
+use crate::properties::CATEGORIES;
+use crate::properties::CUSTOMERS;
+use crate::properties::LOCATIONS;
+use crate::properties::OWN;
+use crate::properties::PURPOSES;
+use crate::properties::SAMPLE;
+use crate::properties::SUBPROCESSORS;
+use crate::properties::print;
+
+/// Names that the sample has not, beside those that it has.
+const NEW_CUSTOMER: &str = "birch-lake";
+const NEW_CALLER: &str = "night-desk";
+const NEW_SUBPROCESSOR: &str = "sp-13";
+
+/// Days on which something of the sample or of a mutation begins or ends.
+const DATES: [&str; 12] = [
+    "2021-02-01",
+    "2022-07-01",
+    "2024-01-10",
+    "2024-09-01",
+    "2026-04-30",
+    "2026-05-31",
+    "2026-06-05",
+    "2026-06-10",
+    "2026-06-15",
+    "2026-06-19",
+    "2026-07-01",
+    "2027-01-01",
+];
+
+/// Identities of the sample, and some that could be anybody's.
+const IDENTITIES: [&str; 12] = [
+    "spiffe://lumenfield.example/ns/care/sa/care-desk",
+    "spiffe://lumenfield.example/ns/bill/sa/biller",
+    "spiffe://lumenfield.example/ns/insights/sa/rollup",
+    "spiffe://ticketriver.example/sa/sync",
+    "spiffe://meridian.example/sa/pull",
+    "spiffe://outardes.example/sa/portal",
+    "spiffe://adsync.example/sa/bid",
+    "spiffe://new.example/sa/one",
+    "spiffe://new.example/sa/two",
+    "spiffe://new.example/sa/*",
+    "spiffe://meridian.example/*/pull",
+    "spiffe://lumenfield.example/ns/*/sa/biller",
+];
+
+// ---- pairs of policies -----------------------------------------------------------------------------
+
+/// One thing laid over a policy, or taken out of it.
+#[derive(Clone, Debug)]
+struct Mutation {
+    /// Keys, and ids of list entries.
+    path: Vec<String>,
+    /// What is there then; none: nothing.
+    value: Option<String>,
+}
+
+fn set(path: &str, value: impl Into<String>) -> Mutation {
+    Mutation { path: path.split('/').map(str::to_owned).collect(), value: Some(value.into()) }
+}
+
+fn remove(path: &str) -> Mutation {
+    Mutation { path: path.split('/').map(str::to_owned).collect(), value: None }
+}
+
+/// Applies a mutation to a tree; one that finds no place changes nothing.
+fn apply(node: &mut yaml::Node, path: &[String], value: Option<&yaml::Node>) {
+    let [key, rest @ ..] = path else { return };
+    let has_id = |entry: &yaml::Node| entry.get("id").and_then(yaml::Node::text) == Some(key.as_str());
+    match &mut node.value {
+        yaml::Value::Map(entries) => {
+            let at = entries.iter().position(|(known, _)| known.text == *key);
+            match (at, rest, value) {
+                (Some(at), [], Some(value)) => entries[at].1 = value.clone(),
+                (Some(at), [], None) => {
+                    entries.remove(at);
+                }
+                (Some(at), rest, value) => apply(&mut entries[at].1, rest, value),
+                (None, [], Some(value)) => {
+                    entries.push((yaml::Key { at: yaml::At::default(), text: key.clone() }, value.clone()));
+                }
+                // An entry of a list that is not there yet.
+                (None, [_], Some(value)) if key == "instructions" => {
+                    let list = yaml::Node { at: yaml::At::default(), value: yaml::Value::List(vec![value.clone()]) };
+                    entries.push((yaml::Key { at: yaml::At::default(), text: key.clone() }, list));
+                }
+                (None, ..) => {}
+            }
+        }
+        yaml::Value::List(items) => {
+            let at = items.iter().position(has_id);
+            match (at, rest, value) {
+                (Some(at), [], Some(value)) => items[at] = value.clone(),
+                (Some(at), [], None) => {
+                    items.remove(at);
+                }
+                (Some(at), rest, value) => apply(&mut items[at], rest, value),
+                (None, [], Some(value)) => items.push(value.clone()),
+                (None, ..) => {}
+            }
+        }
+        yaml::Value::Scalar { .. } => {}
+    }
+}
+
+fn compiled(text: &str) -> Option<Policy> {
+    let source = problem::Source { path: "policy.yaml".to_owned(), text: text.to_owned() };
+    policy::compile(&[source], &["policy.yaml".to_owned()], None, None).0
+}
+
+/// The text after the mutations, and its policy. Those that would leave no policy are passed over.
+fn mutated(text: &str, mutations: &[Mutation]) -> (String, Policy) {
+    let with = |text: &str, mutations: &[Mutation]| {
+        let mut root = yaml::read(text, 0).unwrap();
+        for Mutation { path, value } in mutations {
+            let value = value.as_ref().map(|value| yaml::read(value, 0).unwrap_or_else(|_| panic!("{value}")));
+            apply(&mut root, path, value.as_ref());
+        }
+        let text = print(&root, 0);
+        compiled(&text).map(|policy| (text, policy))
+    };
+    if let Some(done) = with(text, mutations) {
+        return done;
+    }
+    let mut done = (text.to_owned(), compiled(text).unwrap());
+    for mutation in mutations {
+        if let Some(next) = with(&done.0, std::slice::from_ref(mutation)) {
+            done = next;
+        }
+    }
+    done
+}
+
+fn date() -> impl Strategy<Value = String> {
+    select(&DATES[..]).prop_map(str::to_owned)
+}
+
+fn list(names: &'static [&'static str], count: std::ops::Range<usize>) -> impl Strategy<Value = String> {
+    subsequence(names.to_vec(), count).prop_map(|names| format!("[{}]", names.join(", ")))
+}
+
+/// Purposes that a list may name.
+fn purposes() -> impl Strategy<Value = String> {
+    (list(&PURPOSES[..19], 0..6), any::<bool>()).prop_map(|(list, base)| match (base, list.as_str()) {
+        (true, "[]") => "[base]".to_owned(),
+        (true, list) => list.replacen('[', "[base, ", 1),
+        (false, list) => list.to_owned(),
+    })
+}
+
+fn operations() -> impl Strategy<Value = String> {
+    list(&["retrieve", "query", "store", "export", "disclose"], 1..5)
+}
+
+fn categories() -> impl Strategy<Value = String> {
+    list(&CATEGORIES, 1..4)
+}
+
+fn places() -> impl Strategy<Value = String> {
+    list(&LOCATIONS, 1..4)
+}
+
+fn residency() -> impl Strategy<Value = String> {
+    let transfer = (list(&LOCATIONS, 1..3), proptest::option::of(select(&SUBPROCESSORS[..])));
+    (places(), places(), proptest::collection::vec(transfer, 0..3)).prop_map(|(storage, access, transfers)| {
+        let transfers: Vec<String> = transfers
+            .into_iter()
+            .map(|(to, whom)| {
+                let whom = whom.map(|whom| format!(", subprocessor: {whom}")).unwrap_or_default();
+                format!("{{to: {to}, mechanism: scc, ref: scc-1{whom}}}")
+            })
+            .collect();
+        let transfers =
+            if transfers.is_empty() { String::new() } else { format!(", transfers: [{}]", transfers.join(", ")) };
+        format!("{{storage_locations: {storage}, access_locations: {access}, source: dpa{transfers}}}")
+    })
+}
+
+fn instruction() -> impl Strategy<Value = (String, String)> {
+    let id = select(&["ins-001", "ins-004", "ins-005", "ins-007", "ins-008", "ins-900"][..]);
+    let permits = (
+        proptest::option::of(list(&PURPOSES[..19], 1..4)),
+        proptest::option::of(operations()),
+        proptest::option::of(list(&SUBPROCESSORS, 1..4)),
+        proptest::option::of(categories()),
+        any::<bool>(),
+    );
+    let restricts = proptest::option::weighted(0.3, select(&["7c1e", "1a2b"][..]));
+    let dates = (date(), proptest::option::of(date()), proptest::option::weighted(0.9, date()));
+    (id, proptest::option::weighted(0.8, permits), restricts, dates).prop_map(|(id, permits, restricts, dates)| {
+        let mut text =
+            format!("{{id: {id}, issuer_role: x, reference: R-1, received_at: 2020-01-01, valid_from: {}", dates.0);
+        text += &dates.1.map(|until| format!(", valid_until: {until}")).unwrap_or_default();
+        text += &dates.2.map(|accepted| format!(", accepted_at: {accepted}")).unwrap_or_default();
+        if let Some((purposes, operations, subprocessors, categories, trains)) = permits {
+            let purposes = purposes.map(|list| if trains { list.replacen('[', "[model_training, ", 1) } else { list });
+            let lists = [
+                ("purposes", purposes),
+                ("operations", operations),
+                ("subprocessors", subprocessors),
+                ("data_categories", categories),
+            ];
+            let lists: Vec<String> =
+                lists.into_iter().filter_map(|(key, list)| Some(format!("{key}: {}", list?))).collect();
+            text += &format!(", permits: {{{}}}", lists.join(", "));
+        }
+        text += &restricts.map(|who| format!(", restricts: {{subscriber: \"{who}\"}}")).unwrap_or_default();
+        (id.to_owned(), text + "}")
+    })
+}
+
+fn of_the_whole() -> BoxedStrategy<Mutation> {
+    prop_oneof![
+        select(&["\"1.2\"", "\"1.3\""][..]).prop_map(|tls| set("security_measures", format!("{{min_tls_version: {tls}}}"))),
+        select(&["required", "optional"][..])
+            .prop_map(|word| set("security_measures", format!("{{client_authentication: {word}, min_tls_version: \"1.2\"}}"))),
+        Just(remove("security_measures")),
+        select(&["enforce", "observe"][..]).prop_map(|word| set("defaults/enforcement", word)),
+        residency().prop_map(|it| set("defaults/residency", it)),
+        (select(&["data_return", "erasure", "customer_analytics", "customer_support", "rights_fulfilment"][..]), any::<bool>())
+            .prop_map(|(purpose, is)| set(&format!("purposes/{purpose}/requires_instruction"), is.to_string())),
+        select(&["debugging", "transient_use", "ad_audit", "rights_fulfilment"][..])
+            .prop_map(|purpose| remove(&format!("purposes/{purpose}"))),
+        Just(set("purposes/debugging/ccpa_business_purpose", "legal")),
+        list(&PURPOSES[..19], 1..12).prop_map(|it| set("purpose_sets/base", it)),
+    ]
+    .boxed()
+}
+
+fn of_a_caller() -> BoxedStrategy<Mutation> {
+    let id = prop_oneof![4 => select(&OWN[..]), 1 => Just(NEW_CALLER)];
+    let one = prop_oneof![
+        3 => purposes().prop_map(|it| ("permitted_purposes", Some(it))),
+        1 => Just(("permitted_purposes", Some("[customer_analytics, model_training]".to_owned()))),
+        2 => proptest::option::of(operations()).prop_map(|it| ("operations", it)),
+        2 => proptest::option::of(select(&LOCATIONS[..]).prop_map(str::to_owned)).prop_map(|it| ("location", it)),
+        2 => proptest::option::of((date(), date())).prop_map(|dates| ("human_access", dates.map(|(from, until)| format!(
+            "{{group: g, confidentiality: {{ref: N, signed_on: {from}, expires_on: {until}}}}}"
+        )))),
+        2 => select(&IDENTITIES[..]).prop_map(|it| ("identities", Some(format!("[\"{it}\"]")))),
+    ];
+    let one = (id.clone(), one).prop_map(|(id, (key, value))| Mutation {
+        path: vec!["callers".to_owned(), id.to_owned(), key.to_owned()],
+        value,
+    });
+    let whole = (purposes(), select(&LOCATIONS[..]), select(&IDENTITIES[6..10])).prop_map(|(purposes, place, identity)| {
+        set(&format!("callers/{NEW_CALLER}"), format!(
+            "{{id: {NEW_CALLER}, identities: [\"{identity}\"], location: {place}, permitted_purposes: {purposes}}}"
+        ))
+    });
+    prop_oneof![6 => one, 1 => whole, 1 => id.prop_map(|id| remove(&format!("callers/{id}")))].boxed()
+}
+
+fn of_a_subprocessor() -> BoxedStrategy<Mutation> {
+    let id = prop_oneof![6 => select(&SUBPROCESSORS[..]), 1 => Just(NEW_SUBPROCESSOR)];
+    let agreement =
+        (date(), proptest::option::of(date()), proptest::bool::weighted(0.8)).prop_map(|(from, until, flows)| {
+            let until = until.map(|until| format!(", expires_on: {until}")).unwrap_or_default();
+            format!("{{ref: A, signed_on: {from}{until}, flow_down: {flows}}}")
+        });
+    let one = prop_oneof![
+        3 => purposes().prop_map(|it| ("permitted_purposes", Some(it))),
+        2 => proptest::option::of(operations()).prop_map(|it| ("operations", it)),
+        2 => categories().prop_map(|it| ("data_categories", Some(it))),
+        2 => places().prop_map(|it| ("storage_locations", Some(it))),
+        2 => places().prop_map(|it| ("access_locations", Some(it))),
+        2 => proptest::option::weighted(0.8, agreement).prop_map(|it| ("agreement", it)),
+        2 => date().prop_map(|it| ("effective_at", Some(it))),
+        2 => proptest::option::of(date()).prop_map(|it| ("removed_at", it)),
+        1 => select(&IDENTITIES[..]).prop_map(|it| ("identities", Some(format!("[\"{it}\"]")))),
+    ];
+    let one = (id.clone(), one).prop_map(|(id, (key, value))| Mutation {
+        path: vec!["subprocessors".to_owned(), id.to_owned(), key.to_owned()],
+        value,
+    });
+    let whole = (purposes(), categories(), places(), date()).prop_map(|(purposes, categories, places, date)| {
+        set(&format!("subprocessors/{NEW_SUBPROCESSOR}"), format!(
+            "{{id: {NEW_SUBPROCESSOR}, legal_name: N, service: S, identities: [\"spiffe://new.example/sa/one\"], \
+             permitted_purposes: {purposes}, data_categories: {categories}, storage_locations: {places}, \
+             access_locations: {places}, agreement: {{ref: A, signed_on: 2020-01-01, flow_down: true}}, effective_at: {date}}}"
+        ))
+    });
+    prop_oneof![8 => one, 1 => whole, 1 => id.prop_map(|id| remove(&format!("subprocessors/{id}")))].boxed()
+}
+
+fn of_a_customer() -> BoxedStrategy<Mutation> {
+    let id = prop_oneof![8 => select(&CUSTOMERS[..]), 1 => Just(NEW_CUSTOMER)];
+    let about = |key: &'static str| {
+        proptest::collection::vec((select(&SUBPROCESSORS[..]), date()), 0..4).prop_map(move |list| {
+            let since = if key == "objections" { "effective_at" } else { "given_at" };
+            let list: Vec<String> =
+                list.into_iter().map(|(sp, date)| format!("{{subprocessor: {sp}, {since}: {date}, ref: X}}")).collect();
+            (key, Some(format!("[{}]", list.join(", "))))
+        })
+    };
+    let dpa = (proptest::option::weighted(0.9, date()), proptest::option::weighted(0.3, date()), any::<u8>()).prop_map(
+        |(accepted, suspended, ending)| {
+            let mut text = "{version: \"3\", contract_ref: C".to_owned();
+            text += &accepted.map(|it| format!(", accepted_at: {it}")).unwrap_or_default();
+            text += &suspended.map(|it| format!(", suspended_by_law_at: {it}")).unwrap_or_default();
+            let at = usize::from(ending % 22);
+            if at < DATES.len() - 1 {
+                text +=
+                    &format!(", terminated_at: {}, return_until: {}", DATES[at], DATES[(at + 2).min(DATES.len() - 1)]);
+            }
+            ("dpa", Some(text + "}"))
+        },
+    );
+    let one = prop_oneof![
+        3 => purposes().prop_map(|it| ("permitted_purposes", Some(it))),
+        4 => proptest::option::of(residency()).prop_map(|it| ("residency", it)),
+        2 => about("objections"),
+        2 => about("consents"),
+        2 => dpa,
+        2 => proptest::option::of(select(&["enforce", "observe"][..]).prop_map(str::to_owned)).prop_map(|it| ("enforcement", it)),
+        2 => proptest::option::of(select(&IDENTITIES[..])).prop_map(|it| ("identities", it.map(|it| format!("[\"{it}\"]")))),
+    ];
+    let one = (id.clone(), one).prop_map(|(id, (key, value))| Mutation {
+        path: vec!["customers".to_owned(), id.to_owned(), key.to_owned()],
+        value,
+    });
+    let instructed = (id.clone(), instruction())
+        .prop_map(|(id, (name, value))| set(&format!("customers/{id}/instructions/{name}"), value));
+    let uninstructed = (id.clone(), select(&["ins-004", "ins-005", "ins-007", "ins-008", "ins-900"][..]))
+        .prop_map(|(id, name)| remove(&format!("customers/{id}/instructions/{name}")));
+    let whole = (purposes(), proptest::option::of(residency()), any::<bool>(), any::<bool>()).prop_map(|(purposes, residency, observes, accepted)| {
+        let residency = residency.map(|it| format!(", residency: {it}")).unwrap_or_default();
+        let observes = if observes { ", enforcement: observe" } else { "" };
+        let accepted = if accepted { ", accepted_at: 2022-01-01" } else { "" };
+        set(&format!("customers/{NEW_CUSTOMER}"), format!(
+            "{{id: {NEW_CUSTOMER}, legal_name: N, dpa: {{version: \"1\", contract_ref: C{accepted}}}, permitted_purposes: {purposes}{residency}{observes}}}"
+        ))
+    });
+    prop_oneof![9 => one, 4 => instructed, 1 => uninstructed, 1 => whole, 1 => id.prop_map(|id| remove(&format!("customers/{id}")))]
+        .boxed()
+}
+
+fn mutation() -> BoxedStrategy<Mutation> {
+    prop_oneof![2 => of_the_whole(), 2 => of_a_caller(), 3 => of_a_subprocessor(), 5 => of_a_customer()].boxed()
+}
+
+// ---- requests --------------------------------------------------------------------------------------
+
+/// Any numbers will do, as long as the seed reproduces them.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        usize::try_from((self.0 >> 11) % u64::try_from(sides.max(1)).unwrap()).unwrap()
+    }
+
+    fn one<'t, T>(&mut self, list: &'t [T]) -> Option<&'t T> {
+        let at = self.roll(list.len());
+        list.get(at)
+    }
+
+    /// Whether one of so many rolls is meant.
+    fn seldom(&mut self, sides: usize) -> bool {
+        self.roll(sides) == 0
+    }
+}
+
+/// A request, and what protects its connection.
+#[derive(Clone, Debug)]
+struct Request {
+    asked: Asked,
+    transport: Transport,
+}
+
+fn name_in(names: &[&'static str], id: &str) -> Option<&'static str> {
+    names.iter().find(|name| **name == id).copied()
+}
+
+fn known<const N: usize>(names: [&'static str; N], new: &'static str) -> Vec<&'static str> {
+    names.into_iter().chain([new]).collect()
+}
+
+/// A request that a policy might permit: what goes together is asked together, and one thing may be any.
+fn likely(policy: &Policy, dice: &mut Dice) -> Request {
+    let customers = known(CUSTOMERS, NEW_CUSTOMER);
+    let customer_name = *dice.one(&customers).unwrap();
+    let customer = policy.customer_named(customer_name).and_then(|id| policy.customer(id));
+    let mut identities: Vec<String> = policy.all_identities().map(|(it, _)| it.as_str().replace('*', "care")).collect();
+    identities.sort();
+    let mut identity = dice.one(&identities).cloned();
+    if dice.seldom(6) {
+        identity = dice.one(&IDENTITIES).map(|it| it.replace('*', "any"));
+    }
+    let party = identity.as_ref().and_then(|it| policy.party(&it.parse().unwrap()));
+    let subprocessors = known(SUBPROCESSORS, NEW_SUBPROCESSOR);
+    let mut recipient = None;
+    let entry = match party {
+        Some(policy::Party::Subprocessor(id)) => policy.subprocessor(id),
+        Some(policy::Party::Own(_) | policy::Party::Customer(_)) | None => {
+            recipient = dice.one(&subprocessors).copied().filter(|_| dice.seldom(4));
+            recipient.and_then(|name| policy.subprocessor_named(name)).and_then(|id| policy.subprocessor(id))
+        }
+    };
+    let fits = |name: &&&str| {
+        policy.purpose_named(name).is_some_and(|id| {
+            let own = match party {
+                Some(policy::Party::Own(caller)) => {
+                    policy.caller(caller).is_some_and(|it| it.permitted_purposes.contains(id))
+                }
+                Some(policy::Party::Subprocessor(_) | policy::Party::Customer(_)) | None => true,
+            };
+            own && entry.is_none_or(|entry| entry.permitted_purposes.contains(id))
+                && customer.is_none_or(|it| {
+                    it.permitted_purposes.contains(id)
+                        || it.instructions.iter().any(|it| {
+                            it.permits.as_ref().and_then(|it| it.purposes).is_some_and(|set| set.contains(id))
+                        })
+                })
+        })
+    };
+    let purposes: Vec<&'static str> = PURPOSES.iter().filter(fits).copied().collect();
+    let mut purpose = dice.one(&purposes).copied();
+    if purpose.is_none() || dice.seldom(8) {
+        purpose = dice.one(&PURPOSES).copied();
+    }
+    if dice.seldom(8) && policy.purpose_named("rights_fulfilment").is_some() {
+        purpose = Some("rights_fulfilment");
+    }
+    let allowed: Vec<String> = customer
+        .map(|it| policy.residency(it).storage_locations.iter().map(ToString::to_string).collect())
+        .unwrap_or_default();
+    let storage = dice
+        .one(&allowed)
+        .cloned()
+        .filter(|_| dice.roll(6) > 0)
+        .unwrap_or_else(|| dice.one(&LOCATIONS).unwrap().to_string());
+    let mut data: Vec<String> =
+        entry.map(|it| it.data_categories.iter().map(ToString::to_string).collect()).unwrap_or_default();
+    if data.is_empty() || dice.seldom(3) {
+        data = CATEGORIES.iter().map(ToString::to_string).collect();
+    }
+    let data = dice.one(&data).unwrap().parse().unwrap();
+    let instructions = ["ins-001", "ins-004", "ins-005", "ins-007", "ins-008", "ins-900"];
+    let own: Vec<&'static str> = customer
+        .map(|it| it.instructions.iter().filter_map(|it| name_in(&instructions, it.id.as_str())).collect())
+        .unwrap_or_default();
+    let mut instruction = dice.one(&own).copied().filter(|_| dice.roll(2) > 0);
+    if dice.seldom(10) {
+        instruction = dice.one(&instructions).copied();
+    }
+    let day: Timestamp = format!("{}T00:00:00Z", dice.one(&DATES).unwrap()).parse().unwrap();
+    let now = Timestamp::from_second(day.as_second() + [-1, 0, 43_200, 86_400][dice.roll(4)]).unwrap();
+    let others = match dice.roll(12) {
+        0 => vec![],
+        1 => vec![customer_name, "redwood-strand"],
+        2 => vec!["nobody-known"],
+        _ => vec![customer_name],
+    };
+    Request {
+        asked: Asked {
+            caller: identity,
+            customers: others,
+            purpose,
+            operation: dice.one(&Operation::ALL).copied(),
+            data_categories: vec![data],
+            subscriber: [None, Some(None), Some(Some("7c1e")), Some(Some("1a2b"))][dice.roll(4)],
+            instruction,
+            has_request_ref: dice.roll(2) > 0,
+            location: dice.one(&LOCATIONS).filter(|_| dice.roll(2) > 0).map(|it| it.parse().unwrap()),
+            storage: storage.parse().unwrap(),
+            recipient,
+            now,
+        },
+        transport: Transport {
+            tls: [None, Some(TlsVersion::V1_2), Some(TlsVersion::V1_3), Some(TlsVersion::V1_3)][dice.roll(4)],
+            client_certificate: dice.roll(2) > 0,
+            is_unix: false,
+        },
+    }
+}
+
+/// How far a request comes: refused, passed on though denied, permitted.
+fn answer(request: &Request, policy: &Policy) -> u8 {
+    let mut facts = request.asked.facts(policy);
+    facts.transport = request.transport;
+    // Who is no subprocessor of this policy gets nothing by it.
+    if request.asked.recipient.is_some_and(|name| policy.subprocessor_named(name).is_none()) {
+        facts.direction = dpa_sidecar::decide::facts::Direction::EgressToNobody;
+    }
+    let decision = decide(policy, &facts, request.asked.now);
+    match (&decision.outcome, decision.enforcement) {
+        (Outcome::Permit { .. }, _) => 2,
+        (Outcome::Deny(_), Enforcement::Observe) => 1,
+        (Outcome::Deny(_), Enforcement::Enforce) => 0,
+    }
+}
+
+/// What a request may do by itself, and without the name of an instruction: a name that opens nothing is no gain.
+fn at_most(request: &Request, policy: &Policy) -> u8 {
+    let unnamed = Request { asked: Asked { instruction: None, ..request.asked.clone() }, ..request.clone() };
+    answer(request, policy).max(answer(&unnamed, policy))
+}
+
+/// Whether a change is for the customers of a request.
+fn is_for(change: &Change, request: &Request, policies: [&Policy; 2]) -> bool {
+    let names = &request.asked.customers;
+    match &change.concerns {
+        Concerns::All => true,
+        Concerns::Nobody => false,
+        Concerns::Customers(customers) => names.iter().any(|name| customers.iter().any(|id| id == name)),
+        Concerns::Unnamed => policies.iter().any(|policy| match request.asked.facts(policy).customers {
+            Fact::Known(Customers::One(_), _) => false,
+            Fact::Known(Customers::Several { unknown, .. }, _) => unknown > 0,
+            Fact::None | Fact::Unknown(_) => true,
+        }),
+    }
+}
+
+/// The sample as the mutations print it, and compiled.
+static PRINTED: LazyLock<(String, Arc<Policy>)> = LazyLock::new(|| {
+    let (text, policy) = mutated(SAMPLE, &[]);
+    (text, Arc::new(policy))
+});
+
+struct Pair {
+    old: Arc<Policy>,
+    new: Policy,
+    changes: Vec<Change>,
+}
+
+impl Pair {
+    fn of(before: &[Mutation], mutations: &[Mutation]) -> Self {
+        let (text, old) = if before.is_empty() {
+            PRINTED.clone()
+        } else {
+            let (text, policy) = mutated(&PRINTED.0, before);
+            (text, Arc::new(policy))
+        };
+        let (_, new) = mutated(&text, mutations);
+        let changes = diff(&old, &new);
+        Self { old, new, changes }
+    }
+
+    /// The kinds of the changes that account for a flip; `None`: the request does not flip that way.
+    fn accounts(&self, request: &Request, direction: Direction) -> Option<BTreeSet<Kind>> {
+        let (before, after): (&Policy, &Policy) =
+            if direction == Direction::Weaker { (&self.old, &self.new) } else { (&self.new, &self.old) };
+        (answer(request, after) > at_most(request, before)).then(|| {
+            let accounting = self.changes.iter().filter(|it| it.direction == direction);
+            accounting.filter(|it| is_for(it, request, [before, after])).map(|it| it.kind).collect()
+        })
+    }
+
+    /// Requests that some policy of the pair might permit.
+    fn requests(&self, seed: u64, count: usize) -> Vec<Request> {
+        let mut dice = Dice(seed | 1);
+        (0..count)
+            .map(|_| {
+                let policy: &Policy = if dice.roll(2) == 0 { &self.old } else { &self.new };
+                let mut request = likely(policy, &mut dice);
+                for _ in 0..20 {
+                    if answer(&request, policy) == 2 {
+                        break;
+                    }
+                    request = likely(policy, &mut dice);
+                }
+                request
+            })
+            .collect()
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 150, max_shrink_iters: 400, ..ProptestConfig::default() })]
+
+    /// What passes only with the new policy lies in a change that is called weaker for its customer; and what passes
+    /// only with the old one, in a change that is called tighter.
+    #[test]
+    fn each_flip_lies_in_a_change_that_says_so(
+        before in proptest::collection::vec(mutation(), 0..4),
+        mutations in proptest::collection::vec(mutation(), 1..4),
+        seed in any::<u64>(),
+    ) {
+        let pair = Pair::of(&before, &mutations);
+        for request in pair.requests(seed, 150) {
+            for direction in [Direction::Weaker, Direction::Tighter] {
+                let accounts = pair.accounts(&request, direction);
+                prop_assert!(accounts.is_none_or(|kinds| !kinds.is_empty()), "{direction:?}: {request:?} {:?}", pair.changes);
+            }
+        }
+    }
+}
+
+/// Kinds that no decision of a request rests on.
+const NO_DECISION: [Kind; 4] = [Kind::DecisionLog, Kind::SignedPolicy, Kind::RequireEnforce, Kind::Wording];
+
+/// Without this, the property could hold because nothing flips.
+#[test]
+fn each_kind_of_change_is_needed_for_some_flip() {
+    use proptest::strategy::ValueTree as _;
+    let mut runner = proptest::test_runner::TestRunner::deterministic();
+    let mut needed: BTreeMap<Kind, usize> = BTreeMap::new();
+    let all: BTreeSet<Kind> = Kind::ALL.iter().copied().filter(|kind| !NO_DECISION.contains(kind)).collect();
+    for seed in 1..600 {
+        let mutations = proptest::collection::vec(mutation(), 1..3).new_tree(&mut runner).unwrap().current();
+        let t0 = Instant::now();
+        let pair = Pair::of(&[], &mutations);
+        let t1 = Instant::now();
+        let requests = pair.requests(seed, 100);
+        if seed < 6 { eprintln!("{:?} {:?} {}", t1 - t0, t1.elapsed(), requests.iter().filter(|r| answer(r, &pair.new)==2).count()); }
+        for request in requests {
+            for direction in [Direction::Weaker, Direction::Tighter] {
+                let Some(kinds) = pair.accounts(&request, direction) else { continue };
+                assert!(!kinds.is_empty(), "{mutations:?} {request:?}");
+                if let [kind] = kinds.iter().copied().collect::<Vec<_>>().as_slice() {
+                    *needed.entry(*kind).or_default() += 1;
+                }
+            }
+        }
+        if needed.len() == all.len() {
+            break;
+        }
+    }
+    let missing: Vec<_> = all.iter().filter(|kind| !needed.contains_key(kind)).collect();
+    assert!(missing.is_empty(), "no flip shows {missing:?}: {needed:?}");
+}
