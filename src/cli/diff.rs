@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::path::PathBuf;
 
+use jiff::Timestamp;
 use serde::Serialize;
 
 use super::CliError;
@@ -20,6 +21,7 @@ use crate::policy::diff::Concerns;
 use crate::policy::diff::Direction;
 use crate::policy::places::Place;
 use crate::policy::places::Places;
+use crate::policy::terms::Date;
 use crate::record::entry::Action;
 use crate::reload;
 use crate::reload::Loaded;
@@ -40,6 +42,9 @@ pub(super) struct Arguments {
     old: PathBuf,
     /// The policy as it is to be; `-` is standard input.
     new: PathBuf,
+    /// Leaves aside what a change does before this date [default: nothing is left aside].
+    #[arg(long, value_name = "DATE")]
+    since: Option<Date>,
     /// A file of cases, as for `test`: lists those that come out otherwise. What they expect does not count.
     #[arg(long, value_name = "FILE")]
     requests: Option<PathBuf>,
@@ -151,7 +156,8 @@ pub(super) fn diff(arguments: &Arguments, out: &mut dyn Write, err: &mut dyn Wri
             }
         }
     };
-    let (changes, summary) = changes((&old, &old_policy), (&new, &new_policy));
+    let since = arguments.since.map(Date::begins);
+    let (changes, summary) = changes((&old, &old_policy), (&new, &new_policy), since);
     let exit = if summary.weaker > 0 { Exit::No } else { Exit::Yes };
     let report = Report {
         schema_version: 1,
@@ -181,9 +187,9 @@ fn shown(loaded: &Loaded, policy: &Policy) -> PolicyShown {
 }
 
 /// Every change with its places in both policies.
-fn changes(old: (&Loaded, &Policy), new: (&Loaded, &Policy)) -> (Vec<ChangeShown>, Summary) {
+fn changes(old: (&Loaded, &Policy), new: (&Loaded, &Policy), since: Option<Timestamp>) -> (Vec<ChangeShown>, Summary) {
     let (old_places, new_places) = (Places::new(&old.0.sources), Places::new(&new.0.sources));
-    let mut changes = crate::policy::diff::diff(old.1, new.1);
+    let mut changes = crate::policy::diff::diff(old.1, new.1, since);
     changes.extend(crate::policy::diff::rest(&old_places, &new_places, &changes));
     let mut summary = Summary::default();
     let at = |places: &Places<'_>, place: &Place| {

@@ -40,13 +40,13 @@ use crate::policy::terms::Operations;
 use crate::policy::within;
 
 /// What `to` permits beyond `from`; `direction` is what that is to the reader.
-pub(super) fn gains(from: &Policy, to: &Policy, direction: Direction) -> Vec<Change> {
+pub(super) fn gains(from: &Policy, to: &Policy, since: Timestamp, direction: Direction) -> Vec<Change> {
     let mut both = Vec::new();
     for (id, customer) in (0..).map(CustomerId).zip(&to.customers) {
         let Some(before) = from.customer_named(customer.id.as_str()).and_then(|id| from.customer(id)) else { continue };
-        both.push(Both { id, from: before, to: customer, usable: usable(to, customer) });
+        both.push(Both { id, from: before, to: customer, open: open(to, customer, since) });
     }
-    let mut gains = Gains { from, to, direction, both, changes: Vec::new() };
+    let mut gains = Gains { from, to, since, direction, both, changes: Vec::new() };
     gains.measures();
     gains.enforcement();
     gains.whole_customers();
@@ -61,34 +61,54 @@ pub(super) fn gains(from: &Policy, to: &Policy, direction: Direction) -> Vec<Cha
     gains.changes
 }
 
+/// While a rule on an agreement's dates lets a kind of purpose pass.
+type Rule = fn(&Customer, PurposeKind) -> Span;
+
 /// A customer of both policies.
 struct Both<'p> {
     id: CustomerId,
     from: &'p Customer,
     to: &'p Customer,
-    /// What a request may be for in `to`, if all else allows it.
-    usable: PurposeSet,
+    open: Open,
 }
 
-impl Both<'_> {
-    /// While the agreement of `to` binds.
-    fn bound(&self) -> Span {
-        Span::since(self.to.accepted_at)
+/// What requests for a customer may be for in `to`, and when, as far as the rules looked at so far allow it.
+struct Open(Vec<(PurposeId, Span)>);
+
+impl Open {
+    /// What of it lies in a list of purposes and in a span of time.
+    fn and(&self, purposes: PurposeSet, window: Span) -> Self {
+        let within = self.0.iter().filter(|(id, _)| purposes.contains(*id)).map(|(id, span)| (*id, span.and(window)));
+        Self(within.filter(|(_, span)| !span.is_empty()).collect())
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn has(&self, purpose: PurposeId) -> bool {
+        self.0.iter().any(|(id, _)| *id == purpose)
+    }
+
+    fn meets(&self, purposes: PurposeSet) -> bool {
+        self.0.iter().any(|(id, _)| purposes.contains(*id))
+    }
+
+    /// What of some spans lies in it.
+    fn during(&self, spans: &[Span]) -> Vec<Span> {
+        let meets = |span: &&Span| self.0.iter().any(|(_, open)| !open.and(**span).is_empty());
+        spans.iter().filter(meets).copied().collect()
     }
 }
 
 struct Gains<'p> {
     from: &'p Policy,
     to: &'p Policy,
+    /// Nothing before it counts.
+    since: Timestamp,
     direction: Direction,
     both: Vec<Both<'p>>,
     changes: Vec<Change>,
-}
-
-/// What a party may do for a customer at all.
-struct Reach {
-    purposes: PurposeSet,
-    window: Span,
 }
 
 impl Gains<'_> {
@@ -211,7 +231,7 @@ impl Gains<'_> {
 
     fn whole_customers(&mut self) {
         for customer in &self.to.customers {
-            let opens = customer.accepted_at.is_some()
+            let opens = !open(self.to, customer, self.since).is_empty()
                 || (customer.enforcement == Enforcement::Observe && self.from.enforcement == Enforcement::Enforce);
             if self.from.customer_named(customer.id.as_str()).is_some() || !opens {
                 continue;
@@ -222,7 +242,7 @@ impl Gains<'_> {
                 format!("the customer `{id}` is gone: every request for it is denied"),
             );
             let concerns = Concerns::Customers(vec![id.clone()]);
-            self.note(Kind::Customer, Place::Customer(id, "id"), concerns, Vec::new(), words);
+            self.note(Kind::Customer, whole("customers", id), concerns, Vec::new(), words);
         }
         // Who is no customer any more goes by the default.
         for customer in &self.from.customers {
@@ -236,7 +256,7 @@ impl Gains<'_> {
                     format!("`{id}` is a customer now, and no longer goes by the default observe"),
                 );
                 let concerns = Concerns::Customers(vec![id.clone()]);
-                self.note(Kind::Enforcement, Place::Customer(id, "id"), concerns, Vec::new(), words);
+                self.note(Kind::Enforcement, whole("customers", id), concerns, Vec::new(), words);
             }
         }
     }
@@ -246,7 +266,7 @@ impl Gains<'_> {
             let before = self.before(id).and_then(|id| self.from.purpose(id));
             let name = purpose.id.to_string();
             if before.is_some_and(|before| before.requires_instruction) && !purpose.requires_instruction {
-                let concerns = self.concerned(|both| both.to.accepted_at.is_some() && both.usable.contains(id));
+                let concerns = self.concerned(|both| both.open.has(id));
                 let words = (
                     format!("`{name}` needs no instruction any more"),
                     format!("`{name}` needs an instruction that names it"),
@@ -268,7 +288,7 @@ impl Gains<'_> {
                         Party::Own(_) | Party::Subprocessor(_) => None,
                     })
                     .collect();
-                let concerns = self.concerned(|both| both.to.accepted_at.is_some() && own.contains(&both.id));
+                let concerns = self.concerned(|both| both.open.has(id) && own.contains(&both.id));
                 let words = (
                     format!("a customer's own callers may ask for `{name}`"),
                     format!("a customer's own callers may no longer ask for `{name}`"),
@@ -280,44 +300,38 @@ impl Gains<'_> {
 
     // ---- the processor's own callers ---------------------------------------------------------------
 
-    /// What a caller may do for a customer in `to`.
-    fn caller_reach(&self, caller: &OwnCaller, both: &Both<'_>) -> Option<Reach> {
-        let window = both.bound().and(caller.undertaking.map_or(Span::ALWAYS, |period| Span::of(Some(period))));
-        let purposes = filtered(caller.permitted_purposes, |id| both.usable.contains(id));
-        let is_there = caller.location.is_none_or(|place| reached(self.to, both.to, place, None));
-        (is_there && !window.is_empty() && purposes != PurposeSet::default()).then_some(Reach { purposes, window })
+    /// What a caller may do for a customer in `to`, and when.
+    fn caller_reach(&self, caller: &OwnCaller, both: &Both<'_>) -> Open {
+        if caller.location.is_some_and(|place| !reached(self.to, both.to, place, None)) {
+            return Open(Vec::new());
+        }
+        both.open.and(caller.permitted_purposes, bound_by(caller))
     }
 
     fn callers(&mut self) {
         for caller in &self.to.callers {
             let id = caller.id.to_string();
             let Some(before) = self.from.caller_named(&id).and_then(|id| self.from.caller(id)) else {
-                let concerns = self.concerned(|both| self.caller_reach(caller, both).is_some());
+                let concerns = self.concerned(|both| !self.caller_reach(caller, both).is_empty());
                 let words = (format!("the caller `{id}` is new"), format!("the caller `{id}` is gone"));
-                self.note(Kind::Caller, Place::Caller(id, "id"), concerns, Vec::new(), words);
+                self.note(Kind::Caller, whole("callers", id), concerns, Vec::new(), words);
                 continue;
             };
             let purposes = self.gained_purposes(before.permitted_purposes, caller.permitted_purposes);
-            let concerns = self.concerned(|both| {
-                self.caller_reach(caller, both).is_some_and(|reach| reach.purposes.intersects(purposes))
-            });
+            let concerns = self.concerned(|both| self.caller_reach(caller, both).meets(purposes));
             let values = self.names(purposes);
             let words = may(&id, "ask for", &values);
             self.note(Kind::CallerPurpose, Place::Caller(id.clone(), "permitted_purposes"), concerns, values, words);
 
             let values = gained_operations(before.operations, caller.operations);
             if !values.is_empty() {
-                let concerns = self.concerned(|both| self.caller_reach(caller, both).is_some());
+                let concerns = self.concerned(|both| !self.caller_reach(caller, both).is_empty());
                 let words = may(&id, "do", &values);
                 self.note(Kind::CallerOperation, Place::Caller(id.clone(), "operations"), concerns, values, words);
             }
             self.caller_location(before, caller);
-            let holds = |caller: &OwnCaller| caller.undertaking.map_or(Span::ALWAYS, |period| Span::of(Some(period)));
-            let spans = holds(caller).gained(holds(before), Span::ALWAYS);
-            let concerns = self.concerned(|both| {
-                let reach = self.caller_reach(caller, both);
-                reach.is_some_and(|reach| spans.iter().any(|span| !span.and(reach.window).is_empty()))
-            });
+            let spans = bound_by(caller).minus(&[bound_by(before)]);
+            let concerns = self.concerned(|both| !self.caller_reach(caller, both).during(&spans).is_empty());
             let words = (
                 format!("the people behind `{id}` get in {}", told(&spans)),
                 format!("the people behind `{id}` no longer get in {}", told(&spans)),
@@ -334,7 +348,7 @@ impl Gains<'_> {
         // Without a place of its own a claim gives it: some would do, and none is a gap.
         let concerns = self.concerned(|both| {
             let did = before.location.is_some_and(|place| reached(self.from, both.from, place, None));
-            !did && self.caller_reach(caller, both).is_some()
+            !did && !self.caller_reach(caller, both).is_empty()
         });
         let place = |caller: &OwnCaller| caller.location.map_or("where a claim says".to_owned(), |it| it.to_string());
         let id = caller.id.to_string();
@@ -348,24 +362,22 @@ impl Gains<'_> {
 
     // ---- subprocessors -----------------------------------------------------------------------------
 
-    /// What a subprocessor may have of a customer in `to`.
-    fn reach(&self, id: SubprocessorId, entry: &Subprocessor, both: &Both<'_>) -> Option<Reach> {
+    /// What a subprocessor may have of a customer in `to`, and when.
+    fn reach(&self, id: SubprocessorId, entry: &Subprocessor, both: &Both<'_>) -> Open {
         let customer = both.to;
-        let mut within = entry.permitted_purposes;
-        for permits in
-            customer.instructions.iter().filter(|it| it.in_force.is_some()).filter_map(|it| it.permits.as_ref())
-        {
+        if !kept(self.to, customer, entry) || !reaches(self.to, customer, id, entry) {
+            return Open(Vec::new());
+        }
+        let mut purposes = entry.permitted_purposes;
+        for permits in in_force(customer) {
             let is_listed = permits.subprocessors.as_ref().is_some_and(|list| list.contains(&id));
-            within.join(permits.purposes.filter(|_| is_listed).unwrap_or_default());
+            purposes.join(permits.purposes.filter(|_| is_listed).unwrap_or_default());
         }
         let window = Span::of(entry.agreement)
             .and(Span::since(starts(customer, id, entry)))
             .and(Span::before(entry.effective.until))
-            .and(Span::before(first(&customer.objections, id)))
-            .and(both.bound());
-        let purposes = filtered(within, |id| both.usable.contains(id));
-        let is_open = kept(self.to, customer, entry) && reaches(self.to, customer, id, entry);
-        (is_open && !window.is_empty() && purposes != PurposeSet::default()).then_some(Reach { purposes, window })
+            .and(Span::before(first(&customer.objections, id)));
+        both.open.and(purposes, window)
     }
 
     fn subprocessors(&mut self) {
@@ -374,15 +386,13 @@ impl Gains<'_> {
             let before =
                 self.subprocessor_before(number).and_then(|number| Some((number, self.from.subprocessor(number)?)));
             let Some((old_number, before)) = before else {
-                let concerns = self.concerned(|both| self.reach(number, entry, both).is_some());
+                let concerns = self.concerned(|both| !self.reach(number, entry, both).is_empty());
                 let words = (format!("the subprocessor `{id}` is new"), format!("the subprocessor `{id}` is gone"));
-                self.note(Kind::Subprocessor, Place::Subprocessor(id, "id"), concerns, Vec::new(), words);
+                self.note(Kind::Subprocessor, whole("subprocessors", id), concerns, Vec::new(), words);
                 continue;
             };
             let purposes = self.gained_purposes(before.permitted_purposes, entry.permitted_purposes);
-            let concerns = self.concerned(|both| {
-                self.reach(number, entry, both).is_some_and(|reach| reach.purposes.intersects(purposes))
-            });
+            let concerns = self.concerned(|both| self.reach(number, entry, both).meets(purposes));
             let values = self.names(purposes);
             let words = may(&id, "have data for", &values);
             let place = Place::Subprocessor(id.clone(), "permitted_purposes");
@@ -390,14 +400,14 @@ impl Gains<'_> {
 
             let values = gained_operations(before.operations, entry.operations);
             if !values.is_empty() {
-                let concerns = self.concerned(|both| self.reach(number, entry, both).is_some());
+                let concerns = self.concerned(|both| !self.reach(number, entry, both).is_empty());
                 let words = may(&id, "have data by", &values);
                 let place = Place::Subprocessor(id.clone(), "operations");
                 self.note(Kind::SubprocessorOperation, place, concerns, values, words);
             }
             let values = gained_data(&before.data_categories, &entry.data_categories);
             if !values.is_empty() {
-                let concerns = self.concerned(|both| self.reach(number, entry, both).is_some());
+                let concerns = self.concerned(|both| !self.reach(number, entry, both).is_empty());
                 let words = may(&id, "have", &values);
                 let place = Place::Subprocessor(id.clone(), "data_categories");
                 self.note(Kind::SubprocessorData, place, concerns, values, words);
@@ -423,15 +433,15 @@ impl Gains<'_> {
         let values = |places: &[Location]| places.iter().map(ToString::to_string).collect::<Vec<_>>();
         // A customer has to allow all of them: fewer places are weaker.
         if !same_places(&before.storage_locations, &entry.storage_locations) {
-            let concerns =
-                self.concerned(|both| !kept(self.from, both.from, before) && self.reach(number, entry, both).is_some());
+            let concerns = self
+                .concerned(|both| !kept(self.from, both.from, before) && !self.reach(number, entry, both).is_empty());
             let words = words("keeps data in", &entry.storage_locations, &before.storage_locations);
             let place = Place::Subprocessor(id.clone(), "storage_locations");
             self.note(Kind::SubprocessorStorage, place, concerns, values(&entry.storage_locations), words);
         }
         if !same_places(&before.access_locations, &entry.access_locations) {
             let concerns = self.concerned(|both| {
-                !reaches(self.from, both.from, old_number, before) && self.reach(number, entry, both).is_some()
+                !reaches(self.from, both.from, old_number, before) && !self.reach(number, entry, both).is_empty()
             });
             let words = words("reaches data from", &entry.access_locations, &before.access_locations);
             let place = Place::Subprocessor(id.clone(), "access_locations");
@@ -445,11 +455,8 @@ impl Gains<'_> {
         (number, entry): (SubprocessorId, &Subprocessor),
     ) {
         let id = entry.id.to_string();
-        let spans = Span::of(entry.agreement).gained(Span::of(before.agreement), Span::ALWAYS);
-        let concerns = self.concerned(|both| {
-            let reach = self.reach(number, entry, both);
-            reach.is_some_and(|reach| spans.iter().any(|span| !span.and(reach.window).is_empty()))
-        });
+        let spans = Span::of(entry.agreement).minus(&[Span::of(before.agreement)]);
+        let concerns = self.concerned(|both| !self.reach(number, entry, both).during(&spans).is_empty());
         let words = (
             format!("the agreement with `{id}` holds {}", told(&spans)),
             format!("the agreement with `{id}` no longer holds {}", told(&spans)),
@@ -464,10 +471,10 @@ impl Gains<'_> {
             Span::since(starts(customer, number, entry)).and(Span::before(entry.effective.until))
         };
         let concerns = self.concerned(|both| {
-            let Some(reach) = self.reach(number, entry, both) else { return false };
-            !holds(both.to, number, entry).gained(holds(both.from, old_number, before), reach.window).is_empty()
+            let spans = holds(both.to, number, entry).minus(&[holds(both.from, old_number, before)]);
+            !self.reach(number, entry, both).during(&spans).is_empty()
         });
-        let spans = Span::of(Some(entry.effective)).gained(Span::of(Some(before.effective)), Span::ALWAYS);
+        let spans = Span::of(Some(entry.effective)).minus(&[Span::of(Some(before.effective))]);
         let words = (
             format!("`{id}` may have data {}", told(&spans)),
             format!("`{id}` may no longer have data {}", told(&spans)),
@@ -517,18 +524,18 @@ impl Gains<'_> {
         let (kind, concerns, place, is_new) = match party {
             Party::Own(number) => {
                 let Some(caller) = self.to.caller(number) else { return };
-                let concerns = self.concerned(|both| self.caller_reach(caller, both).is_some());
+                let concerns = self.concerned(|both| !self.caller_reach(caller, both).is_empty());
                 let is_new = self.from.caller_named(&id).is_none();
                 (Kind::CallerIdentity, concerns, Place::Caller(id.clone(), "identities"), is_new)
             }
             Party::Subprocessor(number) => {
                 let Some(entry) = self.to.subprocessor(number) else { return };
-                let concerns = self.concerned(|both| self.reach(number, entry, both).is_some());
+                let concerns = self.concerned(|both| !self.reach(number, entry, both).is_empty());
                 let is_new = self.subprocessor_before(number).is_none();
                 (Kind::SubprocessorIdentity, concerns, Place::Subprocessor(id.clone(), "identities"), is_new)
             }
             Party::Customer(number) => {
-                let concerns = self.concerned(|both| both.id == number && both.to.accepted_at.is_some());
+                let concerns = self.concerned(|both| both.id == number && !both.open.is_empty());
                 let is_new = self.from.customer_named(&id).is_none();
                 (Kind::CustomerIdentity, concerns, Place::Customer(id.clone(), "identities"), is_new)
             }
@@ -545,9 +552,8 @@ impl Gains<'_> {
 
     /// One change for all customers that go by the default in both.
     fn default_residency(&mut self) {
-        let goes_by_default = |both: &Both<'_>| {
-            both.from.residency.is_none() && both.to.residency.is_none() && both.to.accepted_at.is_some()
-        };
+        let goes_by_default =
+            |both: &Both<'_>| both.from.residency.is_none() && both.to.residency.is_none() && !both.open.is_empty();
         let concerns = self.concerned(goes_by_default);
         let place = Place::Key(vec!["defaults".to_owned(), "residency".to_owned()]);
         self.residency("the default", &self.from.residency, &self.to.residency, &concerns, &place);
@@ -611,19 +617,18 @@ impl Gains<'_> {
 
     fn customer(&mut self, at: usize) {
         let Some(both) = self.both.get(at) else { return };
-        let (from, to, bound) = (both.from, both.to, both.bound());
-        // While its agreement does not bind, nothing passes.
-        if bound.is_empty() {
+        // Before its agreement binds, and after it has ended for all purposes, nothing passes.
+        if both.open.is_empty() {
             return;
         }
+        let (from, to) = (both.from, both.to);
         let id = to.id.to_string();
         let concerns = || Concerns::Customers(vec![id.clone()]);
-        self.agreement(from, to, &id);
-
         let purposes = self.gained_purposes(from.permitted_purposes, to.permitted_purposes);
         // A subscriber's right needs nobody's list; what needs an instruction is permitted by it.
         let purposes = filtered(purposes, |id| {
-            self.to.purpose(id).is_some_and(|it| !it.requires_instruction && it.kind != PurposeKind::RightsFulfilment)
+            let purpose = self.to.purpose(id).filter(|it| !it.requires_instruction);
+            purpose.is_some_and(|it| it.kind != PurposeKind::RightsFulfilment) && both.open.has(id)
         });
         let values = self.names(purposes);
         if !values.is_empty() {
@@ -637,36 +642,38 @@ impl Gains<'_> {
             let (old, new) = (self.from.residency(from), self.to.residency(to));
             self.residency(&whose, old, new, &concerns(), &Place::Residency(id.clone()));
         }
+        self.agreement(at);
         self.objections(at);
         self.instructions(at);
-        self.restrictions(from, to, &id);
+        self.restrictions(at);
     }
 
-    fn agreement(&mut self, from: &Customer, to: &Customer, id: &str) {
-        let bound = Span::since(to.accepted_at);
-        let ordinary = |customer: &Customer| Span::before(customer.ending.map(|(ended, _)| ended));
-        let returns = |customer: &Customer| Span::before(customer.ending.map(|(ended, until)| ended.max(until)));
-        let suspended = |customer: &Customer| Span::before(customer.suspended_at);
-        let has_return = self.to.purpose_named("data_return").is_some();
-        let of_date: [(Kind, Vec<Span>, &str); 4] = [
-            (Kind::Acceptance, bound.gained(Span::since(from.accepted_at), Span::ALWAYS), "the agreement binds"),
-            (Kind::Suspension, suspended(to).gained(suspended(from), bound), "no law bars the service"),
-            (Kind::Termination, ordinary(to).gained(ordinary(from), bound), "the agreement is not ending"),
-            (
-                Kind::ReturnWindow,
-                if has_return { returns(to).gained(returns(from), bound) } else { Vec::new() },
-                "data may be returned",
-            ),
+    fn agreement(&mut self, at: usize) {
+        let Some(Both { from, to, open, .. }) = self.both.get(at) else { return };
+        let id = to.id.to_string();
+        let rules: [(Kind, Rule, &str); 3] = [
+            (Kind::Acceptance, |customer, _| Span::since(customer.accepted_at), "the agreement binds"),
+            (Kind::Suspension, unsuspended, "no law bars the service"),
+            (Kind::Termination, unended, "the agreement has not ended, for this purpose"),
         ];
-        for (kind, spans, what) in of_date {
-            if !spans.is_empty() {
-                let words = (
-                    format!("`{id}`: {what} {}", told(&spans)),
-                    format!("`{id}`: it no longer holds that {what} {}", told(&spans)),
-                );
-                let concerns = Concerns::Customers(vec![id.to_owned()]);
-                self.note(kind, Place::Customer(id.to_owned(), "dpa"), concerns, vec![told(&spans)], words);
+        let mut found = Vec::new();
+        for (kind, allowed, what) in rules {
+            let mut all: Vec<Span> = Vec::new();
+            for (purpose, span) in &open.0 {
+                let Some(purpose) = self.to.purpose(*purpose).map(|purpose| purpose.kind) else { continue };
+                let spans = allowed(to, purpose).minus(&[allowed(from, purpose)]);
+                let spans = spans.into_iter().filter(|gained| !gained.and(*span).is_empty());
+                let fresh: Vec<Span> = spans.filter(|span| !all.contains(span)).collect();
+                all.extend(fresh);
             }
+            if !all.is_empty() {
+                found.push((kind, told(&all), what));
+            }
+        }
+        for (kind, spans, what) in found {
+            let words = (format!("`{id}`: {what} {spans}"), format!("`{id}`: it no longer holds that {what} {spans}"));
+            let concerns = Concerns::Customers(vec![id.clone()]);
+            self.note(kind, Place::Customer(id.clone(), "dpa"), concerns, vec![spans], words);
         }
     }
 
@@ -687,12 +694,13 @@ impl Gains<'_> {
             let Some(entry) = self.to.subprocessor(number) else { continue };
             let Some(old_number) = self.subprocessor_before(number) else { continue };
             let Some(before) = self.from.subprocessor(old_number) else { continue };
-            let Some(reach) = self.reach(number, entry, both) else { continue };
+            let reach = self.reach(number, entry, both);
             let lifted = Span::before(first(&both.to.objections, number))
-                .gained(Span::before(first(&both.from.objections, old_number)), reach.window);
+                .minus(&[Span::before(first(&both.from.objections, old_number))]);
             let sooner = Span::since(first(&both.to.consents, number))
                 .and(Span::before(Some(entry.effective.from)))
-                .gained(Span::since(starts(both.from, old_number, before)), reach.window);
+                .minus(&[Span::since(starts(both.from, old_number, before))]);
+            let (lifted, sooner) = (reach.during(&lifted), reach.during(&sooner));
             found.push((entry.id.to_string(), lifted, sooner));
         }
         let id = both.to.id.to_string();
@@ -764,7 +772,11 @@ impl Gains<'_> {
             let is_within =
                 before.and_then(|before| before.permits.as_ref()).is_some_and(|before| self.is_within(before, permits));
             let held = before.filter(|_| is_within).map_or(Span::since(None), |before| Span::of(before.in_force));
-            let spans = Span::of(instruction.in_force).gained(held, both.bound());
+            let spans = Span::of(instruction.in_force).minus(&[held]);
+            let spans = match permits.purposes {
+                Some(purposes) => both.open.and(purposes, Span::ALWAYS).during(&spans),
+                None => both.open.during(&spans),
+            };
             if !spans.is_empty() {
                 found.push((instruction.id.to_string(), self.permitted(permits), told(&spans)));
             }
@@ -799,26 +811,32 @@ impl Gains<'_> {
         parts.join(" ")
     }
 
-    fn restrictions(&mut self, from: &Customer, to: &Customer, id: &str) {
-        let restricted = |customer: &Customer, subscriber: &str| -> Vec<Span> {
+    fn restrictions(&mut self, at: usize) {
+        let Some(Both { from, to, open, .. }) = self.both.get(at) else { return };
+        let restricted = |subscriber: &str| -> Vec<Span> {
             let restricts = |it: &&Instruction| it.restricts.as_deref() == Some(subscriber);
-            customer.instructions.iter().filter(restricts).map(|it| Span::of(it.in_force)).collect()
+            to.instructions.iter().filter(restricts).map(|it| Span::of(it.in_force)).collect()
         };
-        let bound = Span::since(to.accepted_at);
+        let exempt = [PurposeKind::RightsFulfilment, PurposeKind::LegalCompliance, PurposeKind::Erasure];
+        let is_bound = |id: PurposeId| self.to.purpose(id).is_some_and(|purpose| !exempt.contains(&purpose.kind));
+        let bound = Open(open.0.iter().filter(|(id, _)| is_bound(*id)).copied().collect());
+        let id = to.id.to_string();
+        let mut found = Vec::new();
         for instruction in &from.instructions {
             let Some(subscriber) = instruction.restricts.as_deref() else { continue };
-            let spans = Span::of(instruction.in_force).and(bound).minus(&restricted(to, subscriber));
-            if spans.is_empty() {
-                continue;
+            let spans = bound.during(&Span::of(instruction.in_force).minus(&restricted(subscriber)));
+            if !spans.is_empty() {
+                found.push((instruction.id.to_string(), told(&spans)));
             }
-            let name = instruction.id.to_string();
+        }
+        for (name, spans) in found {
             // Who it is about is nobody's business here.
             let words = (
-                format!("the instruction `{name}` of `{id}` restricts no subscriber any more {}", told(&spans)),
-                format!("the instruction `{name}` of `{id}` restricts a subscriber {}", told(&spans)),
+                format!("the instruction `{name}` of `{id}` restricts no subscriber any more {spans}"),
+                format!("the instruction `{name}` of `{id}` restricts a subscriber {spans}"),
             );
-            let place = Place::Instruction(id.to_owned(), name.clone());
-            let concerns = Concerns::Customers(vec![id.to_owned()]);
+            let place = Place::Instruction(id.clone(), name.clone());
+            let concerns = Concerns::Customers(vec![id.clone()]);
             self.note(Kind::Restriction, place, concerns, vec![name], words);
         }
     }
@@ -826,20 +844,46 @@ impl Gains<'_> {
 
 // ---- one policy ------------------------------------------------------------------------------------
 
-/// What a request for a customer may be for: what needs no instruction, and what one permits.
-fn usable(policy: &Policy, customer: &Customer) -> PurposeSet {
-    let mut usable = PurposeSet::default();
-    for (id, purpose) in (0..).map(PurposeId).zip(&policy.purposes) {
-        let is_permitted = customer.permitted_purposes.contains(id) || purpose.kind == PurposeKind::RightsFulfilment;
-        if is_permitted && !purpose.requires_instruction {
-            usable.insert(id);
-        }
-    }
-    for permits in customer.instructions.iter().filter(|it| it.in_force.is_some()).filter_map(|it| it.permits.as_ref())
-    {
-        usable.join(permits.purposes.unwrap_or_default());
-    }
-    usable
+/// What a request for a customer may be for, and when: what needs no instruction, and what one permits.
+fn open(policy: &Policy, customer: &Customer, since: Timestamp) -> Open {
+    let mut instructed = PurposeSet::default();
+    in_force(customer).for_each(|permits| instructed.join(permits.purposes.unwrap_or_default()));
+    let bound = Span::since(customer.accepted_at).and(Span::since(Some(since)));
+    let purposes = (0..).map(PurposeId).zip(&policy.purposes).filter(|(id, purpose)| {
+        let is_permitted = customer.permitted_purposes.contains(*id) || purpose.kind == PurposeKind::RightsFulfilment;
+        instructed.contains(*id) || (is_permitted && !purpose.requires_instruction)
+    });
+    let spans = purposes
+        .map(|(id, purpose)| (id, bound.and(unsuspended(customer, purpose.kind)).and(unended(customer, purpose.kind))));
+    Open(spans.filter(|(_, span)| !span.is_empty()).collect())
+}
+
+/// What the instructions permit that hold at some time.
+fn in_force(customer: &Customer) -> impl Iterator<Item = &Permits> {
+    customer.instructions.iter().filter(|it| it.in_force.is_some()).filter_map(|it| it.permits.as_ref())
+}
+
+/// While no law bars this purpose (clause 4.3).
+fn unsuspended(customer: &Customer, purpose: PurposeKind) -> Span {
+    Span::before(customer.suspended_at.filter(|_| purpose != PurposeKind::DataReturn))
+}
+
+/// While the agreement has not ended for this purpose (clause 1.3).
+fn unended(customer: &Customer, purpose: PurposeKind) -> Span {
+    Span::before(customer.ending.and_then(|(ended, return_until)| match purpose {
+        PurposeKind::DataReturn => Some(return_until.max(ended)),
+        PurposeKind::Erasure | PurposeKind::LegalCompliance | PurposeKind::RightsFulfilment => None,
+        PurposeKind::Sale
+        | PurposeKind::CrossContextAdvertising
+        | PurposeKind::OwnPurpose
+        | PurposeKind::ModelTraining
+        | PurposeKind::Other => Some(ended),
+    }))
+}
+
+/// While the people behind a caller are bound to confidentiality, if there are any.
+fn bound_by(caller: &OwnCaller) -> Span {
+    caller.undertaking.map_or(Span::ALWAYS, |period| Span::of(Some(period)))
 }
 
 fn reached(policy: &Policy, customer: &Customer, place: Location, party: Option<SubprocessorId>) -> bool {
@@ -877,6 +921,11 @@ fn name(policy: &Policy, party: Party) -> Option<(u8, &str)> {
         Party::Subprocessor(id) => Some((1, policy.subprocessor(id)?.id.as_str())),
         Party::Customer(id) => Some((2, policy.customer(id)?.id.as_str())),
     }
+}
+
+/// A whole entry.
+fn whole(section: &str, id: String) -> Place {
+    Place::Key(vec![section.to_owned(), id])
 }
 
 // ---- sets ------------------------------------------------------------------------------------------

@@ -16,6 +16,8 @@ mod gains;
 mod rest;
 mod spans;
 
+use jiff::Timestamp;
+
 pub use self::rest::rest;
 use super::Policy;
 use super::places::Place;
@@ -90,10 +92,8 @@ kinds!(
     Acceptance = "acceptance",
     /// From when the law bars the service.
     Suspension = "suspension",
-    /// From when the agreement is ending.
+    /// From when the agreement is ending, and until when data may be returned.
     Termination = "termination",
-    /// Until when data may be returned.
-    ReturnWindow = "return_window",
     /// What a customer permits.
     CustomerPurpose = "customer_purpose",
     /// Where data may be kept.
@@ -179,10 +179,13 @@ pub struct Change {
 }
 
 /// Every change that makes some decision another: those that are weaker, then those that are tighter.
+///
+/// Requests before `since` do not count; without one, all do.
 #[must_use]
-pub fn diff(old: &Policy, new: &Policy) -> Vec<Change> {
-    let mut changes = gains::gains(old, new, Direction::Weaker);
-    changes.extend(gains::gains(new, old, Direction::Tighter));
+pub fn diff(old: &Policy, new: &Policy, since: Option<Timestamp>) -> Vec<Change> {
+    let since = since.unwrap_or(Timestamp::MIN);
+    let mut changes = gains::gains(old, new, since, Direction::Weaker);
+    changes.extend(gains::gains(new, old, since, Direction::Tighter));
     changes.sort_by_key(|change| (change.direction, change.kind));
     changes
 }

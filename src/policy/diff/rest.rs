@@ -99,7 +99,7 @@ impl Walk {
             direction: Direction::Neutral,
             concerns: Concerns::Nobody,
             values: Vec::new(),
-            text: format!("`{}` {what}; no decision changes by it alone", path.join(" ")),
+            text: format!("`{}` {what}; no decision changes by it alone", path.join(".")),
             place: Place::Key(path.to_vec()),
         });
     }

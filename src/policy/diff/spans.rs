@@ -59,11 +59,6 @@ impl Span {
         left.retain(|span| !span.is_empty());
         left
     }
-
-    /// What it has, within `window`, that `other` has not.
-    pub(super) fn gained(self, other: Self, window: Self) -> Vec<Self> {
-        self.and(window).minus(&[other])
-    }
 }
 
 impl fmt::Display for Span {
