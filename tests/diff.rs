@@ -1,6 +1,7 @@
 //! `diff`: held against `decide` over random pairs of policies, and as a person or a program reads it.
 
 use std::collections::BTreeSet;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::LazyLock;
 
@@ -21,6 +22,7 @@ use dpa_sidecar::policy::diff::diff;
 use dpa_sidecar::policy::places::Place;
 use dpa_sidecar::policy::problem;
 use dpa_sidecar::policy::terms::Operation;
+use dpa_sidecar::policy::weakening::refused;
 use dpa_sidecar::yaml;
 use jiff::Timestamp;
 use proptest::prelude::*;
@@ -36,6 +38,12 @@ use crate::properties::PURPOSES;
 use crate::properties::SAMPLE;
 use crate::properties::SUBPROCESSORS;
 use crate::properties::print;
+use crate::support::Folder;
+use crate::support::as_golden;
+use crate::support::err;
+use crate::support::out;
+use crate::support::repository;
+use crate::support::run;
 
 /// Names that the sample has not, beside those that it has.
 const NEW_CUSTOMER: &str = "birch-lake";
@@ -901,7 +909,12 @@ fn table() -> Vec<(&'static str, Vec<Mutation>, Vec<Mutation>, &'static str)> {
             )],
             "weaker transfer: redwood-strand",
         ),
-        ("an objection is dropped", vec![], vec![remove("customers/granite-notch/objections")], ""),
+        (
+            "an objection is dropped",
+            vec![],
+            vec![remove("customers/granite-notch/objections")],
+            "weaker objection: granite-notch",
+        ),
         (
             "an objection is dropped that kept something out",
             vec![],
@@ -1078,7 +1091,7 @@ fn table() -> Vec<(&'static str, Vec<Mutation>, Vec<Mutation>, &'static str)> {
             "a subprocessor is new: not for who refuses it, who has no US, and whose law bars it by then",
             vec![],
             vec![new_sp.clone(), objects],
-            "weaker subprocessor: redwood-strand cedar-hollow",
+            "weaker subprocessor: redwood-strand cedar-hollow\ntighter objection: granite-notch",
         ),
         (
             "a subprocessor is new",
@@ -1185,4 +1198,304 @@ fn each_kind_of_change_is_needed_for_some_flip() {
         }
     }
     assert!(missing.is_empty(), "no flip shows {missing:?}");
+}
+
+/// A sentence, what is on record beside the change, the change; what is missing and for whom.
+#[test]
+fn what_has_to_be_agreed() {
+    let now: Timestamp = "2026-10-01T00:00:00Z".parse().unwrap();
+    let measures = |tls: &str| set("security_measures", format!("{{min_tls_version: \"{tls}\"}}"));
+    let notice = |measure: &str, from: &str, to: &str, day: &str| {
+        set(
+            "weakening_notices",
+            format!("[{{measure: {measure}, from: \"{from}\", to: \"{to}\", notice_given_at: {day}}}]"),
+        )
+    };
+    let redwood = |key: &str, value: &str| set(&format!("customers/redwood-strand/{key}"), value);
+    let instruction = |id: &str, more: &str| {
+        set(
+            &format!("customers/redwood-strand/instructions/{id}"),
+            format!(
+                "{{id: {id}, issuer_role: x, reference: R, received_at: 2026-06-01, accepted_at: 2026-06-01, valid_from: 2026-06-01{more}}}"
+            ),
+        )
+    };
+    let observe = redwood("enforcement", "observe");
+    let consent = |to: &str, day: &str| redwood("consents", &format!("[{{{to}, given_at: {day}, ref: C-1}}]"));
+    let research = redwood(
+        "permitted_purposes",
+        "[base, customer_analytics, customer_marketing, quality_improvement, internal_research]",
+    );
+    let places = |source: &str| {
+        redwood("residency", &format!("{{storage_locations: [US, CA], access_locations: [US, CA, MX], {source}}}"))
+    };
+    let marketing = set("subprocessors/sp-09/data_categories", "[user.name, user.contact, user.device]");
+    let all = "redwood-strand fibre-outardes granite-notch cedar-hollow kelp-sound dusty-fork salt-flat";
+    let nobody: [Mutation; 0] = [];
+    let table: [(&str, Vec<Mutation>, Vec<Mutation>, String); 23] = [
+        ("tighter needs nothing", vec![], vec![measures("1.3")], String::new()),
+        ("a weaker measure", vec![measures("1.3")], vec![measures("1.2")], format!("min_tls_version: {all}")),
+        (
+            "with a notice of 90 days ago",
+            vec![measures("1.3")],
+            vec![measures("1.2"), notice("min_tls_version", "1.3", "1.2", "2026-07-03")],
+            String::new(),
+        ),
+        (
+            "with a notice of 89 days ago",
+            vec![measures("1.3")],
+            vec![measures("1.2"), notice("min_tls_version", "1.3", "1.2", "2026-07-04")],
+            format!("min_tls_version: {all}"),
+        ),
+        (
+            "with a notice of a smaller step",
+            vec![measures("1.3")],
+            vec![remove("security_measures"), notice("min_tls_version", "1.3", "1.2", "2026-01-01")],
+            format!("min_tls_version: {all}"),
+        ),
+        (
+            "with a notice of another measure",
+            vec![measures("1.3")],
+            vec![measures("1.2"), notice("decision_log", "1.3", "1.2", "2026-01-01")],
+            format!("min_tls_version: {all}"),
+        ),
+        (
+            "one customer consents of seven",
+            vec![measures("1.3")],
+            vec![measures("1.2"), consent("weakening: min_tls_version", "2026-09-01")],
+            format!("min_tls_version: {}", all.replace("redwood-strand ", "")),
+        ),
+        ("a customer moves to observe", vec![], vec![observe.clone()], "enforcement: redwood-strand".to_owned()),
+        (
+            "a customer moves to observe and consents",
+            vec![],
+            vec![observe.clone(), consent("weakening: enforcement", "2026-09-01")],
+            String::new(),
+        ),
+        (
+            "the consent is of tomorrow",
+            vec![],
+            vec![observe.clone(), consent("weakening: enforcement", "2026-10-02")],
+            "enforcement: redwood-strand".to_owned(),
+        ),
+        (
+            "the consent is to something else",
+            vec![],
+            vec![observe, consent("weakening: decision_log", "2026-09-01")],
+            "enforcement: redwood-strand".to_owned(),
+        ),
+        (
+            "requests without a customer: nobody can consent",
+            CUSTOMERS.iter().map(|id| set(&format!("customers/{id}/enforcement"), "enforce")).collect(),
+            vec![set("defaults/enforcement", "observe"), consent("weakening: enforcement", "2026-09-01")],
+            "default_enforcement: ".to_owned(),
+        ),
+        ("a purpose", vec![], vec![research.clone()], "customer_purpose: redwood-strand".to_owned()),
+        (
+            "a purpose that an instruction names",
+            vec![],
+            vec![research.clone(), instruction("ins-900", ", permits: {purposes: [internal_research]}")],
+            String::new(),
+        ),
+        (
+            "the instruction has ended",
+            vec![],
+            vec![
+                research,
+                instruction("ins-900", ", valid_until: 2026-06-30, permits: {purposes: [internal_research]}"),
+            ],
+            "customer_purpose: redwood-strand".to_owned(),
+        ),
+        (
+            "a place",
+            vec![],
+            vec![places("source: instruction, ref: ins-001")],
+            "access_location: redwood-strand".to_owned(),
+        ),
+        (
+            "a place on another instruction",
+            vec![],
+            vec![places("source: instruction, ref: ins-900"), instruction("ins-900", "")],
+            String::new(),
+        ),
+        (
+            "a place on an instruction that is not there",
+            vec![],
+            vec![places("source: instruction, ref: ins-900")],
+            "access_location: redwood-strand".to_owned(),
+        ),
+        (
+            "a place that the agreement is said to have",
+            vec![],
+            vec![places("source: dpa, ref: ins-900"), instruction("ins-900", "")],
+            "access_location: redwood-strand".to_owned(),
+        ),
+        (
+            "more data for a subprocessor",
+            vec![],
+            vec![marketing.clone()],
+            "subprocessor_data: redwood-strand".to_owned(),
+        ),
+        (
+            "more data, with a consent",
+            vec![],
+            vec![marketing.clone(), consent("subprocessor: sp-09", "2026-09-01")],
+            String::new(),
+        ),
+        (
+            "more data, with an instruction",
+            vec![],
+            vec![marketing, instruction("ins-900", ", permits: {subprocessors: [sp-09]}")],
+            String::new(),
+        ),
+        (
+            "a caller within what is permitted",
+            vec![],
+            vec![set("callers/biller/permitted_purposes", "[billing_payment, customer_support]")],
+            String::new(),
+        ),
+    ];
+    let mut wrong = Vec::new();
+    for (name, before, after, expected) in &table {
+        let pair = Pair::of(before, after);
+        let refused = refused(&diff(&pair.old, &pair.new, Some(now)), &pair.old, &pair.new, now);
+        let got: Vec<String> =
+            refused.iter().map(|it| format!("{}: {}", it.change.kind.as_str(), it.customers.join(" "))).collect();
+        if got.join("\n") != *expected {
+            wrong.push(format!("{name}: expected {expected:?}, got {got:?}"));
+        }
+        for it in &refused {
+            assert!(yaml::read(&it.example, 0).is_ok() && !it.missing.is_empty(), "{name}: {}", it.example);
+        }
+    }
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+    assert!(Pair::of(&nobody, &nobody).changes.is_empty());
+}
+
+/// The sample as it was agreed, and as somebody would change it, each with a customer in a file of its own.
+fn agreed_and_next() -> Folder {
+    let folder = Folder::new();
+    let of_its_own = |enforcement: &str| {
+        format!(
+            "customers:\n  - id: {NEW_CUSTOMER}\n    legal_name: Birch Lake Fiber\n    dpa: {{version: \"3\", accepted_at: 2026-05-01, \
+             contract_ref: MSA-0600}}\n    permitted_purposes: [base]\n    enforcement: {enforcement}\n"
+        )
+    };
+    let files = "\ncustomer_files: [\"customers.d/*.yaml\"]\n";
+    let changes = [
+        ("revision: 12", "revision: 13"),
+        ("legal_name: TicketRiver LLC", "legal_name: TicketRiver, Inc."),
+        (
+            "permitted_purposes: [base, customer_analytics, customer_marketing, quality_improvement]",
+            "permitted_purposes: [base, customer_analytics, quality_improvement, internal_research]",
+        ),
+        (
+            "  # No longer used. The entry stays",
+            "  - id: sp-13\n    legal_name: Lampwick Support, Inc.\n    service: Help desk\n    \
+             identities: [\"spiffe://lampwick.example/sa/desk\"]\n    permitted_purposes: [customer_support]\n    \
+             data_categories: [user.name, user.contact]\n    storage_locations: [US-NV]\n    access_locations: [US-NV]\n    \
+             agreement: {ref: SPA-2026-02, signed_on: 2026-06-01, flow_down: true}\n    effective_at: 2026-07-20\n\n  \
+             # No longer used. The entry stays",
+        ),
+        (
+            "{subprocessor: sp-09, effective_at: 2025-02-01, ref: OBJ-5}",
+            "{subprocessor: sp-13, effective_at: 2026-06-10, ref: OBJ-7}",
+        ),
+    ];
+    let next = changes.iter().fold(SAMPLE.to_owned(), |text, (from, to)| {
+        assert!(text.contains(from), "{from}");
+        text.replacen(from, to, 1)
+    });
+    for (name, text, enforcement) in [("agreed", SAMPLE.to_owned(), "enforce"), ("next", next, "observe")] {
+        std::fs::create_dir_all(folder.file(&format!("{name}/customers.d"))).unwrap();
+        folder.write(&format!("{name}/policy.yaml"), &(text + files));
+        folder.write(&format!("{name}/customers.d/birch-lake.yaml"), &of_its_own(enforcement));
+    }
+    folder.write("bad.yaml", "version: 1\nnonsense: true\n");
+    folder.write(
+        "requests.yaml",
+        "\
+version: 1
+policy: next/policy.yaml
+clock: 2026-07-21
+services: {api: {storage_location: US-OR}}
+defaults: {service: api, operation: retrieve, subscriber: 1a2b}
+cases:
+  - name: the help desk that is new
+    request: {customer: redwood-strand, caller: sp-13, purpose: customer_support, data_categories: [user.contact]}
+    expect: {decision: permit}
+  - name: the help desk that is new, for who refuses it
+    request: {customer: granite-notch, caller: sp-13, purpose: customer_support, data_categories: [user.contact]}
+    expect: {decision: deny}
+  - name: a campaign
+    request: {customer: redwood-strand, caller: sp-09, purpose: customer_marketing, data_categories: [user.contact]}
+    expect: {decision: deny}
+  - name: the care desk looks at bills of somebody on observe
+    request: {customer: birch-lake, caller: care-desk, purpose: billing_payment, data_categories: [user.contact]}
+    expect: {decision: deny}
+  - name: the care desk
+    request: {customer: redwood-strand, caller: care-desk, purpose: customer_support, data_categories: [user.contact]}
+    expect: {decision: permit}
+  - name: about another policy
+    amend: {metadata: {revision: 14}}
+    request: {customer: redwood-strand, caller: care-desk, purpose: customer_support, data_categories: [user.contact]}
+    expect: {decision: permit}
+",
+    );
+    folder
+}
+
+/// A sentence as the name of its files, the arguments, the exit code; text and JSON.
+#[test]
+fn what_is_said_of_changes() {
+    let folder = agreed_and_next();
+    let table: [(&str, &[&str], i32); 5] = [
+        ("a-change", &["diff", "agreed/policy.yaml", "next/policy.yaml", "--requests", "requests.yaml"], 1),
+        ("the-way-back", &["diff", "next/policy.yaml", "agreed/policy.yaml", "--since", "2026-06-15"], 1),
+        ("nothing-changed", &["diff", "agreed/policy.yaml", "agreed/policy.yaml"], 0),
+        ("not-agreed", &["check", "next/policy.yaml", "--against", "agreed/policy.yaml", "--at", "2026-06-15"], 1),
+        ("agreed", &["check", "agreed/policy.yaml", "--against", "agreed/policy.yaml", "--at", "2026-06-15"], 0),
+    ];
+    let mut wrong = Vec::new();
+    for (name, arguments, expected) in table {
+        let text = run(&folder.file("."), arguments);
+        let json = run(&folder.file("."), &[arguments, &["-o", "json"]].concat());
+        if (text.status.code(), json.status.code()) != (Some(expected), Some(expected)) {
+            wrong.push(format!("{name}: {} {}: {}", text.status, json.status, err(&text)));
+        }
+        let parsed: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap_or_default();
+        if parsed["schema_version"] != 1 {
+            wrong.push(format!("{name}: no JSON"));
+        }
+        wrong.extend(as_golden(&format!("diff/{name}.txt"), &out(&text)));
+        wrong.extend(as_golden(&format!("diff/{name}.json"), &out(&json)));
+    }
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn exit_codes_of_diff() {
+    let folder = agreed_and_next();
+    let table: [(&str, &[&str], i32); 8] = [
+        ("nothing weaker", &["diff", "agreed/policy.yaml", "agreed/policy.yaml"], 0),
+        ("something weaker", &["diff", "agreed/policy.yaml", "next/policy.yaml"], 1),
+        ("a bad policy", &["diff", "agreed/policy.yaml", "bad.yaml"], 2),
+        ("a bad policy before", &["diff", "bad.yaml", "agreed/policy.yaml"], 2),
+        ("no policy", &["diff", "nowhere.yaml", "agreed/policy.yaml"], 2),
+        ("standard input twice", &["diff", "-", "-"], 2),
+        ("requests that are none", &["diff", "agreed/policy.yaml", "next/policy.yaml", "--requests", "bad.yaml"], 2),
+        ("a bad baseline", &["check", "agreed/policy.yaml", "--against", "bad.yaml"], 2),
+    ];
+    for (name, arguments, expected) in table {
+        let output = run(&folder.file("."), arguments);
+        assert_eq!(output.status.code(), Some(expected), "{name}: {}{}", out(&output), err(&output));
+        assert_eq!(expected == 2, out(&output).is_empty(), "{name}: talk goes to standard error");
+    }
+    let policy = std::fs::File::open(repository("config/policy.yaml")).unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_dpa-sidecar"))
+        .args(["diff", "-", repository("config/policy.yaml").to_str().unwrap()])
+        .stdin(policy)
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}{}", out(&output), err(&output));
 }

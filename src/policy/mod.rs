@@ -10,6 +10,7 @@ mod identities;
 pub mod places;
 pub mod problem;
 pub mod terms;
+pub mod weakening;
 
 use std::borrow::Cow;
 use std::collections::HashMap;

@@ -700,7 +700,8 @@ impl Gains<'_> {
             let sooner = Span::since(first(&both.to.consents, number))
                 .and(Span::before(Some(entry.effective.from)))
                 .minus(&[Span::since(starts(both.from, old_number, before))]);
-            let (lifted, sooner) = (reach.during(&lifted), reach.during(&sooner));
+            // What a customer refused counts even while nothing else would let that subprocessor in.
+            let (lifted, sooner) = (both.open.during(&lifted), reach.during(&sooner));
             found.push((entry.id.to_string(), lifted, sooner));
         }
         let id = both.to.id.to_string();

@@ -7,7 +7,8 @@
 //!
 //! Each change is held against all that the policy on its other side permits besides: a subprocessor that a customer
 //! has refused is not weaker for it. The other rules of the old policy do not count, so that of two
-//! changes which open something only together, both are weaker.
+//! changes which open something only together, both are weaker. An objection that is dropped is weaker even where nothing
+//! else would let that subprocessor in: it is the customer's word.
 //!
 //! A request that names an instruction is compared with what it may do without naming it too: that a request may
 //! now bear a name that opens nothing is no weakening.
@@ -176,6 +177,19 @@ pub struct Change {
     pub text: String,
     /// Where both policies say so.
     pub place: Place,
+}
+
+impl Change {
+    /// The subprocessor that it is about: of its entry, or one that a customer's list names.
+    #[must_use]
+    pub fn subprocessor(&self) -> Option<&str> {
+        match (&self.place, self.kind) {
+            (Place::Subprocessor(id, _), _) => Some(id),
+            (Place::Key(path), Kind::Subprocessor) => path.last().map(String::as_str),
+            (_, Kind::Objection | Kind::Consent) => self.values.first().map(String::as_str),
+            (_, _) => None,
+        }
+    }
 }
 
 /// Every change that makes some decision another: those that are weaker, then those that are tighter.
