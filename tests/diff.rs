@@ -645,7 +645,7 @@ impl Pair {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 150, max_shrink_iters: 400, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 60, max_shrink_iters: 400, ..ProptestConfig::default() })]
 
     /// What passes only with the new policy lies in a change that is called weaker for its customer; and what passes
     /// only with the old one, in a change that is called tighter.
@@ -1091,7 +1091,7 @@ fn table() -> Vec<(&'static str, Vec<Mutation>, Vec<Mutation>, &'static str)> {
             "a subprocessor is new: not for who refuses it, who has no US, and whose law bars it by then",
             vec![],
             vec![new_sp.clone(), objects],
-            "weaker subprocessor: redwood-strand cedar-hollow\ntighter objection: granite-notch",
+            "weaker subprocessor: redwood-strand cedar-hollow",
         ),
         (
             "a subprocessor is new",
@@ -1498,4 +1498,12 @@ fn exit_codes_of_diff() {
         .output()
         .unwrap();
     assert_eq!(output.status.code(), Some(0), "{}{}", out(&output), err(&output));
+}
+
+#[test]
+fn each_kind_is_in_the_documentation() {
+    let text = std::fs::read_to_string(repository("docs/change-a-policy.md")).unwrap();
+    let missing: Vec<_> =
+        Kind::ALL.iter().filter(|kind| !text.contains(&format!("\n| `{}` | ", kind.as_str()))).collect();
+    assert!(missing.is_empty(), "{missing:?}");
 }
