@@ -4,7 +4,6 @@
 use std::collections::HashMap;
 
 use super::problem::Source;
-use super::problem::position;
 use crate::yaml;
 use crate::yaml::At;
 use crate::yaml::Node;
@@ -35,6 +34,8 @@ pub enum Place {
 pub struct Places<'s> {
     sources: &'s [Source],
     roots: Vec<Node>,
+    /// Where the lines of each file begin: a long file is not counted through for each place.
+    lines: Vec<Vec<usize>>,
     /// Where each entry with an id is: section, id; root, place in the list.
     entries: HashMap<&'static str, HashMap<String, (usize, usize)>>,
 }
@@ -61,7 +62,10 @@ impl<'s> Places<'s> {
             by_id
         };
         let entries = SECTIONS.map(|section| (section, by_id(section))).into_iter().collect();
-        Self { sources, roots, entries }
+        let breaks =
+            |text: &str| text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n').map(|(at, _)| at + 1).collect();
+        let starts = |source: &Source| std::iter::once(0).chain::<Vec<usize>>(breaks(&source.text)).collect();
+        Self { sources, roots, lines: sources.iter().map(starts).collect(), entries }
     }
 
     /// `path:line` of a place. A key that an entry leaves out is where the entry is.
@@ -75,8 +79,11 @@ impl<'s> Places<'s> {
     #[must_use]
     pub fn position(&self, at: At) -> Option<(&str, usize, usize)> {
         let source = self.sources.get(usize::from(at.file))?;
-        let (line, column) = position(&source.text, at.start);
-        Some((&source.path, line, column))
+        let starts = self.lines.get(usize::from(at.file))?;
+        let byte = usize::try_from(at.start).unwrap_or(usize::MAX).min(source.text.len());
+        let line = starts.partition_point(|start| *start <= byte);
+        let before = source.text.as_bytes().get(*starts.get(line.checked_sub(1)?)?..byte)?;
+        Some((&source.path, line, String::from_utf8_lossy(before).chars().count() + 1))
     }
 
     /// Where a place is. A key that an entry leaves out is where the entry is.

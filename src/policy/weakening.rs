@@ -100,11 +100,6 @@ fn refusal(change: &Change, needs: &Needs, old: &Policy, new: &Policy, now: Time
     {
         return None;
     }
-    let is_concerned = |customer: &&Customer| match &change.concerns {
-        Concerns::All => true,
-        Concerns::Customers(ids) => ids.iter().any(|id| id == customer.id.as_str()),
-        Concerns::Unnamed | Concerns::Nobody => false,
-    };
     let is_agreed = |customer: &&Customer| match needs {
         Needs::Consent(measure) => {
             customer.weakenings.iter().any(|(consented, since)| consented == measure && *since <= now)
@@ -115,7 +110,11 @@ fn refusal(change: &Change, needs: &Needs, old: &Policy, new: &Policy, now: Time
         Needs::ResidencyInstructed => rests_on_another(customer, old, now),
         Needs::Subprocessor(id) => has_accepted(customer, new, id, now),
     };
-    let concerned: Vec<&Customer> = new.customers.iter().filter(is_concerned).collect();
+    let concerned: Vec<&Customer> = match &change.concerns {
+        Concerns::All => new.customers.iter().collect(),
+        Concerns::Customers(ids) => ids.iter().filter_map(|id| new.customer(new.customer_named(id)?)).collect(),
+        Concerns::Unnamed | Concerns::Nobody => Vec::new(),
+    };
     let without: Vec<String> =
         concerned.iter().filter(|customer| !is_agreed(customer)).map(|customer| customer.id.to_string()).collect();
     // Of nobody in particular, or of somebody who is no customer any more: nobody can consent.
