@@ -34,7 +34,7 @@ const MAX_DEPTH: usize = 32;
 pub const MOST_FAULTS: usize = 10_000;
 
 /// A range of bytes in one of the files that were read together.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct At {
     /// Which file, as the caller of [`read`] numbered it.
     pub file: u16,

@@ -17,6 +17,7 @@ mod canary;
 mod cli;
 mod datasette;
 mod demo;
+mod diff;
 mod docs;
 mod egress;
 mod explain;

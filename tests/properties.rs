@@ -30,23 +30,24 @@ use jiff::Timestamp;
 use proptest::prelude::*;
 use proptest::sample::select;
 
-const SAMPLE: &str = include_str!("../config/policy.yaml");
+pub(crate) const SAMPLE: &str = include_str!("../config/policy.yaml");
 
 static POLICY: LazyLock<Policy> = LazyLock::new(|| compile(SAMPLE, None));
 
-fn compile(text: &str, amend: Option<&str>) -> Policy {
+pub(crate) fn compile(text: &str, amend: Option<&str>) -> Policy {
     let source = problem::Source { path: "policy.yaml".to_owned(), text: text.to_owned() };
     let amend = amend.map(|amend| yaml::read(amend, 0).unwrap());
     let (policy, problems) = policy::compile(&[source], &["policy.yaml".to_owned()], amend.as_ref(), None);
     policy.unwrap_or_else(|| panic!("{amend:?} {:?}", problems.0))
 }
 
-const OWN: [&str; 7] = ["care-desk", "care-temp", "care-roaming", "biller", "rollup", "exporter", "subscriber-api"];
-const SUBPROCESSORS: [&str; 12] =
+pub(crate) const OWN: [&str; 7] =
+    ["care-desk", "care-temp", "care-roaming", "biller", "rollup", "exporter", "subscriber-api"];
+pub(crate) const SUBPROCESSORS: [&str; 12] =
     ["sp-01", "sp-02", "sp-03", "sp-04", "sp-05", "sp-06", "sp-07", "sp-08", "sp-09", "sp-10", "sp-11", "sp-12"];
-const CUSTOMERS: [&str; 7] =
+pub(crate) const CUSTOMERS: [&str; 7] =
     ["redwood-strand", "fibre-outardes", "granite-notch", "cedar-hollow", "kelp-sound", "dusty-fork", "salt-flat"];
-const PURPOSES: [&str; 23] = [
+pub(crate) const PURPOSES: [&str; 23] = [
     "service_provision",
     "account_management",
     "customer_support",
@@ -71,7 +72,7 @@ const PURPOSES: [&str; 23] = [
     "own_purpose",
     "model_training",
 ];
-const CATEGORIES: [&str; 8] = [
+pub(crate) const CATEGORIES: [&str; 8] = [
     "user",
     "user.name",
     "user.contact",
@@ -81,30 +82,30 @@ const CATEGORIES: [&str; 8] = [
     "user.device",
     "user.telemetry",
 ];
-const LOCATIONS: [&str; 10] = ["US", "CA", "US-OR", "US-WA", "US-VA", "CA-QC", "CA-ON", "CA-NB", "DE", "PH"];
+pub(crate) const LOCATIONS: [&str; 10] = ["US", "CA", "US-OR", "US-WA", "US-VA", "CA-QC", "CA-ON", "CA-NB", "DE", "PH"];
 const INSTRUCTIONS: [&str; 8] =
     ["ins-001", "ins-002", "ins-003", "ins-004", "ins-005", "ins-006", "ins-007", "ins-008"];
 
 /// A request, by name: the same words can be asked of several policies.
 #[derive(Clone, Debug)]
-struct Asked {
-    caller: Option<String>,
-    customers: Vec<&'static str>,
-    purpose: Option<&'static str>,
-    operation: Option<Operation>,
-    data_categories: Vec<DataCategory>,
+pub(crate) struct Asked {
+    pub(crate) caller: Option<String>,
+    pub(crate) customers: Vec<&'static str>,
+    pub(crate) purpose: Option<&'static str>,
+    pub(crate) operation: Option<Operation>,
+    pub(crate) data_categories: Vec<DataCategory>,
     /// `None`: the route establishes none; `Some(None)`: none is named.
-    subscriber: Option<Option<&'static str>>,
-    instruction: Option<&'static str>,
-    has_request_ref: bool,
-    location: Option<Location>,
-    storage: Location,
-    recipient: Option<&'static str>,
-    now: Timestamp,
+    pub(crate) subscriber: Option<Option<&'static str>>,
+    pub(crate) instruction: Option<&'static str>,
+    pub(crate) has_request_ref: bool,
+    pub(crate) location: Option<Location>,
+    pub(crate) storage: Location,
+    pub(crate) recipient: Option<&'static str>,
+    pub(crate) now: Timestamp,
 }
 
 impl Asked {
-    fn facts<'a>(&'a self, policy: &Policy) -> Facts<'a> {
+    pub(crate) fn facts<'a>(&'a self, policy: &Policy) -> Facts<'a> {
         let one = |name: &str| policy.customer_named(name);
         let customers = match self.customers.as_slice() {
             [] => Fact::Unknown(Why::Missing),
@@ -172,7 +173,7 @@ impl Asked {
     }
 }
 
-fn permits(decision: &Decision<'_>) -> bool {
+pub(crate) fn permits(decision: &Decision<'_>) -> bool {
     matches!(decision.outcome, Outcome::Permit { .. })
 }
 
@@ -461,7 +462,7 @@ fn shuffle(node: &mut yaml::Node, state: &mut u64, key: Option<&str>) {
 }
 
 /// A tree as YAML again.
-fn print(node: &yaml::Node, depth: usize) -> String {
+pub(crate) fn print(node: &yaml::Node, depth: usize) -> String {
     match &node.value {
         yaml::Value::Scalar { text, quoted: false } if text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') => {
             text.clone()

@@ -13,11 +13,15 @@ use super::Output;
 use super::colour;
 use super::print_problems;
 use crate::config;
+use crate::policy::Policy;
+use crate::policy::diff::diff;
 use crate::policy::problem::Problems;
 use crate::policy::problem::Severity;
 use crate::policy::problem::Source;
 use crate::policy::problem::position;
 use crate::policy::terms::Date;
+use crate::policy::weakening::Refused;
+use crate::policy::weakening::refused;
 use crate::reload;
 use crate::yaml;
 
@@ -27,9 +31,11 @@ Examples:
   dpa-sidecar check policy.yaml
   dpa-sidecar check sidecar.yaml -o json
   dpa-sidecar check policy.yaml --at 2027-01-01    warn of what will have ended by then
+  dpa-sidecar check policy.yaml --against agreed.yaml    what is weaker than was agreed, and nobody consented to
   cat policy.yaml | dpa-sidecar check -
 
-Exit codes: 0 nothing is wrong (warnings aside), 1 something is, 2 a file cannot be read.")]
+Exit codes: 0 nothing is wrong (warnings aside), 1 something is, 2 a file cannot be read, or the one of `--against`
+cannot be used.")]
 pub(super) struct Arguments {
     /// sidecar.yaml or policy.yaml, told apart by content; `-` is standard input.
     #[arg(required = true)]
@@ -37,6 +43,9 @@ pub(super) struct Arguments {
     /// From when to look for what ends soon [default: now].
     #[arg(long)]
     at: Option<Date>,
+    /// The last agreed policy: what is weaker since needs a consent, a notice or an instruction on record.
+    #[arg(long, value_name = "BASELINE")]
+    against: Option<PathBuf>,
     /// The form of the output.
     #[arg(short, long, value_enum, default_value_t)]
     output: Output,
@@ -51,12 +60,30 @@ struct Checked {
     problems: Problems,
     /// What was loaded, if it can be used.
     loaded: Option<String>,
+    /// The policy, if it is one.
+    policy: Option<Policy>,
+    /// What of it is weaker than the baseline, and not agreed.
+    refused: Vec<Refused>,
 }
 
 #[derive(Serialize)]
 struct Found<'a> {
     schema_version: u8,
     problems: Vec<FoundProblem<'a>>,
+    /// With `--against`: what is weaker and not agreed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    refused: Option<Vec<FoundRefused<'a>>>,
+}
+
+#[derive(Serialize)]
+struct FoundRefused<'a> {
+    path: &'a str,
+    kind: &'static str,
+    text: &'a str,
+    /// Whose word is missing; nobody's: only a notice can stand for it.
+    customers: &'a [String],
+    missing: &'a str,
+    example: &'a str,
 }
 
 #[derive(Serialize)]
@@ -71,8 +98,20 @@ struct FoundProblem<'a> {
 }
 
 pub(super) fn check(arguments: &Arguments, out: &mut dyn Write, err: &mut dyn Write) -> Result<Exit, CliError> {
-    let look_out = Some(arguments.at.map_or_else(Timestamp::now, Date::begins));
-    let mut all = Vec::new();
+    let now = arguments.at.map_or_else(Timestamp::now, Date::begins);
+    let look_out = Some(now);
+    let baseline = match &arguments.against {
+        None => None,
+        Some(path) => {
+            let loaded = reload::load(path, None, None)?;
+            if loaded.policy.is_none() {
+                print_problems(err, &loaded.problems, &loaded.sources, colour(&std::io::stderr()))?;
+                return Ok(Exit::Unable);
+            }
+            loaded.policy
+        }
+    };
+    let mut all: Vec<Checked> = Vec::new();
     let mut unreadable = Vec::new();
     for path in &arguments.files {
         match check_file(path, look_out) {
@@ -80,10 +119,16 @@ pub(super) fn check(arguments: &Arguments, out: &mut dyn Write, err: &mut dyn Wr
             Err(error) => unreadable.push(error),
         }
     }
+    for checked in &mut all {
+        if let (Some(old), Some(new)) = (&baseline, &checked.policy) {
+            checked.refused = refused(&diff(old, new, Some(now)), old, new, now);
+        }
+    }
     match arguments.output {
         Output::Json => {
             let problems = all.iter().flat_map(found).collect();
-            serde_json::to_writer_pretty(&mut *out, &Found { schema_version: 1, problems })
+            let refused = arguments.against.is_some().then(|| all.iter().flat_map(found_refused).collect());
+            serde_json::to_writer_pretty(&mut *out, &Found { schema_version: 1, problems, refused })
                 .map_err(std::io::Error::from)?;
             writeln!(out)?;
         }
@@ -100,6 +145,9 @@ pub(super) fn check(arguments: &Arguments, out: &mut dyn Write, err: &mut dyn Wr
                         writeln!(out, "{path}: {at_least}{count} error{}", if count == 1 { "" } else { "s" })?;
                     }
                 }
+                if let Some(baseline) = arguments.against.as_ref().filter(|_| checked.policy.is_some()) {
+                    print_refused(path, &baseline.display().to_string(), &checked.refused, out)?;
+                }
             }
         }
     }
@@ -109,7 +157,7 @@ pub(super) fn check(arguments: &Arguments, out: &mut dyn Write, err: &mut dyn Wr
     if !unreadable.is_empty() {
         return Ok(Exit::Unable);
     }
-    let bad = all.iter().any(|checked| checked.problems.has_errors());
+    let bad = all.iter().any(|checked| checked.problems.has_errors() || !checked.refused.is_empty());
     Ok(if bad { Exit::No } else { Exit::Yes })
 }
 
@@ -127,6 +175,43 @@ fn found(checked: &Checked) -> impl Iterator<Item = FoundProblem<'_>> {
             help: &problem.help,
         })
     })
+}
+
+fn found_refused(checked: &Checked) -> impl Iterator<Item = FoundRefused<'_>> {
+    let path = checked.sources.first().map_or("", |source| source.path.as_str());
+    checked.refused.iter().map(move |Refused { change, customers, missing, example }| FoundRefused {
+        path,
+        kind: change.kind.as_str(),
+        text: &change.text,
+        customers,
+        missing,
+        example,
+    })
+}
+
+/// Customers that a line names; of more the number is told.
+const MOST_NAMED: usize = 10;
+
+/// What is weaker and not agreed, and what would have to be on record.
+fn print_refused(path: &str, baseline: &str, all: &[Refused], out: &mut dyn Write) -> std::io::Result<()> {
+    if all.is_empty() {
+        return writeln!(out, "{path}: all that is weaker than {baseline} is agreed");
+    }
+    for Refused { change, customers, missing, example } in all {
+        let named: Vec<&str> = customers.iter().take(MOST_NAMED).map(String::as_str).collect();
+        let more = customers.len().saturating_sub(MOST_NAMED);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        writeln!(out, "{path}: not agreed: {}", change.text)?;
+        if !customers.is_empty() {
+            writeln!(out, "  for {}{more}", named.join(", "))?;
+        }
+        writeln!(out, "  needs {missing}, such as:")?;
+        for line in example.lines() {
+            writeln!(out, "    {line}")?;
+        }
+    }
+    let plural = if all.len() == 1 { "change is" } else { "changes are" };
+    writeln!(out, "{path}: {} {plural} weaker than {baseline} and not agreed", all.len())
 }
 
 /// Whether a text is a sidecar.yaml: it has a key that only such a file has.
@@ -164,14 +249,15 @@ fn check_file(path: &Path, look_out: Option<Timestamp>) -> Result<Vec<Checked>, 
             settings.upstreams.len()
         )
     });
-    checked.insert(0, Checked { sources: vec![source], problems, loaded });
+    checked.insert(0, Checked { sources: vec![source], problems, loaded, policy: None, refused: Vec::new() });
     Ok(checked)
 }
 
 fn check_policy(loaded: reload::Loaded) -> Checked {
     let reload::Loaded { sources, policy, problems } = loaded;
-    let what = policy.map(|policy| format!("{} revision {}, {}", policy.name, policy.revision, policy.counts()));
-    Checked { sources, problems, loaded: what }
+    let what =
+        policy.as_ref().map(|policy| format!("{} revision {}, {}", policy.name, policy.revision, policy.counts()));
+    Checked { sources, problems, loaded: what, policy, refused: Vec::new() }
 }
 
 /// The policy that the settings name cannot be read: a mistake in the settings.

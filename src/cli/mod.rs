@@ -4,6 +4,7 @@ mod ask;
 mod audit;
 mod check;
 mod demo;
+mod diff;
 mod explain;
 mod keygen;
 mod run;
@@ -81,6 +82,7 @@ Examples:
   dpa-sidecar run --config sidecar.yaml
   dpa-sidecar check sidecar.yaml policy.yaml
   dpa-sidecar test policy-tests.yaml
+  dpa-sidecar diff agreed.yaml policy.yaml                     what a change permits, and for whom
   dpa-sidecar audit tail -f decisions.ndjson                   decisions, as a person reads them
   dpa-sidecar audit verify --key audit.key.pub /var/lib/dpa-sidecar
   dpa-sidecar schema policy > policy.schema.json               for editors and validators
@@ -110,6 +112,8 @@ enum Command {
     Explain(explain::Arguments),
     /// Run the cases of a policy test file against its policy, with a fixed clock.
     Test(test::Arguments),
+    /// Compare two policies: what is weaker, what is tighter, and for whom.
+    Diff(diff::Arguments),
     /// Verify a decision log, or read it as it grows.
     Audit(audit::Arguments),
     /// Make a key pair that signs the checkpoints of a decision log.
@@ -156,6 +160,7 @@ pub fn run() -> Exit {
         Command::Check(check) => check::check(check, &mut out, &mut err),
         Command::Explain(explain) => explain::explain(explain, &mut out, &mut err),
         Command::Test(test) => test::test(test, &mut out, &mut err),
+        Command::Diff(diff) => diff::diff(diff, &mut out, &mut err),
         Command::Audit(audit) => audit::audit(audit, &mut out, &mut err),
         Command::Keygen(keygen) => keygen::keygen(keygen, &mut out),
         Command::Schema(schema) => schema::schema(schema, &mut out),

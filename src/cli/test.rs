@@ -380,10 +380,10 @@ fn print(report: &Report, differing: usize, out: &mut dyn Write) -> Result<(), C
 
 type Failed = (Vec<Source>, Problems);
 
-fn run_file(source: &Source, filter: Option<&str>, shown: &mut Shown) -> Result<Vec<CaseResult>, Failed> {
+/// The cases of a file, and the tree that their amendments are in.
+fn decode(source: &Source) -> Result<(Node, Document), Failed> {
     let mut problems = Problems::default();
-    let read = yaml::read(&source.text, 0);
-    let root = match read {
+    let root = match yaml::read(&source.text, 0) {
         Ok(root) => root,
         Err(faults) => {
             problems.extend_faults(faults);
@@ -400,6 +400,49 @@ fn run_file(source: &Source, filter: Option<&str>, shown: &mut Shown) -> Result<
         problems.push(Problem::error(Code::Version, document.version.at, message, "write `version: 1`"));
         return Err((vec![source.clone()], problems));
     }
+    Ok((root, document))
+}
+
+/// A case as a request, for whoever asks other policies than the one that its file names.
+pub(super) struct Stated {
+    pub(super) name: String,
+    pub(super) line: usize,
+    pub(super) now: Timestamp,
+    pub(super) asked: Asked,
+}
+
+/// The requests of a file, its expectations left aside. A name may be one of any of the policies; a case that amends
+/// its policy is one for another, and left out: its name is in the second list.
+pub(super) fn stated(source: &Source, policies: &[&Policy]) -> Result<(Vec<Stated>, Vec<String>), Failed> {
+    let (_, document) = decode(source)?;
+    let mut problems = Problems::default();
+    let (mut all, mut left_out) = (Vec::new(), Vec::new());
+    for case in &document.cases.items {
+        if case.amend.is_some() {
+            left_out.push(case.name.value.clone());
+            continue;
+        }
+        match ask(case, &document, policies).and_then(|ask| ask.asked().map_err(|_| unsayable(case))) {
+            Ok(asked) => all.push(Stated {
+                name: case.name.value.clone(),
+                line: crate::policy::problem::position(&source.text, case.name.at.start).0,
+                now: case.at.unwrap_or(document.clock.value).begins(),
+                asked,
+            }),
+            Err(problem) => problems.push(problem),
+        }
+    }
+    if problems.has_errors() { Err((vec![source.clone()], problems)) } else { Ok((all, left_out)) }
+}
+
+fn unsayable(case: &Case) -> Problem {
+    let help = "write names in printable ASCII, and at most one customer outside a list";
+    Problem::error(Code::Case, case.request.at, "no request can say this", help)
+}
+
+fn run_file(source: &Source, filter: Option<&str>, shown: &mut Shown) -> Result<Vec<CaseResult>, Failed> {
+    let (root, document) = decode(source)?;
+    let mut problems = Problems::default();
     let folder = Path::new(&source.path).parent().map(Path::to_path_buf).unwrap_or_default();
     let policy_file = folder.join(&document.policy.value);
     let unreadable = |error: &reload::ReadError| {
@@ -434,11 +477,8 @@ fn run_file(source: &Source, filter: Option<&str>, shown: &mut Shown) -> Result<
             };
             case_policy = &amended;
         }
-        let unsayable = |_| {
-            let help = "write names in printable ASCII, and at most one customer outside a list";
-            Problem::error(Code::Case, case.request.at, "no request can say this", help)
-        };
-        let asked = match ask(case, &document, case_policy).and_then(|ask| ask.asked().map_err(unsayable)) {
+        let asked = match ask(case, &document, &[case_policy]).and_then(|ask| ask.asked().map_err(|_| unsayable(case)))
+        {
             Ok(asked) => asked,
             Err(problem) => {
                 problems.push(problem);
@@ -469,8 +509,8 @@ fn case_nodes(root: &Node) -> impl Iterator<Item = &Node> {
     cases.iter()
 }
 
-/// The case as a request.
-fn ask(case: &Case, document: &Document, policy: &Policy) -> Result<Ask, Problem> {
+/// The case as a request. A name may be one of any of the policies; the last is asked first.
+fn ask(case: &Case, document: &Document, policies: &[&Policy]) -> Result<Ask, Problem> {
     let request = &case.request.value;
     let impossible = |at, message: String, help: &str| Problem::error(Code::Case, at, message, help);
     let location = match &request.location {
@@ -481,10 +521,15 @@ fn ask(case: &Case, document: &Document, policy: &Policy) -> Result<Ask, Problem
     };
     let caller = match &request.caller {
         None => None,
-        Some(caller) => match ask::identity(&caller.value, policy) {
-            Ok(identity) => Some((identity, location)),
-            Err((message, help)) => return Err(Problem::error(Code::Case, caller.at, message, help)),
-        },
+        Some(caller) => {
+            let mut found = policies.iter().rev().map(|policy| ask::identity(&caller.value, policy));
+            let first = found.next();
+            match found.fold(first, |found, next| if matches!(found, Some(Ok(_))) { found } else { Some(next) }) {
+                Some(Ok(identity)) => Some((identity, location)),
+                Some(Err((message, help))) => return Err(Problem::error(Code::Case, caller.at, message, help)),
+                None => None,
+            }
+        }
     };
     let Some(service) = request.service.as_ref().or(document.defaults.service.as_ref()) else {
         let help = "add `service: …` to the request or to `defaults`";
@@ -495,7 +540,9 @@ fn ask(case: &Case, document: &Document, policy: &Policy) -> Result<Ask, Problem
         let help = "add it under `services` with its `storage_location`";
         return Err(impossible(service.at, format!("there is no service `{}`", service.value), help));
     };
-    let is_nobody = |recipient: &&Spanned<String>| policy.subprocessor_named(&recipient.value).is_none();
+    let is_nobody = |recipient: &&Spanned<String>| {
+        policies.iter().all(|policy| policy.subprocessor_named(&recipient.value).is_none())
+    };
     if let Some(recipient) = request.recipient.as_ref().filter(is_nobody) {
         let message = format!("there is no subprocessor `{}`", recipient.value);
         return Err(impossible(recipient.at, message, "name one of the policy"));

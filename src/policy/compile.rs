@@ -13,6 +13,7 @@ use super::CustomerId;
 use super::Enforcement;
 use super::Instruction;
 use super::MAX_PURPOSES;
+use super::Notice;
 use super::OwnCaller;
 use super::Party;
 use super::Period;
@@ -208,6 +209,7 @@ impl Compiler {
             defaults,
             require_enforce,
             security_measures,
+            weakening_notices,
             purposes,
             purpose_sets,
             callers,
@@ -271,6 +273,17 @@ impl Compiler {
                 decision_log: decision_log.unwrap_or_default(),
                 signed_policy,
             },
+            notices: weakening_notices
+                .given()
+                .into_iter()
+                .flat_map(|list| list.items)
+                .map(|notice| Notice {
+                    measure: notice.measure,
+                    from: notice.from.into(),
+                    to: notice.to.into(),
+                    given_at: notice.notice_given_at.begins(),
+                })
+                .collect(),
             residency: residency?,
             clauses: agreement
                 .clauses
@@ -530,7 +543,9 @@ impl Compiler {
 
     fn residency(&mut self, document: document::Residency) -> Residency {
         let transfers = document.transfers.map(|list| self.filled(list)).unwrap_or_default();
+        let is_instructed = document.source == document::ResidencySource::Instruction;
         Residency {
+            instruction: document.r#ref.filter(|_| is_instructed).map(Into::into),
             storage_locations: self.filled(document.storage_locations),
             access_locations: self.filled(document.access_locations),
             transfers: transfers
@@ -624,6 +639,8 @@ impl Compiler {
             self.problems.push(Problem::warning(Code::DefaultResidency, id.at, message, help));
         }
         let instructions = instructions.map(|list| list.items).unwrap_or_default();
+        let consents = consents.map(|list| list.items).unwrap_or_default();
+        let weakened = |consent: &document::Consent| Some((consent.weakening?, consent.given_at.value.begins()));
         self.number(instructions.iter().map(|instruction| &instruction.id), |number| number);
         Customer {
             accepted_at: dpa.accepted_at.map(super::terms::Date::begins),
@@ -642,11 +659,8 @@ impl Compiler {
                     Some((self.subprocessor_named(&objection.subprocessor)?, objection.effective_at.begins()))
                 })
                 .collect(),
-            consents: consents
-                .into_iter()
-                .flat_map(|list| list.items)
-                .filter_map(|consent| self.consent(&consent))
-                .collect(),
+            weakenings: consents.iter().filter_map(weakened).collect(),
+            consents: consents.iter().filter_map(|consent| self.consent(consent)).collect(),
             instructions: instructions.into_iter().map(|instruction| self.instruction(instruction)).collect(),
             enforcement: enforcement.unwrap_or(default),
             id: id.value,
@@ -677,7 +691,7 @@ impl Compiler {
         }
     }
 
-    /// A consent to a subprocessor; one to a weakened measure is for the weakening gate, later.
+    /// A consent to a subprocessor. One to a weakened measure is read apart: no decision rests on it.
     fn consent(&mut self, consent: &document::Consent) -> Option<(SubprocessorId, Timestamp)> {
         match (&consent.subprocessor, consent.weakening) {
             (Some(subprocessor), None) => {

@@ -49,8 +49,7 @@ pub(super) struct Document {
     pub(super) security_measures: Section<SecurityMeasures>,
     /// Notices to customers that a measure will be weakened. Default: none.
     #[schemars(default)]
-    #[expect(dead_code, reason = "evidence: read by the weakening gate, which is not built yet")]
-    weakening_notices: Section<List<WeakeningNotice>>,
+    pub(super) weakening_notices: Section<List<WeakeningNotice>>,
     /// Why data may be used, by name. The prohibited purposes and `model_training` are built in.
     #[schemars(extend("propertyNames" = {"$ref": "#/$defs/Id"}))]
     pub(super) purposes: Section<Table<Purpose>>,
@@ -156,9 +155,10 @@ pub(super) struct SecurityMeasures {
     pub(super) signed_policy: bool,
 }
 
-#[derive(Clone, Copy, Deserialize, JsonSchema)]
+/// What an agreement promises, and may weaken after a consent or a notice only (clause 3.2).
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema, PartialEq, Eq)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Measure {
+pub enum Measure {
     /// `min_tls_version`.
     MinTlsVersion,
     /// `client_authentication`.
@@ -171,18 +171,31 @@ pub(super) enum Measure {
     Enforcement,
 }
 
+impl Measure {
+    /// The word in files.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::MinTlsVersion => "min_tls_version",
+            Self::ClientAuthentication => "client_authentication",
+            Self::DecisionLog => "decision_log",
+            Self::SignedPolicy => "signed_policy",
+            Self::Enforcement => "enforcement",
+        }
+    }
+}
+
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-#[expect(dead_code, reason = "evidence: read by the weakening gate, which is not built yet")]
-struct WeakeningNotice {
+pub(super) struct WeakeningNotice {
     /// What is weakened.
-    measure: Measure,
+    pub(super) measure: Measure,
     /// What it was.
-    from: String,
+    pub(super) from: String,
     /// What it will be.
-    to: String,
+    pub(super) to: String,
     /// When the customers were told.
-    notice_given_at: Date,
+    pub(super) notice_given_at: Date,
 }
 
 #[derive(Deserialize, JsonSchema)]
@@ -198,9 +211,9 @@ pub(super) struct Purpose {
     pub(super) requires_instruction: bool,
 }
 
-#[derive(Deserialize, JsonSchema)]
+#[derive(Deserialize, JsonSchema, PartialEq, Eq)]
 #[serde(rename_all = "snake_case")]
-enum ResidencySource {
+pub(super) enum ResidencySource {
     /// The agreement says so.
     Dpa,
     /// The customer instructed it.
@@ -226,11 +239,9 @@ pub(super) struct Residency {
     #[schemars(length(min = 1))]
     pub(super) access_locations: List<Location>,
     /// Who says so.
-    #[expect(dead_code, reason = "evidence: checked for its form only")]
-    source: ResidencySource,
-    /// The evidence. Default: none.
-    #[expect(dead_code, reason = "evidence: checked for its form only")]
-    r#ref: Option<String>,
+    pub(super) source: ResidencySource,
+    /// The evidence; of an instruction, its id. Default: none.
+    pub(super) r#ref: Option<String>,
     /// Transfers on record, which open more places for access. Default: none.
     #[schemars(length(min = 1))]
     #[serde(default)]

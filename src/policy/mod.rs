@@ -4,11 +4,13 @@
 //! further parsing: names are numbers, purposes and operations are bit sets, dates are moments.
 
 mod compile;
+pub mod diff;
 mod document;
 mod identities;
 pub mod places;
 pub mod problem;
 pub mod terms;
+pub mod weakening;
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -23,6 +25,7 @@ use serde::Deserialize;
 
 pub use self::compile::compile;
 pub use self::compile::customer_file_globs;
+pub use self::document::Measure;
 pub use self::document::customers_schema;
 pub use self::document::schema;
 use self::terms::DataCategory;
@@ -195,7 +198,7 @@ pub struct Purpose {
 }
 
 /// Who a proven identity is in the agreement.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Party {
     /// One of the processor's own.
     Own(CallerId),
@@ -278,6 +281,8 @@ pub struct Residency {
     pub access_locations: Vec<Location>,
     /// What else is open for access.
     pub transfers: Vec<Transfer>,
+    /// The instruction that it names as its source, as written.
+    pub instruction: Option<Box<str>>,
 }
 
 /// What an instruction permits. A list that is not there limits nothing and lifts nothing.
@@ -325,6 +330,8 @@ pub struct Customer {
     pub objections: Box<[(SubprocessorId, Timestamp)]>,
     /// Subprocessors it accepted ahead of time, from when.
     pub consents: Box<[(SubprocessorId, Timestamp)]>,
+    /// Weakened measures it accepted, from when. No decision rests on them (clause 3.2).
+    pub weakenings: Box<[(Measure, Timestamp)]>,
     /// Its instructions.
     pub instructions: Box<[Instruction]>,
     /// Whether its violations are blocked.
@@ -398,6 +405,19 @@ pub struct SecurityMeasures {
     pub signed_policy: bool,
 }
 
+/// A notice to all customers that a measure will be weakened (clause 3.2).
+#[derive(Clone, Debug)]
+pub struct Notice {
+    /// What is weakened.
+    pub measure: Measure,
+    /// What it was, as written.
+    pub from: Box<str>,
+    /// What it will be, as written.
+    pub to: Box<str>,
+    /// When the customers were told.
+    pub given_at: Timestamp,
+}
+
 /// The agreement, ready to decide with.
 pub struct Policy {
     /// `metadata.name`.
@@ -412,6 +432,8 @@ pub struct Policy {
     pub require_enforce: bool,
     /// The promised measures.
     pub security: SecurityMeasures,
+    /// Notices that measures will be weakened.
+    pub notices: Vec<Notice>,
     residency: Residency,
     clauses: HashMap<Box<str>, Box<str>>,
     purposes: Vec<Purpose>,
@@ -491,6 +513,15 @@ impl Policy {
     pub fn all_identities(&self) -> impl Iterator<Item = (&Identity, Party)> {
         let exact = self.identities.iter().map(|(identity, party)| (identity, *party));
         exact.chain(self.identity_patterns.all().map(|(identity, party)| (identity, *party)))
+    }
+
+    /// Somebody that an identity, or one that it stands for, belongs to.
+    fn all_identities_like(&self, identity: &Identity) -> Option<Party> {
+        let covered = || {
+            let mut all = self.identities.iter().filter(|_| identity.is_pattern());
+            all.find(|(known, _)| identity.covers(known)).map(|(_, party)| *party)
+        };
+        self.party(identity).or_else(covered)
     }
 
     /// The ids of all customers.

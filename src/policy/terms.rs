@@ -149,6 +149,12 @@ impl Location {
         self.country == other.country && (self.subdivision == [0; 3] || self.subdivision == other.subdivision)
     }
 
+    /// Whether it is a whole country.
+    #[must_use]
+    pub fn is_country(self) -> bool {
+        self.subdivision == [0; 3]
+    }
+
     fn text(self) -> String {
         let letters = |bytes: &[u8]| bytes.iter().filter(|byte| **byte != 0).map(|byte| char::from(*byte)).collect();
         let country: String = letters(&self.country);
