@@ -746,6 +746,7 @@ fn requests_that_the_library_repairs_are_framed_anew() {
             "a Content-Length beside chunked",
             head().with("Content-Length", "3").with("Transfer-Encoding", "chunked").end() + "5\r\nhello\r\n0\r\n\r\n",
         ),
+        ("a length with a zero before it", head().with("Content-Length", "05").end() + "hello"),
         ("a length twice", head().with("Content-Length", "5").with("Content-Length", "5").end() + "hello"),
         ("lines that end in LF", head().body("hello").replace("\r\n", "\n")),
         ("a fragment", Head::permitted("POST", &format!("{SUBSCRIBER}#top")).body("hello")),
@@ -761,6 +762,7 @@ fn requests_that_the_library_repairs_are_framed_anew() {
         assert_eq!(seen.head.line, format!("POST {SUBSCRIBER} HTTP/1.1"), "{name}");
         let both = seen.head.value("content-length").is_some() && seen.head.value("transfer-encoding").is_some();
         assert!(!both, "{name}: {:?}", seen.head);
+        assert!(seen.head.value("content-length").is_none_or(|length| length == "5"), "{name}: {:?}", seen.head);
     }
 }
 

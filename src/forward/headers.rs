@@ -251,9 +251,23 @@ pub fn rebuild_for_subprocessor(headers: &mut HeaderMap, rules: &HeaderRules, pr
     headers.insert(header::VIA, HeaderValue::from_static("1.1 proxy"));
 }
 
+/// Whether an answer is coded for the connection in no way but in chunks.
+///
+/// What is left of any other coding (RFC 9112 section 7) would pass as the body, since its name stops here.
+#[must_use]
+pub fn is_at_most_chunked(headers: &HeaderMap) -> bool {
+    !headers.contains_key(header::TRANSFER_ENCODING)
+        || only(headers, &header::TRANSFER_ENCODING)
+            .is_some_and(|coding| coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"))
+}
+
 /// Takes out of an answer what may not pass. Its `Via` stays as it is: a gateway may leave itself out of answers
 /// (RFC 9110 section 7.6.3), and `DPA-Decision-Id` says that it was there.
 pub fn clean_response(headers: &mut HeaderMap) {
+    if headers.contains_key(header::TRANSFER_ENCODING) {
+        // The chunks counted (RFC 9112 section 6.3); with this length a longer body would be cut, and look whole.
+        headers.remove(header::CONTENT_LENGTH);
+    }
     remove_named_in_connection(headers);
     remove(headers, &[], |name| name.starts_with("dpa-") || OF_THE_CONNECTION.iter().any(|known| known == name));
 }
