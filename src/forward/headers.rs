@@ -97,18 +97,20 @@ const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 
 /// Where a request came from, by whom it was sent.
-const NOT_BELIEVED: [&str; 7] = [
+const NOT_BELIEVED: [&str; 9] = [
     "client-ip",
+    "forwarded-for",
     "remote-addr",
     "remote-user",
     "true-client-ip",
-    "x-arr-clientcert",
     "x-cluster-client-ip",
+    "x-forward-for",
+    "x-originating-ip",
     "x-real-ip",
 ];
 
 /// The same, by the beginning of the name: what proxies and meshes tell of callers and their certificates.
-const NOT_BELIEVED_FROM: [&str; 24] = [
+const NOT_BELIEVED_FROM: [&str; 27] = [
     "cf-client-",
     "cf-connecting-",
     "client-cert",
@@ -120,7 +122,9 @@ const NOT_BELIEVED_FROM: [&str; 24] = [
     "wl-proxy-",
     "x-amzn-mtls-",
     "x-amzn-oidc-",
+    "x-arr-",
     "x-auth-request-",
+    "x-authenticated-",
     "x-client-",
     "x-endpoint-api-",
     "x-envoy-",
@@ -128,6 +132,7 @@ const NOT_BELIEVED_FROM: [&str; 24] = [
     "x-goog-authenticated-",
     "x-istio-",
     "x-ms-client-principal",
+    "x-mtls-",
     "x-remote-",
     "x-spiffe",
     "x-ssl-",
@@ -135,12 +140,13 @@ const NOT_BELIEVED_FROM: [&str; 24] = [
     "x-tls-",
 ];
 
-const REWRITES: [&str; 8] = [
+const REWRITES: [&str; 9] = [
     "method-override",
     "x-host",
     "x-http-destinationurl",
     "x-http-method",
     "x-http-method-override",
+    "x-http-path-override",
     "x-method",
     "x-method-override",
     "x-override-url",
@@ -439,27 +445,29 @@ mod tests {
                 "who sent it, by its certificate",
                 Fate::NotBelieved,
                 "x-client-verify x-client-dn x-client-subject x-ssl-client x-ssl-cert ssl-client ssl-client-verify \
-                 x-tls-client-cert tls-client-cert cf-client-cert wl-proxy-client-cert client-cert client-cert-chain",
+                 x-tls-client-cert tls-client-cert x-arr-clientcert x-mtls-client cf-client-cert wl-proxy-client-cert client-cert client-cert-chain",
             ),
             (
                 "who sent it, by a mesh or by a proxy that asks people to log in",
                 Fate::NotBelieved,
                 "spiffe-id x-spiffe x-spiffe-id x-svid x-istio-attributes l5d-client-id x-auth-request-user remote-user \
                  x-goog-authenticated-user-email x-ms-client-principal x-ms-client-principal-id x-amzn-oidc-identity \
-                 x-endpoint-api-userinfo x-remote-user x-forwarded-user",
+                 x-endpoint-api-userinfo x-remote-user \
+                 x-forwarded-user x-authenticated-user",
             ),
             (
                 "where it came from",
                 Fate::NotBelieved,
                 "fastly-client-ip cf-connecting-ip cf-connecting-ipv6 client-ip true-client-ip x-client-ip x-real-ip \
-                 x-remote-addr remote-addr x-forwarded x-cluster-client-ip x-envoy-external-address",
+                 x-remote-addr remote-addr x-forwarded x-cluster-client-ip forwarded-for \
+                 x-forward-for x-originating-ip x-envoy-external-address",
             ),
             (
                 "another request",
                 Fate::Rewrites,
                 "x-original-uri x-original-path x-original-url x-original-forwarded-for x-rewrite-path x-rewrite-url \
                  x-override-url x-http-destinationurl x-http-method x-http-method-override x-method x-method-override \
-                 method-override x-host",
+                 x-http-path-override method-override x-host",
             ),
             ("another proxy", Fate::Stops, "proxy"),
             (
