@@ -94,6 +94,9 @@ pub enum Unreadable {
     /// RFC 9110 section 4.2.4.
     #[error("the target holds user information")]
     Userinfo,
+    /// RFC 9110 section 9.3.6: what follows would be for a tunnel, and there is none.
+    #[error("the method is CONNECT")]
+    Connect,
     /// RFC 9112 section 3.2: only origin form and absolute form are proxied.
     #[error("the target is neither a path nor an absolute URI")]
     TargetForm,

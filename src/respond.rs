@@ -133,7 +133,8 @@ pub fn no_answer(error: &ForwardError, decision: Uuid) -> Response<AnswerBody> {
         | ForwardError::Down { .. }
         | ForwardError::Tls { .. }
         | ForwardError::Broken { .. }
-        | ForwardError::Switched { .. } => (
+        | ForwardError::Switched { .. }
+        | ForwardError::Coded { .. } => (
             UPSTREAM_UNAVAILABLE,
             "The upstream cannot be reached or broke off.",
             "The sidecar permitted the request; the upstream that it goes to did not answer.",

@@ -71,6 +71,7 @@ fn targets_that_could_be_read_in_two_ways() {
         ("a byte above 0x7f", get("/v1/customers/redwood-strand/subscribers/\u{e9}"), UNREADABLE),
         ("an asterisk", Head::permitted("OPTIONS", "*").end(), UNREADABLE),
         ("CONNECT", Head::permitted("CONNECT", "data.example:443").end(), UNREADABLE),
+        ("CONNECT with the path of a route", Head::permitted("CONNECT", SUBSCRIBER).end(), UNREADABLE),
         ("CONNECT to the host itself", Head::permitted("CONNECT", "data.example").end(), UNREADABLE),
         ("absolute form, another authority", get("http://other.example/v1/usage/x"), UNREADABLE),
         ("absolute form, another port", get("http://data.example:81/v1/usage/x"), UNREADABLE),

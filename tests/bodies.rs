@@ -206,3 +206,76 @@ fn a_large_body_takes_no_more_memory_than_a_small_one() {
     }
     look("after the answer");
 }
+
+/// The length stayed beside the chunks that counted, so the caller got `he`, whole.
+#[test]
+fn a_length_beside_chunks_cut_an_answer_that_looked_whole() {
+    let upstream = Upstream::start(|exchange| {
+        exchange.body();
+        let head = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n";
+        exchange.send(format!("{head}5\r\nhello\r\n0\r\n\r\n"));
+        Then::Keep
+    });
+    let sidecar = Setup::to(&upstream.address).start();
+    let mut connection = sidecar.connect();
+    for _ in 0..2 {
+        connection.send(permitted());
+        let answer = connection.answer().unwrap();
+        assert_eq!((answer.text().as_str(), answer.is_whole), ("hello", true), "{answer:?}");
+        assert_eq!(answer.value("content-length"), None);
+        let outcome = sidecar.outcome(&answer.decision_id());
+        assert_eq!((&outcome["outcome"], &outcome["response_bytes"]), (&"completed".into(), &5.into()));
+    }
+    assert_eq!(upstream.seen().last().unwrap().connection, 0, "it was not kept");
+}
+
+/// The coding stopped here, and the coded bytes passed as the body.
+#[test]
+fn an_answer_that_was_coded_for_the_connection_passed_without_the_name_of_its_coding() {
+    let table = [
+        ("coded before it is chunked", "Transfer-Encoding: gzip, chunked"),
+        ("coded alone", "Transfer-Encoding: gzip"),
+        ("coded, in two lines", "Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked"),
+        ("chunked twice", "Transfer-Encoding: chunked, chunked"),
+        ("beside a length", "Content-Length: 5\r\nTransfer-Encoding: gzip"),
+    ];
+    for (name, line) in table {
+        let (gone, is_gone) = mpsc::channel();
+        let upstream = Upstream::start(move |exchange| {
+            exchange.body();
+            exchange.send(format!("HTTP/1.1 200 OK\r\n{line}\r\n\r\n5\r\nhello\r\n"));
+            exchange.until_closed();
+            gone.send(()).unwrap();
+            Then::Close
+        });
+        let sidecar = Setup::to(&upstream.address).start();
+        let answer = sidecar.ask(permitted());
+        assert_eq!((answer.status, answer.reason().as_str()), (502, "upstream_unavailable"), "{name}: {answer:?}");
+        let outcome = sidecar.outcome(&answer.decision_id());
+        assert_eq!((&outcome["outcome"], &outcome["status"]), (&"aborted".into(), &502.into()), "{name}");
+        is_gone.recv_timeout(CEILING).unwrap();
+    }
+}
+
+/// Nothing is read behind trailers, so neither body was seen to end.
+#[test]
+fn an_exchange_with_trailers_was_recorded_as_aborted() {
+    let upstream = Upstream::start(|exchange| {
+        exchange.body();
+        let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X-Sum\r\n\r\n";
+        exchange.send(format!("{head}2\r\nok\r\n0\r\nX-Sum: 1\r\n\r\n"));
+        Then::Keep
+    });
+    let sidecar = Setup::to(&upstream.address).start();
+    let request = Head::permitted("POST", SUBSCRIBER).with("Transfer-Encoding", "chunked").with("Trailer", "X-Sum");
+    let request = request.end() + "5\r\nhello\r\n0\r\nX-Sum: 1\r\n\r\n";
+    let mut connection = sidecar.connect();
+    for request in [request.as_str(), &request, &permitted(), &request] {
+        connection.send(request);
+        let answer = connection.answer().unwrap();
+        assert_eq!((answer.text().as_str(), answer.is_whole), ("ok", true), "{answer:?}");
+        let outcome = sidecar.outcome(&answer.decision_id());
+        assert_eq!(outcome["outcome"], "completed", "{outcome}");
+    }
+    assert!(upstream.seen().iter().all(|seen| seen.connection == 0), "a connection was closed");
+}

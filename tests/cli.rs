@@ -12,7 +12,7 @@ use crate::support::repository;
 use crate::support::run;
 
 /// File, its problem, and how many errors there are; a file with none has a warning only.
-const INVALID: [(&str, &str, usize); 57] = [
+const INVALID: [(&str, &str, usize); 58] = [
     ("agreement-ends-soon", "DPA030", 0),
     ("alias", "DPA002", 1),
     ("ambiguous-identity", "DPA016", 1),
@@ -36,6 +36,7 @@ const INVALID: [(&str, &str, usize); 57] = [
     ("host-that-is-none", "DPA008", 1),
     ("impossible-case", "DPA060", 1),
     ("limit-too-small", "DPA008", 4),
+    ("methods-that-are-none", "DPA008", 2),
     ("missing-field", "DPA005", 1),
     ("model-training", "DPA014", 1),
     ("no-customers", "DPA018", 1),

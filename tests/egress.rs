@@ -111,7 +111,8 @@ fn serve(stream: TcpStream, config: Arc<ServerConfig>, seen: &Mutex<Seen>) {
         let mut body = vec![0; length];
         reader.read_exact(&mut body).unwrap();
         seen.lock().unwrap().push((head, body));
-        let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\nDPA-Decision-Id: forged\r\nDPA-Other: 1\r\n\r\nthanks";
+        let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\nDPA-Decision-Id: forged\r\nDPA-Other: 1\r\n\
+            X-DPA-Other: 1\r\nAlt-Svc: h3=\":443\"\r\n\r\nthanks";
         if reader.get_mut().write_all(answer).is_err() {
             return;
         }
@@ -333,6 +334,24 @@ fn what_a_subprocessor_is_told() {
         ("the same in one line", "b3", "463ac35c9f6413ad-a2fb4a1d1a96d312-1", false),
         ("the id of another request", "X-Request-Id", "req-7", false),
         ("another method", "X-HTTP-Method-Override", "DELETE", false),
+        ("the same id, spelt otherwise", "X_Request_Id", "req-7", false),
+        ("an id of several requests", "X-Correlation-Id", "corr-7", false),
+        ("a trace, as others write it", "X-Trace-Id", "7", false),
+        ("a trace of a cloud", "X-Amzn-Trace-Id", "Root=1-67891233-abcdef012345678912345678", false),
+        ("a trace of another cloud", "X-Cloud-Trace-Context", "105445aa7843bc8bf206b12000100000/1;o=1", false),
+        ("a trace, in one line", "uber-trace-id", "463ac35c9f6413ad:1:0:1", false),
+        ("what goes along with it", "uberctx-customer", "redwood-strand", false),
+        ("a trace of an older kind", "ot-tracer-traceid", "463ac35c9f6413ad", false),
+        ("the same, whole", "X-Ot-Span-Context", "463ac35c9f6413ad", false),
+        ("a trace, as gRPC writes it", "grpc-trace-bin", "AABL", false),
+        ("a trace of a product that collects errors", "sentry-trace", "463ac35c9f6413ad-1", false),
+        ("a trace of a product that collects traces", "X-Datadog-Trace-Id", "7", false),
+        ("of another", "elastic-apm-traceparent", trace, false),
+        ("of another yet", "newrelic", "eyJ2IjpbMCwxXX0=", false),
+        ("where it began", "Referer", "http://internal.lumenfield.example/customers/redwood-strand", false),
+        ("the same, in short", "Origin", "http://internal.lumenfield.example", false),
+        ("a person", "From", "jane@lumenfield.example", false),
+        ("how long it took", "Server-Timing", "db;dur=7", false),
         ("for the next hop", "Keep-Alive", "timeout=5", false),
     ];
     let head = table.iter().fold(sends(USAGE, ANALYTICS), |head, (_, name, value, _)| head.with(name, value));
@@ -349,7 +368,9 @@ fn what_a_subprocessor_is_told() {
     let rest = ["authorization", "content-length", "content-type", "host", "idempotency-key", "via", "x-api-key"];
     assert_eq!(names, rest, "and nothing else");
     // The service gets the id of the decision, and nothing of ours from the subprocessor.
-    assert_eq!(answer.value("dpa-other"), None);
+    for name in ["dpa-other", "x-dpa-other", "alt-svc"] {
+        assert_eq!(answer.value(name), None, "{name}");
+    }
     assert_eq!(running.record(&answer)["decision"], "permit");
     // The ids that stop here are on record all the same.
     assert_eq!(running.record(&answer)["trace_id"], "4bf92f3577b34da6a3ce929d0e0e4736");

@@ -713,6 +713,10 @@ impl Compiler<'_> {
         let mut methods = Vec::new();
         for Spanned { value, at } in &list.items {
             match Method::from_bytes(value.as_bytes()) {
+                Ok(Method::CONNECT) => {
+                    let message = "`CONNECT` asks for a tunnel, and is refused whatever its route".to_owned();
+                    self.error(Code::Invalid, *at, message, "remove it; protocols to switch to are named by `upgrade`");
+                }
                 Ok(method) if value.bytes().all(|b| b.is_ascii_uppercase() || b == b'-') => methods.push(method),
                 Ok(_) | Err(_) => {
                     let message = format!("`{value}` is not a method");

@@ -9,6 +9,7 @@ use std::time::Instant;
 use futures_util::FutureExt as _;
 use http::HeaderName;
 use http::HeaderValue;
+use http::Method;
 use http::Request;
 use http::Response;
 use http::StatusCode;
@@ -39,6 +40,7 @@ use crate::gate::id_value;
 use crate::observed::Observed;
 use crate::observed::Peer;
 use crate::observed::Target;
+use crate::observed::Unreadable;
 use crate::policy::terms::Location;
 use crate::record::entry::Ending;
 use crate::respond;
@@ -117,7 +119,11 @@ impl Proxy {
         started: Instant,
     ) -> Response<AnswerBody> {
         let (mut head, body) = request.into_parts();
-        let (target, host) = match Target::read(&head.uri, &head.headers, head.version) {
+        let read = match head.method == Method::CONNECT {
+            true => Err(Unreadable::Connect),
+            false => Target::read(&head.uri, &head.headers, head.version),
+        };
+        let (target, host) = match read {
             Ok(read) => read,
             Err(unreadable) => {
                 let refusal = self.gate.unreadable(unreadable, &head.method, ids, time).await;
@@ -154,7 +160,7 @@ impl Proxy {
 
         let protocol = upgrade::asked(&head, &clearance.passage().upgrade);
         let version = head.version;
-        self.rebuild(&mut head, &target, &Proven { peer, version, time, ids, context: clearance.context() });
+        self.rebuild(&mut head, &body, &target, &Proven { peer, version, time, ids, context: clearance.context() });
         if let Some(protocol) = &protocol {
             upgrade::name(&mut head.headers, protocol.clone());
         }
@@ -176,7 +182,7 @@ impl Proxy {
 
     /// The head that is sent on: the canonical target, established facts, nobody else's `DPA-` headers. A subprocessor
     /// gets no facts.
-    fn rebuild(&self, head: &mut Parts, target: &Target, proven: &Proven<'_>) {
+    fn rebuild(&self, head: &mut Parts, body: &Incoming, target: &Target, proven: &Proven<'_>) {
         let is_chunked = head.headers.contains_key(header::TRANSFER_ENCODING);
         match &self.egress {
             None => headers::rebuild_request(&mut head.headers, &self.headers, proven),
@@ -189,6 +195,10 @@ impl Proxy {
             // hyper frames a GET without a length as one without a body, unless it is told.
             head.headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
             head.headers.remove(header::CONTENT_LENGTH);
+        } else if let (true, Some(size)) = (head.headers.contains_key(header::CONTENT_LENGTH), body.size_hint().exact())
+        {
+            // As it was read: the same number can be written in several ways.
+            head.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(size));
         }
         head.uri = target.uri().clone();
         head.version = Version::HTTP_11;

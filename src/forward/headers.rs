@@ -97,42 +97,62 @@ const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 
 /// Where a request came from, by whom it was sent.
-const NOT_BELIEVED: [&str; 11] = [
-    "cf-connecting-ip",
+const NOT_BELIEVED: [&str; 9] = [
+    "client-ip",
+    "forwarded-for",
+    "remote-addr",
     "remote-user",
     "true-client-ip",
-    "x-arr-clientcert",
-    "x-client-ip",
     "x-cluster-client-ip",
-    "x-forwarded",
+    "x-forward-for",
+    "x-originating-ip",
     "x-real-ip",
-    "x-remote-user",
-    "x-spiffe-id",
-    "x-ssl-cert",
 ];
 
 /// The same, by the beginning of the name: what proxies and meshes tell of callers and their certificates.
-const NOT_BELIEVED_FROM: [&str; 8] = [
+const NOT_BELIEVED_FROM: [&str; 27] = [
+    "cf-client-",
+    "cf-connecting-",
     "client-cert",
+    "fastly-client-",
     "l5d-",
-    "ssl-client-",
+    "spiffe-",
+    "ssl-client",
+    "tls-client-",
+    "wl-proxy-",
     "x-amzn-mtls-",
-    "x-client-cert",
+    "x-amzn-oidc-",
+    "x-arr-",
+    "x-auth-request-",
+    "x-authenticated-",
+    "x-client-",
+    "x-endpoint-api-",
     "x-envoy-",
-    "x-forwarded-",
-    "x-ssl-client-",
+    "x-forwarded",
+    "x-goog-authenticated-",
+    "x-istio-",
+    "x-ms-client-principal",
+    "x-mtls-",
+    "x-remote-",
+    "x-spiffe",
+    "x-ssl-",
+    "x-svid",
+    "x-tls-",
 ];
 
-const REWRITES: [&str; 8] = [
+const REWRITES: [&str; 9] = [
+    "method-override",
     "x-host",
+    "x-http-destinationurl",
     "x-http-method",
     "x-http-method-override",
+    "x-http-path-override",
+    "x-method",
     "x-method-override",
-    "x-original-host",
-    "x-original-method",
-    "x-original-url",
-    "x-rewrite-url",
+    "x-override-url",
 ];
+
+const REWRITES_FROM: [&str; 2] = ["x-original-", "x-rewrite-"];
 
 /// Headers that a sender cannot have removed by naming them in `Connection`: without them the request would
 /// be another one, or its record would not be found.
@@ -144,18 +164,29 @@ pub fn fate(name: &str) -> Fate {
     if name.starts_with("dpa-")
         || name.starts_with("x-dpa-")
         || name == X_FORWARDED_CLIENT_CERT
+        // As `HTTP_PROXY` it would tell a CGI program where to send its own requests.
+        || name == "proxy"
         || OF_THE_CONNECTION.iter().any(|known| known == name)
     {
         Fate::Stops
     } else if matches!(name, "forwarded" | "via" | "x-forwarded-for" | "x-forwarded-host" | "x-forwarded-proto") {
         Fate::Set
-    } else if REWRITES.contains(&name) {
+    } else if is_of(name, &REWRITES, &REWRITES_FROM) {
         Fate::Rewrites
-    } else if NOT_BELIEVED.contains(&name) || NOT_BELIEVED_FROM.iter().any(|prefix| name.starts_with(prefix)) {
+    } else if is_of(name, &NOT_BELIEVED, &NOT_BELIEVED_FROM) {
         Fate::NotBelieved
     } else {
         Fate::Passes
     }
+}
+
+/// Whether a name is one of these names, or begins with one of these beginnings.
+///
+/// Both are sorted, and no beginning begins another: so only the last one that is not behind the name can begin it.
+fn is_of(name: &str, names: &[&str], beginnings: &[&str]) -> bool {
+    let not_behind = beginnings.partition_point(|beginning| *beginning <= name);
+    let beginning = beginnings.get(..not_behind).and_then(<[&str]>::last);
+    beginning.is_some_and(|beginning| name.starts_with(beginning)) || names.binary_search(&name).is_ok()
 }
 
 /// Makes the headers of a request anew: takes out what may not pass, and sets what is proven, each once.
@@ -176,10 +207,12 @@ pub fn rebuild_request(headers: &mut HeaderMap, rules: &HeaderRules, proven: &Pr
     }
     let scheme = if peer.transport.tls.is_some() { "https" } else { "http" };
     let host = headers.get(header::HOST).cloned();
-    if let Ok(forwarded) = HeaderValue::try_from(forwarded(peer.address, host.as_ref(), scheme)) {
+    // On loopback it is a process beside this one, whose address says nothing of a caller.
+    let address = peer.address.filter(|address| !address.to_canonical().is_loopback());
+    if let Ok(forwarded) = HeaderValue::try_from(forwarded(address, host.as_ref(), scheme)) {
         headers.insert(header::FORWARDED, forwarded);
     }
-    if let Some(address) = peer.address.and_then(|address| HeaderValue::try_from(address.to_string()).ok()) {
+    if let Some(address) = address.and_then(|address| HeaderValue::try_from(address.to_string()).ok()) {
         headers.insert(X_FORWARDED_FOR, address);
     }
     if let Some(host) = host {
@@ -191,7 +224,7 @@ pub fn rebuild_request(headers: &mut HeaderMap, rules: &HeaderRules, proven: &Pr
     headers.insert(header::VIA, HeaderValue::from_static(via));
 }
 
-/// RFC 7239 section 4. A peer on a Unix socket has no address.
+/// RFC 7239 section 4. A peer on a Unix socket or on loopback has no address.
 fn forwarded(address: Option<IpAddr>, host: Option<&HeaderValue>, scheme: &str) -> String {
     let mut text = String::with_capacity(96);
     let _infallible = match address {
@@ -216,7 +249,7 @@ fn is_request_id(value: &HeaderValue) -> bool {
 }
 
 /// Takes out of a request what may not pass: see [`Fate`]; also what `Connection` names, the identity headers of the
-/// settings, and each of these spelt with `_`.
+/// settings, each of these spelt with `_`, and what is spelt with `_` to look like another.
 fn clean_request(headers: &mut HeaderMap, rules: &HeaderRules, proven: &Proven<'_>) {
     remove_named_in_connection(headers);
     let HeaderRules { identity, keeps_tokens, trusted, server_timing: _ } = rules;
@@ -225,8 +258,24 @@ fn clean_request(headers: &mut HeaderMap, rules: &HeaderRules, proven: &Proven<'
     remove(headers, &trusted, |name| {
         fate(name) != Fate::Passes || identity.iter().any(|identity| identity.as_str().replace('_', "-") == name)
     });
+    remove_look_alikes(headers);
     if *keeps_tokens {
         remove_tokens(headers);
+    }
+}
+
+/// Takes out what a server that reads `_` as `-` would take for another header: for one that describes the body, for
+/// the id of the request, or for one that is there too.
+fn remove_look_alikes(headers: &mut HeaderMap) {
+    let is_look_alike = |name: &&HeaderName| {
+        name.as_str().contains('_') && {
+            let plain = name.as_str().replace('_', "-");
+            plain.starts_with("content-") || X_REQUEST_ID == *plain || headers.contains_key(plain)
+        }
+    };
+    let found: Vec<HeaderName> = headers.keys().filter(is_look_alike).cloned().collect();
+    for name in found {
+        headers.remove(name);
     }
 }
 
@@ -238,24 +287,68 @@ fn remove_tokens(headers: &mut HeaderMap) {
     }
 }
 
-/// Headers that follow a request through the processor's own systems, and mean nothing to another company. `baggage`
-/// may hold anything (W3C Baggage section 4).
-const OF_THE_PROCESSOR: [&str; 5] = ["b3", "baggage", "traceparent", "tracestate", "x-request-id"];
+/// Headers that follow a request through the processor's own systems, or tell where in them it began: they mean nothing
+/// to another company. `baggage` may hold anything (W3C Baggage section 4).
+const OF_THE_PROCESSOR: [&str; 19] = [
+    "b3",
+    "baggage",
+    "from",
+    "grpc-tags-bin",
+    "grpc-trace-bin",
+    "newrelic",
+    "origin",
+    "referer",
+    "sentry-trace",
+    "server-timing",
+    "traceparent",
+    "tracestate",
+    "uber-trace-id",
+    "x-amzn-trace-id",
+    "x-cloud-trace-context",
+    "x-correlation-id",
+    "x-ot-span-context",
+    "x-request-id",
+    "x-trace-id",
+];
+
+/// The same, by the beginning of the name.
+const OF_THE_PROCESSOR_FROM: [&str; 6] =
+    ["elastic-apm-", "ot-tracer-", "uberctx-", "x-b3-", "x-datadog-", "x-newrelic-"];
 
 /// Makes the headers of a request those for a subprocessor: it is told its own name, and nothing of where the request
 /// comes from but that a proxy stands between (RFC 9110 section 7.6.3), which is not named.
 pub fn rebuild_for_subprocessor(headers: &mut HeaderMap, rules: &HeaderRules, proven: &Proven<'_>, host: HeaderValue) {
     clean_request(headers, rules, proven);
-    remove(headers, &[], |name| OF_THE_PROCESSOR.contains(&name) || name.starts_with("x-b3-"));
+    remove(headers, &[], |name| is_of(name, &OF_THE_PROCESSOR, &OF_THE_PROCESSOR_FROM));
     headers.insert(header::HOST, host);
     headers.insert(header::VIA, HeaderValue::from_static("1.1 proxy"));
+}
+
+/// Whether an answer is coded for the connection in no way but in chunks.
+///
+/// What is left of any other coding (RFC 9112 section 7) would pass as the body, since its name stops here.
+#[must_use]
+pub fn is_at_most_chunked(headers: &HeaderMap) -> bool {
+    !headers.contains_key(header::TRANSFER_ENCODING)
+        || only(headers, &header::TRANSFER_ENCODING)
+            .is_some_and(|coding| coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"))
 }
 
 /// Takes out of an answer what may not pass. Its `Via` stays as it is: a gateway may leave itself out of answers
 /// (RFC 9110 section 7.6.3), and `DPA-Decision-Id` says that it was there.
 pub fn clean_response(headers: &mut HeaderMap) {
+    if headers.contains_key(header::TRANSFER_ENCODING) {
+        // The chunks counted (RFC 9112 section 6.3); with this length a longer body would be cut, and look whole.
+        headers.remove(header::CONTENT_LENGTH);
+    }
     remove_named_in_connection(headers);
-    remove(headers, &[], |name| name.starts_with("dpa-") || OF_THE_CONNECTION.iter().any(|known| known == name));
+    remove(headers, &[], |name| {
+        name.starts_with("dpa-")
+            || name.starts_with("x-dpa-")
+            // It names a way around the sidecar (RFC 7838).
+            || name == header::ALT_SVC
+            || OF_THE_CONNECTION.iter().any(|known| known == name)
+    });
 }
 
 fn remove_named_in_connection(headers: &mut HeaderMap) {
@@ -317,6 +410,11 @@ mod tests {
             ("a certificate, as RFC 9440 tells of it", "client-cert", ":eA==:", false),
             ("one that this peer may set", "x-client-ip", "198.51.100.7", true),
             ("the same, spelt otherwise", "x_client_ip", "198.51.100.7", false),
+            ("a length, spelt otherwise", "content_length", "7", false),
+            ("a type, spelt otherwise", "content_type", "text/html", false),
+            ("an id of the request, spelt otherwise", "x_request_id", "1", false),
+            ("one that is there too, spelt otherwise", "x_there-too", "1", false),
+            ("one that is not there", "x_tenant", "1", true),
             ("named in Connection, and needed", "traceparent", "00-1-1-00", true),
         ];
         let rules = HeaderRules {
@@ -327,6 +425,7 @@ mod tests {
         for (name, header, value, passes) in table {
             let mut headers = HeaderMap::new();
             headers.insert(header::HOST, HeaderValue::from_static("a"));
+            headers.insert("x-there-too", HeaderValue::from_static("1"));
             headers.insert(header::CONNECTION, HeaderValue::from_static("close, X-Hop,,bad name, traceparent, host"));
             headers.insert(HeaderName::from_static(header), HeaderValue::from_static(value));
             let ids = Ids::of(&headers, Timestamp::UNIX_EPOCH);
@@ -335,6 +434,91 @@ mod tests {
             assert_eq!(headers.contains_key(header), passes, "{name}");
             assert!(!headers.contains_key(header::CONNECTION), "{name}");
             assert!(headers.contains_key(header::HOST), "{name}");
+        }
+    }
+
+    /// Each of these went on to the service.
+    #[test]
+    fn names_that_state_an_origin_or_another_request_passed() {
+        let table = [
+            (
+                "who sent it, by its certificate",
+                Fate::NotBelieved,
+                "x-client-verify x-client-dn x-client-subject x-ssl-client x-ssl-cert ssl-client ssl-client-verify \
+                 x-tls-client-cert tls-client-cert x-arr-clientcert x-mtls-client cf-client-cert wl-proxy-client-cert client-cert client-cert-chain",
+            ),
+            (
+                "who sent it, by a mesh or by a proxy that asks people to log in",
+                Fate::NotBelieved,
+                "spiffe-id x-spiffe x-spiffe-id x-svid x-istio-attributes l5d-client-id x-auth-request-user remote-user \
+                 x-goog-authenticated-user-email x-ms-client-principal x-ms-client-principal-id x-amzn-oidc-identity \
+                 x-endpoint-api-userinfo x-remote-user \
+                 x-forwarded-user x-authenticated-user",
+            ),
+            (
+                "where it came from",
+                Fate::NotBelieved,
+                "fastly-client-ip cf-connecting-ip cf-connecting-ipv6 client-ip true-client-ip x-client-ip x-real-ip \
+                 x-remote-addr remote-addr x-forwarded x-cluster-client-ip forwarded-for \
+                 x-forward-for x-originating-ip x-envoy-external-address",
+            ),
+            (
+                "another request",
+                Fate::Rewrites,
+                "x-original-uri x-original-path x-original-url x-original-forwarded-for x-rewrite-path x-rewrite-url \
+                 x-override-url x-http-destinationurl x-http-method x-http-method-override x-method x-method-override \
+                 x-http-path-override method-override x-host",
+            ),
+            ("another proxy", Fate::Stops, "proxy"),
+            (
+                "ordinary ones",
+                Fate::Passes,
+                "a accept cf-ray client clients content-type host l5 origin proxying ssl user-agent x x-api-key x-clients \
+                 x-customer x-originals x-requested-with x-tenant x-ms-version x-methods zz",
+            ),
+        ];
+        for (what, expected, names) in table {
+            for name in names.split(' ') {
+                assert_eq!(fate(name), expected, "{what}: {name}");
+            }
+        }
+    }
+
+    #[test]
+    fn names_are_found_where_they_stand() {
+        let lists = [
+            (NOT_BELIEVED.as_slice(), NOT_BELIEVED_FROM.as_slice()),
+            (&REWRITES, &REWRITES_FROM),
+            (&OF_THE_PROCESSOR, &OF_THE_PROCESSOR_FROM),
+        ];
+        for (names, beginnings) in lists {
+            assert!(names.is_sorted() && beginnings.is_sorted(), "{names:?} {beginnings:?}");
+            let one_begins_another = beginnings.windows(2).any(|pair| pair[1].starts_with(pair[0]));
+            assert!(!one_begins_another, "{beginnings:?}");
+            for name in names.iter().chain(beginnings) {
+                assert!(is_of(name, names, beginnings), "{name}");
+            }
+        }
+    }
+
+    /// The sidecar said `127.0.0.1` of a process beside it, as somebody would who wants to be taken for one.
+    #[test]
+    fn the_address_of_a_neighbour_was_told_as_that_of_a_caller() {
+        let table = [
+            ("127.0.0.1", None),
+            ("127.9.9.9", None),
+            ("::1", None),
+            ("::ffff:127.0.0.1", None),
+            ("192.0.2.1", Some("192.0.2.1")),
+            ("2001:db8::1", Some("2001:db8::1")),
+        ];
+        for (address, expected) in table {
+            let mut headers = HeaderMap::from_iter([(X_FORWARDED_FOR, HeaderValue::from_static("127.0.0.1"))]);
+            let (peer, ids) = (peer(address), Ids::of(&headers, Timestamp::UNIX_EPOCH));
+            rebuild_request(&mut headers, &HeaderRules::default(), &proven(&peer, &ids));
+            assert_eq!(headers.get(X_FORWARDED_FOR).map(|value| value.to_str().unwrap()), expected, "{address}");
+            let forwarded = headers[header::FORWARDED].to_str().unwrap();
+            assert_eq!(forwarded.starts_with("for="), expected.is_some(), "{address}: {forwarded}");
         }
     }
 

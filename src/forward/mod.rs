@@ -121,6 +121,12 @@ pub enum ForwardError {
         /// The upstream.
         name: String,
     },
+    /// Its answer is coded in a way that is not understood here.
+    #[error("the answer of the upstream `{name}` has a Transfer-Encoding other than one `chunked`")]
+    Coded {
+        /// The upstream.
+        name: String,
+    },
     /// No head of an answer in time.
     #[error("the upstream `{name}` did not answer in time")]
     TimedOut {
@@ -136,7 +142,11 @@ impl ForwardError {
         match self {
             Self::CallerBroke(_) => 400,
             Self::TooLarge { .. } => 413,
-            Self::Connect { .. } | Self::Tls { .. } | Self::Broken { .. } | Self::Switched { .. } => 502,
+            Self::Connect { .. }
+            | Self::Tls { .. }
+            | Self::Broken { .. }
+            | Self::Switched { .. }
+            | Self::Coded { .. } => 502,
             Self::Down { .. } | Self::Overloaded { .. } => 503,
             Self::TimedOut { .. } => 504,
         }
@@ -204,6 +214,9 @@ impl Upstream {
             };
             return Err(fail(outcome, ending, error));
         };
+        if !headers::is_at_most_chunked(response.headers()) {
+            return Err(fail(outcome, Ending::Aborted, ForwardError::Coded { name: self.name() }));
+        }
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             if !upgrade::is_agreed(offered.as_ref(), response.headers()) {
                 return Err(fail(outcome, Ending::Aborted, ForwardError::Switched { name: self.name() }));

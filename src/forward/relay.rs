@@ -97,6 +97,11 @@ impl Body for Outgoing {
         let Some(body) = &mut self.body else { return Poll::Ready(Some(Err(OutgoingError::TooLarge))) };
         let frame = ready!(Pin::new(body).poll_frame(cx));
         Poll::Ready(match frame {
+            // Trailers are dropped, and nothing comes behind them.
+            Some(Ok(frame)) if frame.is_trailers() => {
+                self.progress.ended();
+                None
+            }
             Some(Ok(frame)) => {
                 let more = frame.data_ref().map_or(0, Bytes::len);
                 if self.is_within(more) {
@@ -208,6 +213,11 @@ impl Body for Relay {
         };
         self.stall.since = None;
         Poll::Ready(match frame {
+            // Trailers are dropped, and nothing comes behind them.
+            Some(Ok(frame)) if frame.is_trailers() => {
+                self.end(Ending::Completed);
+                None
+            }
             Some(Ok(frame)) => {
                 let more = frame.data_ref().map_or(0, Bytes::len);
                 if let Some(exchange) = &mut self.exchange {
