@@ -21,6 +21,7 @@ use http::HeaderValue;
 use http::Request;
 use http::StatusCode;
 use http::header;
+use hyper::body::Body as _;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::Service as _;
@@ -380,7 +381,8 @@ async fn connection<S: AsyncRead + AsyncWrite + Unpin + 'static>(
     let (wire, requests) = (stream.wire(), stream.wire());
     let service = service_fn(move |request: Request<Incoming>| {
         // In a box, so that a connection on which nothing is under way holds no room for it.
-        let begun = requests.begin(request.version()).map(|exchange| (exchange, Box::pin(entrance.call(request))));
+        let begun = requests.begin(request.version(), request.body().size_hint().exact());
+        let begun = begun.map(|exchange| (exchange, Box::pin(entrance.call(request))));
         let switches = Rc::clone(&switches);
         async move {
             let (exchange, answered) = begun?;
