@@ -58,6 +58,9 @@ impl Patience {
 /// In between nobody can tell a caller that reads from one that does not.
 const BURST: u32 = 3;
 
+/// How long a head or the next request is waited for from when the drain begins.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(1);
+
 /// What a caller is late with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Late {
@@ -153,11 +156,13 @@ pub(super) struct Wire {
     length: AtomicU64,
     head_since: Moment,
     at_rest_since: Moment,
+    drains_since: Moment,
     body: Flow,
     answer: Flow,
     /// Bytes of an answer that were handed to hyper since all was written.
     unflushed: AtomicUsize,
     is_given_up: AtomicBool,
+    is_asked: AtomicBool,
     is_tunnel: AtomicBool,
     /// The caller speaks HTTP/1.0: where an answer has no length, its end is the end of the connection.
     is_old: AtomicBool,
@@ -187,10 +192,12 @@ impl Wire {
             length: AtomicU64::new(0),
             head_since: Moment::default(),
             at_rest_since: Moment::default(),
+            drains_since: Moment::default(),
             body: Flow::default(),
             answer: Flow::default(),
             unflushed: AtomicUsize::new(0),
             is_given_up: AtomicBool::new(false),
+            is_asked: AtomicBool::new(false),
             is_tunnel: AtomicBool::new(false),
             is_old: AtomicBool::new(false),
             is_short: AtomicBool::new(false),
@@ -237,7 +244,12 @@ impl Wire {
     pub(super) fn wait(&self) -> Result<Duration, Late> {
         let Patience { head, idle, stall, .. } = self.patience;
         let now = self.now();
-        let at_rest_since = self.at_rest_since.at().unwrap_or_default();
+        let mut at_rest_since = self.at_rest_since.at().unwrap_or_default();
+        let (mut head, mut idle) = (head, idle);
+        if let Some(drains_since) = self.drains_since.at() {
+            at_rest_since = at_rest_since.max(drains_since);
+            (head, idle) = (head.min(DRAIN_PATIENCE), idle.min(DRAIN_PATIENCE));
+        }
         let is_answered = self.answered.load(Relaxed) == self.served.load(Relaxed);
         let due = if let Some(due) = self.answer.due(stall.saturating_mul(BURST)) {
             Some((due, Late::Answer))
@@ -252,9 +264,24 @@ impl Wire {
         };
         match due {
             Some((due, late)) if due <= now => Err(late),
-            Some((due, _)) => Ok(due.saturating_sub(now).min(self.patience.shortest())),
-            None => Ok(self.patience.shortest()),
+            Some((due, _)) => Ok(due.saturating_sub(now).min(self.shortest())),
+            None => Ok(self.shortest()),
         }
+    }
+
+    fn shortest(&self) -> Duration {
+        let shortest = self.patience.shortest();
+        if self.drains_since.at().is_some() { shortest.min(DRAIN_PATIENCE) } else { shortest }
+    }
+
+    /// From here on nobody is waited for long who has nothing under way.
+    pub(super) fn drains(&self) {
+        self.drains_since.set(self.now());
+    }
+
+    /// The stream looks at its next flush whether the caller is gone: hyper reads nothing while a body is held back.
+    pub(super) fn ask_whether_gone(&self) {
+        self.is_asked.store(true, Relaxed);
     }
 
     /// Reads no more: the body that is due counts as broken off.
@@ -474,6 +501,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Metered<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.wire.is_asked.swap(false, Relaxed)
+            && let Ok(Some(error)) = (self.socket)(self.stream.get_ref()).take_error()
+        {
+            return Poll::Ready(Err(error));
+        }
         // TLS holds back what it has no room for.
         let result = Pin::new(&mut self.stream).poll_flush(cx);
         match result.is_pending() {
