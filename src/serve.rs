@@ -184,7 +184,12 @@ pub fn start(settings: Settings, policy: Policy, clock: Clock) -> Result<Sidecar
         egress_headers: Arc::new(HeaderRules { keeps_tokens: false, trusted: Vec::new(), ..settings.headers.clone() }),
         headers: Arc::new(settings.headers),
         limits: settings.limits,
-        slots: accept::Slots::new(connections(settings.limits.connections, settings.workers, addresses.len())),
+        slots: accept::Slots::new(connections(
+            settings.limits.connections,
+            settings.workers,
+            addresses.len(),
+            health.is_some(),
+        )),
         places: Arc::new(Semaphore::new(settings.limits.concurrent_requests.min(Semaphore::MAX_PERMITS))),
         unread: Arc::new(accept::UnreadCounters::new(metrics.clone())),
         metrics,
@@ -215,7 +220,7 @@ fn listen(address: &Address) -> Result<sockets::Bound, StartError> {
 }
 
 /// Descriptors that are for no connection and that are not open yet: a log that is rotated, files that are read
-/// again, names that are looked up, probes of the kubelet.
+/// again, names that are looked up.
 const SPARE_FILES: usize = 24;
 
 /// Descriptors of a runtime.
@@ -223,7 +228,7 @@ const FILES_OF_A_RUNTIME: usize = 4;
 
 /// How many connections there may be: as the settings say, but no more than the process may open files for, with one
 /// to the upstream for each. So the log never goes without. Raises the limit of open files as far as it goes.
-fn connections(wanted: usize, workers: usize, listeners: usize) -> usize {
+fn connections(wanted: usize, workers: usize, listeners: usize, has_health: bool) -> usize {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
     let files = match setrlimit(Resource::Nofile, raised) {
@@ -233,7 +238,9 @@ fn connections(wanted: usize, workers: usize, listeners: usize) -> usize {
     // Without a limit, or with one that no machine reaches.
     let Some(files) = files.and_then(|files| usize::try_from(files).ok()) else { return wanted };
     let open = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
-    let taken = open + workers * (listeners + FILES_OF_A_RUNTIME) + 2 * FILES_OF_A_RUNTIME + SPARE_FILES;
+    // One more is accepted before the oldest is closed.
+    let probes = if has_health { admin::MOST_CONNECTIONS + 1 } else { 0 };
+    let taken = open + workers * (listeners + FILES_OF_A_RUNTIME) + 2 * FILES_OF_A_RUNTIME + probes + SPARE_FILES;
     let possible = (files.saturating_sub(taken) / 2).max(workers * listeners);
     if wanted > possible {
         let help = "raise the limit of open files (`ulimit -n`), or lower `limits.connections`";

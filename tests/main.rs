@@ -38,6 +38,7 @@ mod record;
 mod schema;
 mod segments;
 mod slow_callers;
+mod steady_callers;
 mod stop;
 mod tls;
 mod token_keys;

@@ -35,8 +35,8 @@ enum State {
     Trailers,
     /// A whole request that asks for another protocol: what follows may belong to that one.
     Behind,
-    /// Nobody can say where the message ends.
-    Lost,
+    /// Nobody can say where the message ends, of whose body so many bytes have come.
+    Lost(u64),
     /// The last message that counts is whole.
     Over,
 }
@@ -50,6 +50,8 @@ pub enum Part {
     Head,
     /// The rest of a body.
     Body,
+    /// The rest of a body if it has more bytes than these, which have come: the head could be read in other ways.
+    Unsure(u64),
 }
 
 /// What a head says about the end of its message.
@@ -105,7 +107,8 @@ impl Framing {
         match self.state {
             State::Between | State::Behind | State::Over => Part::None,
             State::RequestLine | State::Fields => Part::Head,
-            State::Body(_) | State::ChunkSize | State::Chunk(_) | State::Trailers | State::Lost => Part::Body,
+            State::Body(_) | State::ChunkSize | State::Chunk(_) | State::Trailers => Part::Body,
+            State::Lost(bytes) => Part::Unsure(bytes),
         }
     }
 
@@ -116,7 +119,12 @@ impl Framing {
         }
         while !bytes.is_empty() {
             bytes = match self.state {
-                State::Lost | State::Over => return,
+                State::Over => return,
+                State::Lost(before) => {
+                    let more = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+                    self.state = State::Lost(before.saturating_add(more));
+                    return;
+                }
                 State::Behind => {
                     self.close();
                     self.state = State::Over;
@@ -186,7 +194,7 @@ impl Framing {
             }
             State::ChunkSize => self.chunk_size(line, is_bare, is_long),
             State::Trailers => self.trailer(line, is_bare),
-            State::Between | State::Body(_) | State::Chunk(_) | State::Behind | State::Lost | State::Over => {}
+            State::Between | State::Body(_) | State::Chunk(_) | State::Behind | State::Lost(_) | State::Over => {}
         }
     }
 
@@ -256,9 +264,10 @@ impl Framing {
     }
 
     fn trailer(&mut self, line: &[u8], is_bare: bool) {
-        // hyper looks for the CR alone here.
+        // hyper looks for the CR alone here, so to hyper the line goes on.
         if is_bare {
-            self.state = self.lost();
+            self.close();
+            self.pieces.add(b"\n");
         } else if line.is_empty() {
             self.state = self.message_ended();
         } else {
@@ -285,7 +294,7 @@ impl Framing {
 
     fn lost(&mut self) -> State {
         self.close();
-        State::Lost
+        State::Lost(0)
     }
 
     /// Nothing behind this message counts.

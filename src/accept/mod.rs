@@ -21,6 +21,7 @@ use http::HeaderValue;
 use http::Request;
 use http::StatusCode;
 use http::header;
+use hyper::body::Body as _;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::Service as _;
@@ -380,7 +381,8 @@ async fn connection<S: AsyncRead + AsyncWrite + Unpin + 'static>(
     let (wire, requests) = (stream.wire(), stream.wire());
     let service = service_fn(move |request: Request<Incoming>| {
         // In a box, so that a connection on which nothing is under way holds no room for it.
-        let begun = requests.begin(request.version()).map(|exchange| (exchange, Box::pin(entrance.call(request))));
+        let begun = requests.begin(request.version(), request.body().size_hint().exact());
+        let begun = begun.map(|exchange| (exchange, Box::pin(entrance.call(request))));
         let switches = Rc::clone(&switches);
         async move {
             let (exchange, answered) = begun?;
@@ -395,6 +397,9 @@ async fn connection<S: AsyncRead + AsyncWrite + Unpin + 'static>(
         }
     });
     let is_draining = *draining.borrow();
+    if is_draining {
+        wire.drains();
+    }
     let mut http = http1::Builder::new();
     http.header_read_timeout(None)
         .max_header_size(limits.header_bytes)
@@ -404,7 +409,7 @@ async fn connection<S: AsyncRead + AsyncWrite + Unpin + 'static>(
         .keep_alive(!is_draining);
     let mut served = http.serve_connection(TokioIo::new(stream), service);
     let mut connection = Pin::new(&mut served);
-    let mut look = std::pin::pin!(tokio::time::sleep(limits.patience.shortest()));
+    let mut look = std::pin::pin!(tokio::time::sleep(wire.wait().unwrap_or_default()));
     let mut drains = std::pin::pin!(async {
         match is_draining {
             true => std::future::pending().await,
@@ -420,7 +425,11 @@ async fn connection<S: AsyncRead + AsyncWrite + Unpin + 'static>(
                 return Poll::Ready(result.map_err(Some));
             }
             is_proven = is_proven && ends.as_mut().poll(cx).is_pending();
-            is_last = is_last || drains.as_mut().poll(cx).is_ready();
+            if !is_last && drains.as_mut().poll(cx).is_ready() {
+                is_last = true;
+                wire.drains();
+                look.as_mut().reset(tokio::time::Instant::now());
+            }
             if !is_closing && (is_last || !is_proven || wire.is_over()) {
                 is_closing = true;
                 connection.as_mut().graceful_shutdown();
@@ -430,7 +439,10 @@ async fn connection<S: AsyncRead + AsyncWrite + Unpin + 'static>(
                 return Poll::Pending;
             }
             match wire.wait() {
-                Ok(wait) => look.as_mut().reset(tokio::time::Instant::now() + wait),
+                Ok(wait) => {
+                    wire.ask_whether_gone();
+                    look.as_mut().reset(tokio::time::Instant::now() + wait);
+                }
                 Err(Late::Body) => wire.give_up(),
                 Err(Late::Idle) if !is_closing => is_last = true,
                 Err(Late::Idle) => return Poll::Ready(Ok(())),

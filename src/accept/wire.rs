@@ -39,7 +39,7 @@ pub struct Patience {
     pub head: Duration,
     /// For the next request.
     pub idle: Duration,
-    /// For the next [`Self::stall_bytes`] of a body, or for room for as many of an answer.
+    /// For the next [`Self::stall_bytes`] of a body. An answer has three times as long for three times as much.
     pub stall: Duration,
     /// How much has to move in that time; less only where it is all that is left.
     pub stall_bytes: usize,
@@ -51,6 +51,15 @@ impl Patience {
         self.head.min(self.idle).min(self.stall)
     }
 }
+
+/// How many times as long as a body an answer has, at the same pace.
+///
+/// The caller's kernel says that there is room again only when much of its buffer has been read: on loopback 128 KiB.
+/// In between nobody can tell a caller that reads from one that does not.
+const BURST: u32 = 3;
+
+/// How long a head or the next request is waited for from when the drain begins.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What a caller is late with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,13 +150,19 @@ pub(super) struct Wire {
     answered: AtomicU64,
     is_head_due: AtomicBool,
     is_body_due: AtomicBool,
+    /// How many bytes have come of a body whose end only hyper knows; `u64::MAX`: [`Framing`] knows the end.
+    unsure: AtomicU64,
+    /// How many bytes the body of the request that was begun last has, as hyper reads it.
+    length: AtomicU64,
     head_since: Moment,
     at_rest_since: Moment,
+    drains_since: Moment,
     body: Flow,
     answer: Flow,
     /// Bytes of an answer that were handed to hyper since all was written.
     unflushed: AtomicUsize,
     is_given_up: AtomicBool,
+    is_asked: AtomicBool,
     is_tunnel: AtomicBool,
     /// The caller speaks HTTP/1.0: where an answer has no length, its end is the end of the connection.
     is_old: AtomicBool,
@@ -173,12 +188,16 @@ impl Wire {
             answered: AtomicU64::new(0),
             is_head_due: AtomicBool::new(false),
             is_body_due: AtomicBool::new(false),
+            unsure: AtomicU64::new(u64::MAX),
+            length: AtomicU64::new(0),
             head_since: Moment::default(),
             at_rest_since: Moment::default(),
+            drains_since: Moment::default(),
             body: Flow::default(),
             answer: Flow::default(),
             unflushed: AtomicUsize::new(0),
             is_given_up: AtomicBool::new(false),
+            is_asked: AtomicBool::new(false),
             is_tunnel: AtomicBool::new(false),
             is_old: AtomicBool::new(false),
             is_short: AtomicBool::new(false),
@@ -190,18 +209,19 @@ impl Wire {
         self.opened.elapsed()
     }
 
-    /// A request begins that hyper read.
+    /// A request begins that hyper read. `length`: of its body, if hyper knows it.
     ///
     /// # Errors
     ///
     /// [`OutOfStep`] if nothing may be read where it stands: it must not be answered, nor anything after it.
-    pub(super) fn begin(self: &Arc<Self>, version: Version) -> Result<Exchange, OutOfStep> {
+    pub(super) fn begin(self: &Arc<Self>, version: Version, length: Option<u64>) -> Result<Exchange, OutOfStep> {
         let served = self.served.load(Relaxed);
         if self.has_to_close() || served >= self.begun.load(Relaxed) {
             return Err(OutOfStep);
         }
         self.served.store(served + 1, Relaxed);
         self.is_old.store(version < Version::HTTP_11, Relaxed);
+        self.length.store(length.unwrap_or(u64::MAX), Relaxed);
         Ok(Exchange { wire: Arc::clone(self) })
     }
 
@@ -224,9 +244,14 @@ impl Wire {
     pub(super) fn wait(&self) -> Result<Duration, Late> {
         let Patience { head, idle, stall, .. } = self.patience;
         let now = self.now();
-        let at_rest_since = self.at_rest_since.at().unwrap_or_default();
+        let mut at_rest_since = self.at_rest_since.at().unwrap_or_default();
+        let (mut head, mut idle) = (head, idle);
+        if let Some(drains_since) = self.drains_since.at() {
+            at_rest_since = at_rest_since.max(drains_since);
+            (head, idle) = (head.min(DRAIN_PATIENCE), idle.min(DRAIN_PATIENCE));
+        }
         let is_answered = self.answered.load(Relaxed) == self.served.load(Relaxed);
-        let due = if let Some(due) = self.answer.due(stall) {
+        let due = if let Some(due) = self.answer.due(stall.saturating_mul(BURST)) {
             Some((due, Late::Answer))
         } else if let Some(due) = self.body.due(stall) {
             Some((due, Late::Body))
@@ -239,9 +264,24 @@ impl Wire {
         };
         match due {
             Some((due, late)) if due <= now => Err(late),
-            Some((due, _)) => Ok(due.saturating_sub(now).min(self.patience.shortest())),
-            None => Ok(self.patience.shortest()),
+            Some((due, _)) => Ok(due.saturating_sub(now).min(self.shortest())),
+            None => Ok(self.shortest()),
         }
+    }
+
+    fn shortest(&self) -> Duration {
+        let shortest = self.patience.shortest();
+        if self.drains_since.at().is_some() { shortest.min(DRAIN_PATIENCE) } else { shortest }
+    }
+
+    /// From here on nobody is waited for long who has nothing under way.
+    pub(super) fn drains(&self) {
+        self.drains_since.set(self.now());
+    }
+
+    /// The stream looks at its next flush whether the caller is gone: hyper reads nothing while a body is held back.
+    pub(super) fn ask_whether_gone(&self) {
+        self.is_asked.store(true, Relaxed);
     }
 
     /// Reads no more: the body that is due counts as broken off.
@@ -258,27 +298,33 @@ impl Wire {
 
     /// Bytes of the caller are about to be read by hyper.
     fn reads(&self, framing: &mut Framing, bytes: &[u8]) {
-        let (was_head, was_body) = (self.is_head_due.load(Relaxed), self.is_body_due.load(Relaxed));
+        let (was_head, was_body) = (self.is_head_due.load(Relaxed), self.is_body_due());
         if was_body {
             self.body.moves(bytes.len(), self.patience.stall_bytes, || self.now());
         }
         framing.read(bytes, self.answered.load(Relaxed) >= framing.begun());
-        let (is_head, is_body) = (framing.due() == Part::Head, framing.due() == Part::Body);
+        let is_head = framing.due() == Part::Head;
         if is_head && !was_head {
             self.head_since.set(self.now());
         }
-        if !is_body || !was_body {
+        self.is_head_due.store(is_head, Relaxed);
+        self.is_body_due.store(matches!(framing.due(), Part::Body | Part::Unsure(_)), Relaxed);
+        self.unsure.store(if let Part::Unsure(bytes) = framing.due() { bytes } else { u64::MAX }, Relaxed);
+        if !self.is_body_due() || !was_body {
             self.body.begins();
         }
-        self.is_head_due.store(is_head, Relaxed);
-        self.is_body_due.store(is_body, Relaxed);
         self.begun.store(framing.begun(), Relaxed);
         self.last.store(framing.closes_after().unwrap_or(u64::MAX), Relaxed);
     }
 
+    fn is_body_due(&self) -> bool {
+        let unsure = self.unsure.load(Relaxed);
+        self.is_body_due.load(Relaxed) && (unsure == u64::MAX || unsure < self.length.load(Relaxed))
+    }
+
     /// Nothing is there to be read.
     fn waits_for_body(&self) {
-        if self.is_body_due.load(Relaxed) && !self.body.is_waiting() {
+        if self.is_body_due() && !self.body.is_waiting() {
             self.body.since.set(self.now());
         }
     }
@@ -294,7 +340,8 @@ impl Wire {
         if self.answer.is_waiting() {
             self.at_rest_since.set(self.now());
         }
-        self.answer.moves(bytes, self.patience.stall_bytes, || self.now());
+        let times = usize::try_from(BURST).unwrap_or(1);
+        self.answer.moves(bytes, self.patience.stall_bytes.saturating_mul(times), || self.now());
     }
 }
 
@@ -454,6 +501,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Metered<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.wire.is_asked.swap(false, Relaxed)
+            && let Ok(Some(error)) = (self.socket)(self.stream.get_ref()).take_error()
+        {
+            return Poll::Ready(Err(error));
+        }
         // TLS holds back what it has no room for.
         let result = Pin::new(&mut self.stream).poll_flush(cx);
         match result.is_pending() {

@@ -1,8 +1,10 @@
 //! The health listener: `/livez`, `/readyz` and `/metrics`, for the kubelet and Prometheus.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::Request;
@@ -13,10 +15,10 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use hyper_util::rt::TokioTimer;
 use jiff::Timestamp;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 use crate::doors::proxy::Clock;
 use crate::keys::KeySource;
@@ -43,27 +45,40 @@ pub struct Health {
     pub clock: Clock,
 }
 
+/// Connections that are open at once. Where one more comes, the oldest is closed: a probe does not wait.
+pub const MOST_CONNECTIONS: usize = 16;
+
+/// How long one may last, its answer included.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 /// Serves until it is dropped. Needs a `LocalSet`.
 pub async fn serve(listener: TcpListener, health: Health) {
     let health = Arc::new(health);
+    let mut open: VecDeque<JoinHandle<()>> = VecDeque::new();
     loop {
         let Ok((stream, _)) = listener.accept().await else {
-            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
             continue;
         };
+        open.retain(|connection| !connection.is_finished());
+        if open.len() >= MOST_CONNECTIONS
+            && let Some(oldest) = open.pop_front()
+        {
+            oldest.abort();
+            // Its descriptor is free by then.
+            let _aborted = oldest.await;
+        }
         let health = Arc::clone(&health);
-        tokio::task::spawn_local(async move {
+        open.push_back(tokio::task::spawn_local(async move {
             let service = service_fn(move |request: Request<Incoming>| {
                 let answer = health.answer(request.uri().path(), request.uri().query() == Some("verbose"));
                 async move { Ok::<_, Infallible>(answer) }
             });
+            let mut http = http1::Builder::new();
+            http.header_read_timeout(None).keep_alive(false);
             // A probe that goes away early has its answer already or does not want it.
-            let _gone = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .keep_alive(false)
-                .serve_connection(TokioIo::new(stream), service)
-                .await;
-        });
+            let _gone = tokio::time::timeout(PATIENCE, http.serve_connection(TokioIo::new(stream), service)).await;
+        }));
     }
 }
 

@@ -409,7 +409,8 @@ pub(super) struct Limits {
     pub(super) header_timeout: Option<Span>,
     /// How long a connection may be idle. Default: 60s.
     pub(super) idle_timeout: Option<Span>,
-    /// How long a caller may take to send or take the next `stall_bytes` of a body, where it is waited for. Default: 30s.
+    /// How long a caller may take to send the next `stall_bytes` of a body, where it is waited for; three times as long to
+    /// take three times as much of an answer. Default: 30s.
     pub(super) stall_timeout: Option<Span>,
     /// Bytes of a body that have to move in each `stall_timeout`. Default: 1KiB.
     pub(super) stall_bytes: Option<Spanned<Size>>,
