@@ -82,6 +82,7 @@ pub struct UnreadCounters {
     timed_out: AtomicU64,
     handshake: AtomicU64,
     overloaded: AtomicU64,
+    gone: AtomicU64,
     metrics: Metrics,
 }
 
@@ -100,6 +101,7 @@ impl UnreadCounters {
             timed_out: self.timed_out.swap(0, Ordering::Relaxed),
             handshake: self.handshake.swap(0, Ordering::Relaxed),
             overloaded: self.overloaded.swap(0, Ordering::Relaxed),
+            gone: self.gone.swap(0, Ordering::Relaxed),
             ..Unread::default()
         };
         (unread != Unread::default()).then_some(unread)
@@ -366,6 +368,24 @@ async fn handshake(
     None
 }
 
+/// A request whose caller may be gone before anything of it is looked at: then it is counted.
+struct Unseen<'c>(Option<&'c UnreadCounters>);
+
+impl Unseen<'_> {
+    fn end(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Unseen<'_> {
+    fn drop(&mut self) {
+        if let Some(counters) = self.0 {
+            counters.gone.fetch_add(1, Ordering::Relaxed);
+            counters.metrics.gone.inc();
+        }
+    }
+}
+
 async fn connection<S: AsyncRead + AsyncWrite + Unpin + 'static>(
     stream: Metered<S>,
     peer: Peer,
@@ -383,8 +403,10 @@ async fn connection<S: AsyncRead + AsyncWrite + Unpin + 'static>(
         // In a box, so that a connection on which nothing is under way holds no room for it.
         let begun = requests.begin(request.version(), request.body().size_hint().exact());
         let begun = begun.map(|exchange| (exchange, Box::pin(entrance.call(request))));
+        let unseen = Unseen(Some(unread));
         let switches = Rc::clone(&switches);
         async move {
+            unseen.end();
             let (exchange, answered) = begun?;
             let mut response = answered.await?;
             if response.status() == StatusCode::SWITCHING_PROTOCOLS {
