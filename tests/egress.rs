@@ -544,13 +544,7 @@ fn a_policy_without_the_two_ends_lets_nothing_out() {
         operation: Some(Operation::Disclose),
         data_categories: vec!["user.telemetry".parse().unwrap()],
     };
-    let route = Route {
-        path: "/".to_owned(),
-        methods: Vec::new(),
-        host: None,
-        subject: Some(subject),
-        passage: Arc::default(),
-    };
+    let route = Route::at("/", Some(subject));
     let routes = Routes::new(vec![route]).unwrap();
     let headers = HeaderMap::from_iter([(header::HOST, "a.example".parse().unwrap())]);
     let transport = Transport { tls: None, client_certificate: false, is_unix: false };

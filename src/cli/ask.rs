@@ -1,8 +1,6 @@
 //! A request that is stated, not received: by a test case, by flags, by the short form that looks for one
 //! that passes. It goes the way of every request: identify, establish, decide.
 
-use std::sync::Arc;
-
 use http::HeaderMap;
 use http::HeaderValue;
 use http::Method;
@@ -117,13 +115,7 @@ impl Ask {
             operation: self.operation,
             data_categories: self.data_categories,
         };
-        let route = Route {
-            path: "/".to_owned(),
-            methods: Vec::new(),
-            host: None,
-            subject: Some(subject),
-            passage: Arc::default(),
-        };
+        let route = Route::at("/", Some(subject));
         let routes = if self.is_mapped { vec![route] } else { Vec::new() };
         Ok(Asked {
             trust: Trust {

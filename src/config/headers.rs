@@ -9,7 +9,6 @@ use crate::forward::headers::HeaderRules;
 use crate::forward::headers::TrustedHeader;
 use crate::forward::headers::fate;
 use crate::identify::Trust;
-use crate::identify::Way;
 use crate::policy::problem::Code;
 use crate::policy::problem::Problem;
 use crate::yaml::Spanned;
@@ -17,11 +16,7 @@ use crate::yaml::Spanned;
 impl Compiler<'_> {
     pub(super) fn headers(&mut self, headers: document::Headers, trust: &Trust) -> HeaderRules {
         let document::Headers { trusted, server_timing } = headers;
-        let name = |way: &Way| match way {
-            Way::Header { name, .. } => Some(name.clone()),
-            Way::Certificate { .. } | Way::Tokens(_) | Way::ForwardedCertificate { .. } | Way::Stated { .. } => None,
-        };
-        let identity: Vec<HeaderName> = trust.ways.iter().filter_map(name).collect();
+        let identity: Vec<HeaderName> = trust.headers().cloned().collect();
         let trusted = trusted.map(|list| self.filled(list)).unwrap_or_default();
         let lower = |it: &Spanned<String>| Spanned { value: it.value.to_ascii_lowercase(), at: it.at };
         self.distinct(&trusted.iter().map(|header| lower(&header.name)).collect::<Vec<_>>());

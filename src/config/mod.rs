@@ -371,7 +371,8 @@ impl Compiler<'_> {
             self.way(way, token_bytes, &mut believed);
         }
         self.claims_are_mapped(&believed);
-        let Believed { ways, key_sources, .. } = believed;
+        let Believed { mut ways, tokens, key_sources, .. } = believed;
+        ways.extend(tokens.map(Way::Tokens));
         let trust = Trust::new(ways);
         let headers = self.headers(headers.given().unwrap_or_default(), &trust);
         let health = health.given().and_then(|health| self.address(&health.address));
@@ -592,7 +593,7 @@ impl Compiler<'_> {
             }
             places.push(probe.at);
             let methods = vec![Method::GET, Method::HEAD];
-            routes.push(Route { path: probe.value, methods, host: None, subject: None, passage: Arc::default() });
+            routes.push(Route { methods, ..Route::at(&probe.value, None) });
         }
         match Routes::new(routes) {
             Ok(routes) => (routes, places),

@@ -23,7 +23,10 @@ use crate::yaml::Spanned;
 /// What the entries of `identity` come to.
 #[derive(Default)]
 pub(super) struct Believed {
+    /// The ways but tokens.
     pub(super) ways: Vec<Way>,
+    /// All tokens are one way.
+    pub(super) tokens: Option<Tokens>,
     /// One for each issuer, in the order of [`Tokens::issuers`].
     pub(super) key_sources: Vec<Arc<KeySource>>,
     /// Whether the first entry of a token says `forward`.
@@ -32,13 +35,7 @@ pub(super) struct Believed {
 
 impl Believed {
     fn issuers(&self) -> &[Issuer] {
-        let tokens = self.ways.iter().find_map(|way| match way {
-            Way::Tokens(tokens) => Some(tokens),
-            Way::Certificate { .. } | Way::ForwardedCertificate { .. } | Way::Header { .. } | Way::Stated { .. } => {
-                None
-            }
-        });
-        tokens.map_or(&[], |tokens| tokens.issuers.as_slice())
+        self.tokens.as_ref().map_or(&[], |tokens| tokens.issuers.as_slice())
     }
 }
 
@@ -65,19 +62,8 @@ impl Compiler<'_> {
         let source = KeySource::new(issuer.value.clone(), origin, origin_at, Arc::clone(&keys));
         believed.key_sources.push(Arc::new(source));
         let issuer = Issuer { name: issuer.value, audience: audience.value, algorithms, claims, keys };
-        let known = believed.ways.iter_mut().find_map(|way| match way {
-            Way::Tokens(tokens) => Some(tokens),
-            Way::Certificate { .. } | Way::ForwardedCertificate { .. } | Way::Header { .. } | Way::Stated { .. } => {
-                None
-            }
-        });
-        match known {
-            Some(tokens) => tokens.issuers.push(issuer),
-            None => {
-                let tokens = Tokens { issuers: vec![issuer], most_bytes, are_forwarded: is_forwarded };
-                believed.ways.push(Way::Tokens(tokens));
-            }
-        }
+        let first = || Tokens { issuers: Vec::new(), most_bytes, are_forwarded: is_forwarded };
+        believed.tokens.get_or_insert_with(first).issuers.push(issuer);
     }
 
     fn issuer(&mut self, Spanned { value, at }: &Spanned<String>, known: &[Issuer]) {

@@ -69,6 +69,14 @@ pub struct Route {
     pub passage: Arc<Passage>,
 }
 
+impl Route {
+    /// For any method and host, with nothing said of what may be exchanged.
+    #[must_use]
+    pub fn at(path: &str, subject: Option<Subject>) -> Self {
+        Self { path: path.to_owned(), methods: Vec::new(), host: None, subject, passage: Arc::default() }
+    }
+}
+
 /// A path template that cannot be one, or two routes that nobody can tell apart.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RouteError {
@@ -286,13 +294,7 @@ mod tests {
     use super::*;
 
     fn route(path: &str, methods: &[Method], host: Option<&str>) -> Route {
-        Route {
-            path: path.to_owned(),
-            methods: methods.to_vec(),
-            host: host.map(str::to_owned),
-            subject: None,
-            passage: Arc::default(),
-        }
+        Route { methods: methods.to_vec(), host: host.map(str::to_owned), ..Route::at(path, None) }
     }
 
     fn target(path: &str) -> Target {

@@ -105,14 +105,18 @@ impl Trust {
         })
     }
 
+    /// The headers whose word is taken, from some peers.
+    pub fn headers(&self) -> impl Iterator<Item = &HeaderName> {
+        self.ways.iter().filter_map(|way| match way {
+            Way::Header { name, .. } => Some(name),
+            Way::Certificate { .. } | Way::Tokens(_) | Way::ForwardedCertificate { .. } | Way::Stated { .. } => None,
+        })
+    }
+
     /// What somebody without a proof may try, for `WWW-Authenticate`.
     #[must_use]
     pub fn challenge(&self) -> &'static str {
-        let has_header = self.ways.iter().any(|way| match way {
-            Way::Header { .. } => true,
-            Way::Certificate { .. } | Way::Tokens(_) | Way::ForwardedCertificate { .. } | Way::Stated { .. } => false,
-        });
-        match (self.tokens(), has_header) {
+        match (self.tokens(), self.headers().next().is_some()) {
             (Some(_), true) => "Bearer, DPA-Caller",
             (Some(_), false) => "Bearer",
             (None, _) => "DPA-Caller",
