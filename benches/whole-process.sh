@@ -162,7 +162,7 @@ start() { # sidecar or nginx: sets pid, port and log
         taskset -c 0 nginx -c "$dir/proxy.conf" 2>"$dir/nginx.err" &
         pid=$! port=$proxy log=$dir/proxy.log
     else
-        rm -f "$dir/sidecar.log"
+        rm -f "$dir"/sidecar*.log
         : >"$dir/sidecar.err"
         taskset -c 0 "$DPA_SIDECAR" run --config "$dir/sidecar.yaml" 2>"$dir/sidecar.err" &
         pid=$! port='' log=$dir/sidecar.log
@@ -213,7 +213,8 @@ load() { # seconds: sets requests, rate; fails if an answer was not 200
 }
 
 records() {
-    if [ "$log" = "$dir/sidecar.log" ]; then grep -c '"event":"dpa.decision"' "$log" || true; else wc -l <"$log"; fi
+    # With the closed segments.
+    if [ "$log" = "$dir/sidecar.log" ]; then cat "$dir"/sidecar*.log | grep -c '"event":"dpa.decision"' || true; else wc -l <"$log"; fi
 }
 
 taskset -c 1 nginx -c "$dir/backend.conf" 2>"$dir/nginx.err" &
