@@ -145,11 +145,12 @@ impl Ids {
         let (trace, new_traceparent) = match only(headers, &TRACEPARENT).and_then(trace_id) {
             Some(trace) => (trace, None),
             None => {
-                let trace = Uuid::new_v4().simple().to_string();
-                let parent = Uuid::new_v4().simple().to_string();
+                let (mut trace, mut parent) = ([0; 32], [0; 32]);
+                let trace = &*Uuid::new_v4().simple().encode_lower(&mut trace);
+                let parent = &*Uuid::new_v4().simple().encode_lower(&mut parent);
                 let parent = parent.get(16..).unwrap_or("0000000000000001");
-                let header = HeaderValue::try_from(format!("00-{trace}-{parent}-00")).ok();
-                (trace, header)
+                let header = HeaderValue::try_from(["00-", trace, "-", parent, "-00"].concat()).ok();
+                (trace.to_owned(), header)
             }
         };
         Self { decision, request: request.unwrap_or_else(Uuid::new_v4), trace, new_traceparent }
@@ -558,21 +559,27 @@ fn context(facts: &Facts<'_>, policy: &Policy) -> Option<HeaderValue> {
     if facts.scope != Scope::Within {
         return None;
     }
+    let mut text = String::with_capacity(96);
     // Ids have no character that a String of RFC 9651 would need to escape.
-    let mut members = Vec::new();
+    let mut add = |member: &str, value: &str| {
+        let comma = if text.is_empty() { "" } else { ", " };
+        for part in [comma, member, "=\"", value, "\""] {
+            text.push_str(part);
+        }
+    };
     if let Fact::Known(Customers::One(id), _) = &facts.customers
         && let Some(customer) = policy.customer(*id)
     {
-        members.push(format!("customer=\"{}\"", customer.id));
+        add("customer", customer.id.as_str());
         if let Some(instruction) = facts.instruction.known().and_then(|place| customer.instructions.get(*place)) {
-            members.push(format!("instruction=\"{}\"", instruction.id));
+            add("instruction", instruction.id.as_str());
         }
     }
     if let Some(purpose) = facts.purpose.known().and_then(|id| policy.purpose(*id)) {
-        members.push(format!("purpose=\"{}\"", purpose.id));
+        add("purpose", purpose.id.as_str());
     }
     if let Some(reference) = facts.request_ref.known() {
-        members.push(format!("request_ref=\"{reference}\""));
+        add("request_ref", reference);
     }
-    if members.is_empty() { None } else { HeaderValue::try_from(members.join(", ")).ok() }
+    if text.is_empty() { None } else { HeaderValue::try_from(text).ok() }
 }

@@ -199,7 +199,7 @@ impl Target {
         let path_length = text.len();
         if let Some(query) = query {
             text.push('?');
-            canonical_part(query.as_bytes(), Part::Query, &mut text)?;
+            canonical_part(query, Part::Query, &mut text)?;
         }
         let uri = Uri::try_from(text.as_str()).map_err(|_| Unreadable::TargetByte)?;
         Ok(Self { text, path_length, uri })
@@ -256,17 +256,21 @@ impl Target {
 /// See [`Unreadable`].
 pub fn canonical_path(path: &str) -> Result<String, Unreadable> {
     let mut text = String::with_capacity(path.len());
-    canonical_part(path.as_bytes(), Part::Path, &mut text)?;
+    canonical_part(path, Part::Path, &mut text)?;
     if text.contains("//") {
         return Err(Unreadable::PathEmptySegment);
     }
-    if text.split('/').any(|segment| segment == "." || segment == "..") {
+    let segments = || text.as_bytes().split(|byte| *byte == b'/');
+    if segments().any(|segment| matches!(segment, b"." | b"..")) {
         return Err(Unreadable::PathDots);
     }
-    if text.split('/').any(|segment| segment.ends_with("%20") || segment.starts_with("%20")) {
+    if !text.as_bytes().contains(&b'%') {
+        return Ok(text);
+    }
+    if segments().any(|segment| segment.ends_with(b"%20") || segment.starts_with(b"%20")) {
         return Err(Unreadable::PathBlank);
     }
-    if text.contains('%') && decode(&text, false).is_err() {
+    if decode(&text, false).is_err() {
         return Err(Unreadable::PathEncoding);
     }
     Ok(text)
@@ -299,8 +303,12 @@ enum Part {
     Query,
 }
 
-fn canonical_part(bytes: &[u8], part: Part, out: &mut String) -> Result<(), Unreadable> {
-    let mut bytes = bytes.iter().copied();
+fn canonical_part(text: &str, part: Part, out: &mut String) -> Result<(), Unreadable> {
+    // Most have nothing but these.
+    let plain = text.bytes().take_while(|byte| *byte == b'/' || is_unreserved(*byte)).count();
+    let (plain, rest) = text.split_at_checked(plain).unwrap_or(("", text));
+    out.push_str(plain);
+    let mut bytes = rest.bytes();
     while let Some(byte) = bytes.next() {
         match byte {
             b'%' => {

@@ -154,7 +154,7 @@ impl Proxy {
             let mut outcome = clearance.into_outcome();
             outcome.answered(error.status());
             outcome.end(Ending::NotForwarded);
-            read_on(&head, body).await;
+            Box::pin(read_on(&head, body)).await;
             return self.timed(respond::no_answer(&error, decision), own);
         }
 
@@ -176,7 +176,7 @@ impl Proxy {
                 response.headers_mut().insert(DPA_DECISION_ID, id_value(decision));
                 self.timed(response, own)
             }
-            Err(error) => self.timed(no_answer(error, decision).await, own),
+            Err(error) => self.timed(Box::pin(no_answer(error, decision)).await, own),
         }
     }
 
@@ -206,7 +206,8 @@ impl Proxy {
 
     async fn refuse(&self, refusal: &Refusal, head: &Parts, body: Incoming, started: Instant) -> Response<AnswerBody> {
         let own = started.elapsed();
-        read_on(head, body).await;
+        // In a box, as all that only some requests come to: each request has room for the largest of what is not.
+        Box::pin(read_on(head, body)).await;
         self.timed(respond::refused(refusal), own)
     }
 

@@ -1,16 +1,18 @@
 //! `DPA-Context`: an RFC 9651 dictionary that says what a request is for.
 
+use std::convert::Infallible;
+
 use http::HeaderMap;
 use http::HeaderName;
 use sfv::BareItem;
-use sfv::Dictionary;
+use sfv::InnerList;
 use sfv::Item;
 use sfv::KeyRef;
-use sfv::ListEntry;
 use sfv::Parser;
 use sfv::visitor::DictionaryVisitor;
 use sfv::visitor::EntryVisitor;
-use sfv::visitor::Ignored;
+use sfv::visitor::InnerListVisitor;
+use sfv::visitor::ItemVisitor;
 
 use crate::observed::Unreadable;
 
@@ -47,52 +49,45 @@ impl Context {
         if lines.next().is_some() {
             return Err(Unreadable::ContextTwice);
         }
-        let mut keys = Keys { seen: Vec::new(), fault: None };
-        let parsed = Parser::new(line.as_bytes()).parse_dictionary_with_visitor(&mut keys);
-        if let Some(fault) = keys.fault {
+        let mut members = Members::default();
+        let parsed = Parser::new(line.as_bytes()).parse_dictionary_with_visitor(&mut members);
+        if let Some(fault) = members.fault {
             return Err(fault);
         }
         parsed.map_err(|_| Unreadable::ContextMalformed)?;
-        let dictionary: Dictionary = Parser::new(line.as_bytes()).parse().map_err(|_| Unreadable::ContextMalformed)?;
         let mut context = Self::default();
-        for (key, entry) in &dictionary {
-            match key.as_str() {
-                "customer" => context.customers = Some(customers(entry)?),
-                "purpose" => context.purpose = Some(single(entry)?),
-                "instruction" => context.instruction = Some(single(entry)?),
-                "request_ref" => context.request_ref = Some(single(entry)?),
-                _ => return Err(Unreadable::ContextMember),
+        for member in &members.all {
+            match member.key {
+                Key::Customer => context.customers = Some(customers(member)?),
+                Key::Purpose => context.purpose = Some(single(member)?),
+                Key::Instruction => context.instruction = Some(single(member)?),
+                Key::RequestRef => context.request_ref = Some(single(member)?),
             }
         }
         Ok(context)
     }
 }
 
-fn customers(entry: &ListEntry) -> Result<Vec<String>, Unreadable> {
-    match entry {
-        ListEntry::Item(item) => Ok(vec![text(item)?]),
-        ListEntry::InnerList(list) if list.params.is_empty() => {
-            if list.items.len() > MAX_CUSTOMERS {
-                return Err(Unreadable::ContextCustomers);
-            }
-            let mut names = Vec::new();
-            for item in &list.items {
-                let name = text(item)?;
-                if !names.contains(&name) {
-                    names.push(name);
-                }
-            }
-            Ok(names)
-        }
-        ListEntry::InnerList(_) => Err(Unreadable::ContextMalformed),
+fn customers(member: &Member) -> Result<Vec<String>, Unreadable> {
+    let Some(list) = &member.list else { return Ok(vec![single(member)?]) };
+    if !list.params.is_empty() {
+        return Err(Unreadable::ContextMalformed);
     }
+    if list.items.len() > MAX_CUSTOMERS {
+        return Err(Unreadable::ContextCustomers);
+    }
+    let mut names = Vec::new();
+    for item in &list.items {
+        let name = text(item)?;
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    Ok(names)
 }
 
-fn single(entry: &ListEntry) -> Result<String, Unreadable> {
-    match entry {
-        ListEntry::Item(item) => text(item),
-        ListEntry::InnerList(_) => Err(Unreadable::ContextMalformed),
-    }
+fn single(member: &Member) -> Result<String, Unreadable> {
+    member.item.as_ref().ok_or(Unreadable::ContextMalformed).and_then(text)
 }
 
 fn text(item: &Item) -> Result<String, Unreadable> {
@@ -111,32 +106,71 @@ fn text(item: &Item) -> Result<String, Unreadable> {
     }
 }
 
-/// Sees every key, also those that a later one of the same name would hide (RFC 9651 section 4.2.2), and
-/// stops at the first that may not be there.
-struct Keys {
-    seen: Vec<String>,
+/// What a member says.
+#[derive(Clone, Copy, PartialEq)]
+enum Key {
+    Customer,
+    Purpose,
+    Instruction,
+    RequestRef,
+}
+
+/// The members in the order in which they stand there. It stops at the first that may not be there: one that nobody
+/// knows, or one that would hide an earlier one of its name (RFC 9651 section 4.2.2).
+#[derive(Default)]
+struct Members {
+    all: Vec<Member>,
     fault: Option<Unreadable>,
 }
 
-impl<'de> DictionaryVisitor<'de> for &mut Keys {
+impl<'de> DictionaryVisitor<'de> for &mut Members {
     type Out = ();
     type Error = Unreadable;
 
     fn entry(&mut self, key: &'de KeyRef) -> Result<impl EntryVisitor<'de>, Unreadable> {
-        let key = key.as_str();
-        let fault = if self.seen.iter().any(|seen| seen == key) {
-            Unreadable::ContextKeyTwice
-        } else if matches!(key, "customer" | "purpose" | "instruction" | "request_ref") {
-            self.seen.push(key.to_owned());
-            return Ok(Ignored);
-        } else {
-            Unreadable::ContextMember
+        let key = match key.as_str() {
+            "customer" => Ok(Key::Customer),
+            "purpose" => Ok(Key::Purpose),
+            "instruction" => Ok(Key::Instruction),
+            "request_ref" => Ok(Key::RequestRef),
+            _ => Err(Unreadable::ContextMember),
         };
-        self.fault = Some(fault);
-        Err(fault)
+        let key = key.and_then(|key| match self.all.iter().any(|known| known.key == key) {
+            true => Err(Unreadable::ContextKeyTwice),
+            false => Ok(key),
+        });
+        match key {
+            Ok(key) => {
+                self.all.push(Member { key, item: None, list: None });
+                Ok(self.all.last_mut())
+            }
+            Err(fault) => {
+                self.fault = Some(fault);
+                Err(fault)
+            }
+        }
     }
 
     fn finish(self) -> Result<(), Unreadable> {
         Ok(())
+    }
+}
+
+/// What a member turned out to be.
+struct Member {
+    key: Key,
+    item: Option<Item>,
+    list: Option<InnerList>,
+}
+
+impl<'de> EntryVisitor<'de> for &mut Member {
+    type Error = Infallible;
+
+    fn item(self) -> Result<impl ItemVisitor<'de>, Infallible> {
+        Ok(self.item.insert(Item::new(false)))
+    }
+
+    fn inner_list(self) -> Result<impl InnerListVisitor<'de>, Infallible> {
+        Ok(self.list.insert(InnerList::default()))
     }
 }

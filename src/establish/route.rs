@@ -109,6 +109,8 @@ pub struct Routes {
     routes: Vec<Route>,
     /// Positional templates (`{p0}`, `{p1}`, `{*p2}`) to the routes that have them.
     paths: Router<Vec<usize>>,
+    /// The names in the template of each route, in order.
+    names: Vec<Vec<String>>,
     /// Hosts of subprocessors that the service sends to.
     egress_hosts: Vec<String>,
 }
@@ -120,7 +122,9 @@ pub struct Match<'r> {
     pub route: &'r Route,
     /// Its place in the settings.
     pub place: usize,
-    /// The values, still percent-encoded, in the order of the names in the template.
+    /// The names in its template, in order.
+    names: &'r [String],
+    /// Their values, still percent-encoded.
     values: Vec<String>,
 }
 
@@ -128,7 +132,7 @@ impl Match<'_> {
     /// The value of a `{name}` of the template, still percent-encoded.
     #[must_use]
     pub fn value(&self, name: &str) -> Option<&str> {
-        let place = names(&self.route.path).position(|known| known == name)?;
+        let place = self.names.iter().position(|known| known == name)?;
         self.values.get(place).map(String::as_str)
     }
 }
@@ -140,7 +144,7 @@ impl Routes {
     ///
     /// Every template that is none, and every conflict.
     pub fn new(routes: Vec<Route>) -> Result<Self, Vec<RouteError>> {
-        let mut built = Self { routes: Vec::new(), paths: Router::new(), egress_hosts: Vec::new() };
+        let mut built = Self::default();
         let mut groups: Vec<(String, Vec<usize>)> = Vec::new();
         let mut group_of: HashMap<String, usize> = HashMap::new();
         let mut errors = Vec::new();
@@ -182,6 +186,7 @@ impl Routes {
                 errors.extend(conflict);
             }
         }
+        built.names = routes.iter().map(|route| names(&route.path).map(str::to_owned).collect()).collect();
         built.routes = routes;
         if errors.is_empty() { Ok(built) } else { Err(errors) }
     }
@@ -209,7 +214,8 @@ impl Routes {
         let host = host.filter(|host| candidates().any(|(_, route)| route.host.as_deref() == Some(*host)));
         let (place, route) =
             candidates().filter(|(_, route)| fits(route)).find(|(_, route)| route.host.as_deref() == host)?;
-        Some(Match { route, place, values: found.params.iter().map(|(_, value)| value.to_owned()).collect() })
+        let names = self.names.get(place).map(Vec::as_slice).unwrap_or_default();
+        Some(Match { route, place, names, values: found.params.iter().map(|(_, value)| value.to_owned()).collect() })
     }
 
     /// All routes, in file order.

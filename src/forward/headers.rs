@@ -166,7 +166,7 @@ pub fn fate(name: &str) -> Fate {
         || name == X_FORWARDED_CLIENT_CERT
         // As `HTTP_PROXY` it would tell a CGI program where to send its own requests.
         || name == "proxy"
-        || OF_THE_CONNECTION.iter().any(|known| known == name)
+        || is_of_the_connection(name)
     {
         Fate::Stops
     } else if matches!(name, "forwarded" | "via" | "x-forwarded-for" | "x-forwarded-host" | "x-forwarded-proto") {
@@ -178,6 +178,12 @@ pub fn fate(name: &str) -> Fate {
     } else {
         Fate::Passes
     }
+}
+
+/// Whether a name, in small letters, is one of [`OF_THE_CONNECTION`].
+fn is_of_the_connection(name: &str) -> bool {
+    // As texts: names compare with a text letter by letter, whatever their case.
+    OF_THE_CONNECTION.iter().any(|known| known.as_str() == name)
 }
 
 /// Whether a name is one of these names, or begins with one of these beginnings.
@@ -346,8 +352,8 @@ pub fn clean_response(headers: &mut HeaderMap) {
         name.starts_with("dpa-")
             || name.starts_with("x-dpa-")
             // It names a way around the sidecar (RFC 7838).
-            || name == header::ALT_SVC
-            || OF_THE_CONNECTION.iter().any(|known| known == name)
+            || name == header::ALT_SVC.as_str()
+            || is_of_the_connection(name)
     });
 }
 

@@ -226,7 +226,8 @@ impl Upstream {
                         return Ok(connection);
                     }
                 }
-                Turn::Fresh(place) => return self.fresh(place).await,
+                // In a box: it is large, and most requests have no need of it.
+                Turn::Fresh(place) => return Box::pin(self.fresh(place)).await,
             }
         }
     }

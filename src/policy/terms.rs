@@ -155,11 +155,22 @@ impl Location {
         self.subdivision == [0; 3]
     }
 
+    /// Adds its code to a text.
+    pub fn write(self, text: &mut String) {
+        let letters = |bytes: &[u8], text: &mut String| {
+            text.extend(bytes.iter().filter(|byte| **byte != 0).map(|byte| char::from(*byte)));
+        };
+        letters(&self.country, text);
+        if !self.is_country() {
+            text.push('-');
+            letters(&self.subdivision, text);
+        }
+    }
+
     fn text(self) -> String {
-        let letters = |bytes: &[u8]| bytes.iter().filter(|byte| **byte != 0).map(|byte| char::from(*byte)).collect();
-        let country: String = letters(&self.country);
-        let subdivision: String = letters(&self.subdivision);
-        if subdivision.is_empty() { country } else { format!("{country}-{subdivision}") }
+        let mut text = String::with_capacity(6);
+        self.write(&mut text);
+        text
     }
 }
 
@@ -428,7 +439,8 @@ impl Identity {
     /// Whether it has a `*` segment.
     #[must_use]
     pub fn is_pattern(&self) -> bool {
-        self.is_spiffe() && self.segments().any(|segment| segment == "*")
+        // It can stand nowhere else in a SPIFFE ID.
+        self.is_spiffe() && self.0.as_bytes().contains(&b'*')
     }
 
     /// Whether it is a DNS name.
@@ -471,14 +483,13 @@ impl FromStr for Identity {
             // The SPIFFE ID standard, sections 2.1 to 2.3.
             let (domain, path) = rest.split_once('/').unwrap_or((rest, "-"));
             let in_domain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'-' | b'_');
-            let in_path = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_');
-            let segment = |part: &str| {
-                part == "*" || (!part.is_empty() && part != "." && part != ".." && part.bytes().all(in_path))
-            };
+            let in_path = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_');
+            let segment =
+                |part: &[u8]| part == b"*" || (!matches!(part, b"" | b"." | b"..") && part.iter().all(in_path));
             if domain.is_empty() || domain.len() > 255 || !domain.bytes().all(in_domain) {
                 return wrong("a trust domain has small letters, digits, `.`, `-` and `_`, and no port");
             }
-            if !path.split('/').all(segment) {
+            if !path.as_bytes().split(|byte| *byte == b'/').all(segment) {
                 return wrong(
                     "write path segments of letters, digits, `.`, `-` and `_`; `*` stands for one whole segment",
                 );

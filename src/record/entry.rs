@@ -8,6 +8,7 @@ use std::borrow::Cow;
 
 use http::Method;
 use jiff::Timestamp;
+use jiff::fmt::temporal::DateTimePrinter;
 use schemars::JsonSchema;
 use schemars::Schema;
 use schemars::SchemaGenerator;
@@ -415,7 +416,8 @@ struct Time(Timestamp);
 
 impl Serialize for Time {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&format_args!("{:.6}", self.0))
+        const PRINTER: DateTimePrinter = DateTimePrinter::new().precision(Some(6));
+        serializer.serialize_str(&PRINTER.timestamp_to_string(&self.0))
     }
 }
 
@@ -479,7 +481,7 @@ fn access(facts: &Facts<'_>, policy: &Policy) -> Option<String> {
     match facts.caller.known()?.party? {
         Party::Own(id) => {
             let location = policy.caller(id)?.location.or(facts.location.known().copied())?;
-            Some(location.to_string())
+            Some(words(&[location]))
         }
         Party::Subprocessor(id) => Some(words(&policy.subprocessor(id)?.access_locations)),
         Party::Customer(_) => None,
@@ -495,7 +497,14 @@ fn recipient_places(facts: &Facts<'_>, policy: &Policy) -> Option<String> {
 }
 
 fn words(places: &[Location]) -> String {
-    places.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+    let mut text = String::with_capacity(places.len() * 7);
+    for place in places {
+        if !text.is_empty() {
+            text.push(' ');
+        }
+        place.write(&mut text);
+    }
+    text
 }
 
 /// Whether a claim says where the caller is: only for callers of the processor's own whose entry does not.
@@ -582,7 +591,7 @@ pub fn decision(
             request_ref: facts.request_ref.known().map(String::as_str),
             transfer_ref,
             location: (facts.scope == Scope::Within).then(|| Places {
-                storage: facts.storage.to_string(),
+                storage: words(&[facts.storage]),
                 access: access(facts, policy),
                 recipient: recipient_places(facts, policy),
             }),

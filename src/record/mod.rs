@@ -4,6 +4,7 @@ pub mod chain;
 pub mod checkpoint;
 mod copies;
 pub mod entry;
+mod json;
 pub mod log;
 pub mod recorder;
 mod scribe;

@@ -19,6 +19,7 @@ use super::entry;
 use super::entry::Ended;
 use super::entry::Ending;
 use super::entry::Writer;
+use super::json;
 use super::log::Log;
 
 /// Most bytes of records that one worker keeps for a writer that does not answer. At a kilobyte a record
@@ -92,7 +93,7 @@ impl Batch {
     /// Adds a record. The types of `entry` always serialize to an object.
     pub(super) fn push<R: Serialize>(&mut self, record: &R) {
         let before = self.bytes.len();
-        let encoded = serde_json::to_writer(&mut self.bytes, record).is_ok();
+        let encoded = json::write(&mut self.bytes, record).is_ok();
         if encoded && self.bytes.last() == Some(&b'}') {
             self.bytes.pop();
             self.ends.push(End { at: self.bytes.len(), stays: false });
