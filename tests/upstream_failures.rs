@@ -259,3 +259,30 @@ fn a_connection_that_the_upstream_stopped_reading_held_up_the_next_request() {
         assert!(matches!(answer.status, 200 | 504), "after {megabytes} MiB: {}", answer.text());
     }
 }
+
+#[test]
+fn a_head_of_an_answer_that_is_too_large() {
+    let head_of = |bytes: usize| {
+        Upstream::start(move |exchange| {
+            exchange.body();
+            exchange.send(format!("HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-A: {}\r\n\r\nok", "a".repeat(bytes)));
+            Then::Keep
+        })
+    };
+    let table = [
+        ("within the default", 12 * 1024, "", 200),
+        ("over it", 20 * 1024, "", 502),
+        ("within what is set", 20 * 1024, ", header_bytes: 32KiB", 200),
+        ("over what is set", 12 * 1024, ", header_bytes: 8KiB", 502),
+    ];
+    for (name, bytes, upstream_keys, status) in table {
+        let upstream = head_of(bytes);
+        let mut sidecar = Setup { upstream_keys, ..Setup::to(&upstream.address) }.start();
+        let answer = sidecar.ask(permitted());
+        match status {
+            200 => assert_eq!((answer.status, answer.text().as_str()), (200, "ok"), "{name}"),
+            _ => assert_failed(name, &sidecar, &answer, status, "aborted"),
+        }
+        sidecar.is_sound();
+    }
+}

@@ -173,6 +173,8 @@ pub(super) struct Upstream {
     /// Connections of the whole process to this service; more requests wait. Default: 256.
     #[schemars(range(min = 1))]
     pub(super) max_connections: Option<Spanned<usize>>,
+    /// Bytes of the head of an answer. Default: 16KiB.
+    pub(super) header_bytes: Option<Spanned<Size>>,
 }
 
 /// One way in which a caller proves who it is: exactly one of these keys.

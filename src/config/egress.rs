@@ -205,6 +205,7 @@ mod tests {
                 connect_timeout: second,
                 response_timeout: second,
                 idle_timeout: second,
+                header_bytes: 16 * 1024,
                 tls,
             };
             let found = host_of(&upstream).map(|(host, header)| (host, header.to_str().unwrap().to_owned()));

@@ -37,6 +37,7 @@ use crate::establish::route::Routes;
 use crate::establish::route::Subject;
 use crate::establish::route::Take;
 use crate::forward::Address;
+use crate::forward::LEAST_BUFFER;
 use crate::forward::UpstreamSettings;
 use crate::forward::headers::HeaderRules;
 use crate::identify::Trust;
@@ -275,6 +276,11 @@ struct Compiler<'e> {
     environment: &'e dyn Fn(&str) -> Option<String>,
 }
 
+/// How many bytes that is.
+fn bytes(size: Option<Spanned<document::Size>>) -> Option<Spanned<usize>> {
+    size.map(|size| Spanned { value: size.value.0, at: size.at })
+}
+
 impl Compiler<'_> {
     fn error(&mut self, code: Code, at: At, message: impl Into<String>, help: impl Into<String>) {
         self.problems.push(Problem::error(code, at, message, help));
@@ -505,6 +511,7 @@ impl Compiler<'_> {
             response_timeout,
             idle_timeout,
             max_connections,
+            header_bytes,
         } = upstream;
         if let Some(Spanned { value: Protocol::Http2, at }) = protocol {
             self.error(Code::NotYet, at, "this version does not have `protocol: http2` yet", "write `http1`");
@@ -526,6 +533,7 @@ impl Compiler<'_> {
             response_timeout: or(response_timeout, 30),
             idle_timeout: or(idle_timeout, 15),
             max_connections: self.at_least(1, max_connections, 256),
+            header_bytes: self.at_least(LEAST_BUFFER, bytes(header_bytes), 16 * 1024),
             tls,
         }
     }
@@ -787,7 +795,7 @@ impl Compiler<'_> {
             self.error(Code::NoSink, at, "the decision log has nowhere to go", help);
         }
         let file = file.map(|file| {
-            let bytes = file.rotate_bytes.map(|size| Spanned { value: size.value.0, at: size.at });
+            let bytes = bytes(file.rotate_bytes);
             FileSettings {
                 path: self.folder.join(file.path),
                 rotate_bytes: u64::try_from(self.at_least(LEAST_SEGMENT, bytes, 128 << 20)).unwrap_or(u64::MAX),
@@ -867,8 +875,6 @@ impl Compiler<'_> {
             streams,
         } = limits;
         self.later("limits.streams", &streams);
-        let bytes =
-            |size: Option<Spanned<document::Size>>| size.map(|size| Spanned { value: size.value.0, at: size.at });
         let time = |span: Option<document::Span>, seconds| span.map_or(Duration::from_secs(seconds), |span| span.0);
         let patience = Patience {
             head: time(header_timeout, 10),

@@ -21,6 +21,7 @@ use http::StatusCode;
 use hyper::body::Incoming;
 
 pub use self::pool::Destination;
+pub use self::pool::LEAST_BUFFER;
 pub use self::pool::Upstream;
 use self::relay::Exchange;
 use self::relay::Limit;
@@ -63,6 +64,9 @@ pub struct UpstreamSettings {
     pub idle_timeout: Duration,
     /// Most connections of the whole process.
     pub max_connections: usize,
+    /// Bytes of the head of an answer, at least [`LEAST_BUFFER`]. A connection holds back as much in each
+    /// direction, between the two sides.
+    pub header_bytes: usize,
     /// How it is known; none: it is spoken to in clear.
     pub tls: Option<tls::ClientSettings>,
 }

@@ -44,9 +44,8 @@ const FAILURES: u32 = 3;
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-/// Bytes that a connection holds in each direction, between the two sides: as much of an answer as is read ahead,
-/// and as much of a request as is put together for one write. hyper's own bound is 400 KiB.
-const BUFFER: usize = 64 * 1024;
+/// Fewest bytes that a connection buffers in each direction: the library demands them.
+pub const LEAST_BUFFER: usize = 8 * 1024;
 
 /// A connection for which workers wait is given up after so many exchanges, so that another worker gets its turn.
 const TURNS: u32 = 32;
@@ -307,7 +306,7 @@ impl Upstream {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let mut http = hyper::client::conn::http1::Builder::new();
-        http.max_buf_size(BUFFER);
+        http.max_buf_size(self.settings().header_bytes.max(LEAST_BUFFER));
         let (sender, connection) = http
             .handshake(TokioIo::new(Sips::of(stream)))
             .await

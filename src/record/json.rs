@@ -44,9 +44,13 @@ fn has_special(eight: [u8; 8]) -> bool {
 }
 
 fn is_plain(text: &str) -> bool {
-    let (eights, rest) = text.as_bytes().as_chunks::<8>();
-    let is_special = |byte: &u8| *byte < 0x20 || *byte == b'"' || *byte == b'\\';
-    !eights.iter().any(|eight| has_special(*eight)) && !rest.iter().any(is_special)
+    let bytes = text.as_bytes();
+    let Some(last) = bytes.last_chunk::<8>() else {
+        return !bytes.iter().any(|byte| *byte < 0x20 || *byte == b'"' || *byte == b'\\');
+    };
+    // The last eight overlap those before them.
+    let (eights, _) = bytes.as_chunks::<8>();
+    !eights.iter().fold(has_special(*last), |is_special, eight| is_special | has_special(*eight))
 }
 
 impl Json<'_> {
@@ -169,8 +173,7 @@ impl<'o> Serializer for Json<'o> {
     }
 
     fn serialize_u64(self, value: u64) -> Result<(), JsonError> {
-        use std::io::Write as _;
-        write!(self.out, "{value}").map_err(|error| JsonError(error.to_string()))
+        self.plain(itoa::Buffer::new().format(value))
     }
 
     fn serialize_u8(self, value: u8) -> Result<(), JsonError> {

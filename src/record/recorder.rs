@@ -26,6 +26,9 @@ use super::log::Log;
 /// that is 8,000 requests, more than wait within `decision_log.timeout`.
 const MAX_PENDING_BYTES: usize = 8 * 1024 * 1024;
 
+/// Most bytes of room that is used again for further records. A batch that gathered behind a slow disk is larger.
+const MAX_SPARE_BYTES: usize = 256 * 1024;
+
 /// Under `synced`: how long a record that nobody waits for may wait for one that is waited for, and with it for
 /// the disk. Each sync of its own would be one that requests wait behind.
 const RIDE: Duration = Duration::from_millis(100);
@@ -107,6 +110,11 @@ impl Batch {
         self.ends.push(End { at: self.bytes.len(), stays });
     }
 
+    fn clear(&mut self) {
+        self.bytes.clear();
+        self.ends.clear();
+    }
+
     fn all(&self) -> impl Iterator<Item = (&[u8], bool)> {
         let starts = std::iter::once(0).chain(self.ends.iter().map(|end| end.at));
         starts.zip(&self.ends).filter_map(|(start, end)| Some((self.bytes.get(start..end.at)?, end.stays)))
@@ -161,6 +169,8 @@ pub(super) struct Desk {
 #[derive(Debug, Default)]
 struct Papers {
     pending: Batch,
+    /// Room for the records after those that are pending.
+    spare: Batch,
     waiting: Vec<Waiting>,
     /// Whether the writer is to be woken at the end of this turn.
     is_urgent: bool,
@@ -231,14 +241,22 @@ impl Desk {
         papers.taken += 1;
         papers.taken_bytes += papers.pending.bytes.len();
         (papers.is_urgent, papers.due, papers.is_offered) = (false, None, false);
-        Some(Taken { batch: std::mem::take(&mut papers.pending), waiting: std::mem::take(&mut papers.waiting) })
+        let spare = std::mem::take(&mut papers.spare);
+        Some(Taken {
+            batch: std::mem::replace(&mut papers.pending, spare),
+            waiting: std::mem::take(&mut papers.waiting),
+        })
     }
 
     /// Says how many of them were written, and the number of the first.
     pub(super) fn answer(&self, taken: Taken, first: u64, written: usize) {
-        let Taken { batch, waiting } = taken;
+        let Taken { mut batch, waiting } = taken;
         let mut papers = self.papers();
         papers.taken_bytes -= batch.bytes.len();
+        if batch.bytes.capacity() <= MAX_SPARE_BYTES {
+            batch.clear();
+            papers.spare = batch;
+        }
         papers.answers.push(Answer { waiting, first, written });
         drop(papers);
         self.has_news.notify_one();
