@@ -172,7 +172,7 @@ impl Listener {
 
 /// Most bytes of a body that are read at once. The HTTP library would read as much as it may keep of a head, and pass
 /// that on in one piece, however many streams there are.
-const SIP: u64 = 16 * 1024;
+const SIP: u64 = 8 * 1024;
 
 /// A stream that is read in small pieces.
 #[derive(Debug)]
@@ -193,6 +193,9 @@ impl<S: AsyncRead> Sips<S> {
 
 impl<S: AsyncRead + Unpin> AsyncRead for Sips<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if u64::try_from(buffer.remaining()).is_ok_and(|room| room <= SIP) {
+            return Pin::new(self.0.get_mut()).poll_read(cx, buffer);
+        }
         self.0.set_limit(SIP);
         Pin::new(&mut self.0).poll_read(cx, buffer)
     }

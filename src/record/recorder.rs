@@ -382,9 +382,7 @@ impl Recorder {
     pub async fn hand_over(self) {
         loop {
             self.pass_on_answers();
-            if self.log.is_synced() {
-                self.gather().await;
-            }
+            self.gather().await;
             let due = {
                 let mut papers = self.desk.papers();
                 let is_due = papers.due.is_some_and(|due| due <= Instant::now());
@@ -420,7 +418,8 @@ impl Recorder {
     /// while it goes on waits for the next.
     async fn gather(&self) {
         let mut before = 0;
-        for _ in 0..MOST_TURNS {
+        let most = if self.log.is_synced() { MOST_TURNS } else { 8 };
+        for _ in 0..most {
             let now = self.desk.papers().waiting.len();
             if now <= before {
                 return;
