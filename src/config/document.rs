@@ -143,8 +143,7 @@ pub(super) struct Listener {
 pub(super) enum Protocol {
     /// HTTP/1.1.
     Http1,
-    /// HTTP/2. Not in this version.
-    #[schemars(skip)]
+    /// HTTP/2: over TLS by ALPN, in clear without asking. For gRPC.
     Http2,
 }
 
@@ -166,7 +165,8 @@ pub(super) struct Upstream {
     pub(super) recipient: Option<Spanned<Id>>,
     /// How long a connection may take to stand, and how long a request waits for a free one. Default: 1s.
     pub(super) connect_timeout: Option<Span>,
-    /// How long until the head of the answer is there, and between two pieces of its body. Default: 30s.
+    /// How long until the head of the answer is there, and between two pieces of its body. Default: 30s; for gRPC, which
+    /// has deadlines of its own, 1h.
     pub(super) response_timeout: Option<Span>,
     /// How long an unused connection is kept; less than the service's own idle timeout. Default: 15s.
     pub(super) idle_timeout: Option<Span>,

@@ -19,7 +19,6 @@ use http::Method;
 
 use self::document::From;
 use self::document::Later;
-use self::document::Protocol;
 use self::document::Take as TakeDocument;
 pub use self::document::schema;
 use self::egress::Ends;
@@ -37,6 +36,7 @@ use crate::establish::route::Routes;
 use crate::establish::route::Subject;
 use crate::establish::route::Take;
 use crate::forward::Address;
+use crate::forward::Protocol;
 use crate::forward::UpstreamSettings;
 use crate::forward::headers::HeaderRules;
 use crate::identify::Trust;
@@ -161,6 +161,7 @@ pub fn compile(source: &Source, environment: &dyn Fn(&str) -> Option<String>) ->
         folder: folder_of(&source.path),
         defined_upstreams: Vec::new(),
         claimed: Vec::new(),
+        is_http2_alone: false,
         environment,
     };
     let settings = compiler.compile(&source.text);
@@ -272,6 +273,8 @@ struct Compiler<'e> {
     defined_upstreams: Vec<String>,
     /// What routes take from claims, and where they say so.
     claimed: Vec<(Claimed, At)>,
+    /// Whether no upstream speaks HTTP/1.1.
+    is_http2_alone: bool,
     environment: &'e dyn Fn(&str) -> Option<String>,
 }
 
@@ -347,6 +350,7 @@ impl Compiler<'_> {
         let recipients: Vec<_> = upstreams.iter().map(|it| it.recipient.as_ref().map(named)).collect();
         let caller = service.as_ref().and_then(|service| service.caller.as_ref()).map(named);
         let upstreams: Vec<_> = upstreams.into_iter().map(|upstream| self.upstream(upstream)).collect();
+        self.is_http2_alone = !upstreams.is_empty() && upstreams.iter().all(|it| it.protocol == Protocol::Http2);
         let listeners = listeners.map(|list| self.filled(list)).unwrap_or_default();
         self.distinct(&listeners.iter().map(|it| named(&it.name)).collect::<Vec<_>>());
         let ends = Ends { caller: caller.as_ref(), upstreams: &upstreams, recipients: &recipients };
@@ -506,11 +510,12 @@ impl Compiler<'_> {
             idle_timeout,
             max_connections,
         } = upstream;
-        if let Some(Spanned { value: Protocol::Http2, at }) = protocol {
-            self.error(Code::NotYet, at, "this version does not have `protocol: http2` yet", "write `http1`");
-        }
+        let protocol = match protocol.map(|protocol| protocol.value) {
+            Some(document::Protocol::Http2) => Protocol::Http2,
+            Some(document::Protocol::Http1) | None => Protocol::Http1,
+        };
         let tls_at = tls.as_ref().map(|tls| tls.at());
-        let tls = tls.and_then(|tls| self.upstream_tls(tls, &address));
+        let tls = tls.and_then(|tls| self.upstream_tls(tls, &address, protocol));
         let address = self.upstream_address(address, tls_at);
         let or = |span: Option<document::Span>, default| span.map_or(Duration::from_secs(default), |span| span.0);
         if let Some(recipient) = recipient.filter(|_| storage_location.is_some()) {
@@ -521,9 +526,10 @@ impl Compiler<'_> {
         UpstreamSettings {
             name: name.value.to_string(),
             address,
+            protocol,
             storage_location,
             connect_timeout: or(connect_timeout, 1),
-            response_timeout: or(response_timeout, 30),
+            response_timeout: response_timeout.map(|span| span.0),
             idle_timeout: or(idle_timeout, 15),
             max_connections: self.at_least(1, max_connections, 256),
             tls,
@@ -631,7 +637,7 @@ impl Compiler<'_> {
             response_timeout,
         } = route;
         let passage = Arc::new(Passage {
-            upgrade: upgrade.map(|list| self.protocols(&list)).unwrap_or_default(),
+            upgrade: upgrade.map(|list| self.upgrades(&list)).unwrap_or_default(),
             body_limit: body_limit.map(|size| u64::try_from(size.0).unwrap_or(u64::MAX)),
             response_timeout: response_timeout.map(|span| span.0),
         });
@@ -690,8 +696,12 @@ impl Compiler<'_> {
     }
 
     /// Protocols that are no further requests: those would be decided by nobody.
-    fn protocols(&mut self, list: &List<Spanned<String>>) -> Vec<String> {
+    fn upgrades(&mut self, list: &List<Spanned<String>>) -> Vec<String> {
         self.not_empty(list);
+        if self.is_http2_alone {
+            let message = "no upstream can switch protocols: HTTP/2 has no `Upgrade`";
+            self.error(Code::OneOf, list.at, message, "remove `upgrade`, or give its upstream `protocol: http1`");
+        }
         let mut protocols = Vec::new();
         for Spanned { value, at } in &list.items {
             let name = value.to_ascii_lowercase();

@@ -164,7 +164,7 @@ impl Proxy {
         if let Some(protocol) = &protocol {
             upgrade::name(&mut head.headers, protocol.clone());
         }
-        match self.upstream.send(clearance, Request::from_parts(head, body)).await {
+        match self.upstream.send(clearance, Request::from_parts(head, body), &self.headers).await {
             Ok(response) => {
                 let mut response = response.map(Either::Right);
                 headers::clean_response(response.headers_mut());
