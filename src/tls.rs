@@ -197,6 +197,9 @@ pub struct Client {
     in_force: InForce<ClientConfig>,
 }
 
+/// HTTP/2 over TLS, by its name in RFC 9113 section 3.1.
+const HTTP2: &[u8] = b"h2";
+
 /// A connection that a caller made.
 pub type FromCaller = tokio_rustls::server::TlsStream<TcpStream>;
 /// A connection to an upstream.
@@ -446,6 +449,13 @@ pub fn proven(stream: &FromCaller, now: Timestamp) -> Proven {
     let identity = leaf.map_or(Fact::Unknown(Why::Missing), |leaf| certificate::identity(leaf));
     let transport = Transport { tls, client_certificate: leaf.is_some(), is_unix: false };
     Proven { transport, identity, until, chain: chain.to_vec() }
+}
+
+/// Whether both sides have agreed on HTTP/2.
+#[must_use]
+pub fn is_http2(stream: &FromCaller) -> bool {
+    let (_, session) = stream.get_ref();
+    session.alpn_protocol() == Some(HTTP2)
 }
 
 impl<C> InForce<C> {
@@ -780,7 +790,8 @@ fn make_server(name: &str, settings: &ServerSettings, contents: &[Vec<u8>]) -> R
         }
     };
     let mut config = builder.with_single_cert(chain, key).map_err(unfit)?;
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    // The first one that the caller speaks too (RFC 7301 section 3.2).
+    config.alpn_protocols = vec![HTTP2.to_vec(), b"http/1.1".to_vec()];
     if clients.is_some() {
         // A resumed session would carry a certificate past its revocation.
         config.session_storage = Arc::new(NoServerSessionStorage {});

@@ -220,7 +220,11 @@ pub fn rebuild_request(headers: &mut HeaderMap, rules: &HeaderRules, proven: &Pr
     }
     headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(scheme));
     // RFC 9110 section 7.6.3: the version in which the request came. Earlier hops are their own word, and go.
-    let via = if *version == Version::HTTP_10 { "1.0 dpa-sidecar" } else { "1.1 dpa-sidecar" };
+    let via = match *version {
+        Version::HTTP_10 => "1.0 dpa-sidecar",
+        Version::HTTP_2 => "2.0 dpa-sidecar",
+        _ => "1.1 dpa-sidecar",
+    };
     headers.insert(header::VIA, HeaderValue::from_static(via));
 }
 
@@ -321,7 +325,8 @@ pub fn rebuild_for_subprocessor(headers: &mut HeaderMap, rules: &HeaderRules, pr
     clean_request(headers, rules, proven);
     remove(headers, &[], |name| is_of(name, &OF_THE_PROCESSOR, &OF_THE_PROCESSOR_FROM));
     headers.insert(header::HOST, host);
-    headers.insert(header::VIA, HeaderValue::from_static("1.1 proxy"));
+    let via = if proven.version == Version::HTTP_2 { "2.0 proxy" } else { "1.1 proxy" };
+    headers.insert(header::VIA, HeaderValue::from_static(via));
 }
 
 /// Whether an answer is coded for the connection in no way but in chunks.

@@ -18,7 +18,6 @@ use std::time::Instant;
 use http::Request;
 use http::Response;
 use http::StatusCode;
-use hyper::body::Incoming;
 
 pub use self::pool::Destination;
 pub use self::pool::Upstream;
@@ -31,6 +30,7 @@ use self::upgrade::Tunnel;
 use crate::gate::Clearance;
 use crate::gate::OutcomeGuard;
 use crate::gate::Progress;
+use crate::pace::Upload;
 use crate::policy::terms::Location;
 use crate::record::entry::Ending;
 use crate::tls;
@@ -113,7 +113,7 @@ pub enum ForwardError {
     #[error("the body of the request is larger than its route allows")]
     TooLarge {
         /// What has not been read of it.
-        rest: Option<Incoming>,
+        rest: Option<Upload>,
     },
     /// It switched to a protocol that nobody asked for.
     #[error("the upstream `{name}` switched protocols unasked")]
@@ -171,7 +171,7 @@ impl Upstream {
     pub async fn send(
         self: &Rc<Self>,
         clearance: Clearance,
-        request: Request<Incoming>,
+        request: Request<Upload>,
     ) -> Result<Response<Relay>, ForwardError> {
         let passage = clearance.passage();
         let patience = passage.response_timeout.unwrap_or(self.settings().response_timeout);
