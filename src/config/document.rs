@@ -427,8 +427,21 @@ pub(super) struct Limits {
     /// Default: 2000.
     #[schemars(range(min = 1))]
     pub(super) concurrent_requests: Option<Spanned<usize>>,
-    #[schemars(skip)]
-    pub(super) streams: Later,
+    /// Requests at a time on a connection of HTTP/2; more are refused by the HTTP layer. Default: 100.
+    #[schemars(range(min = 1))]
+    pub(super) streams: Option<Spanned<usize>>,
+    /// Streams of a connection of HTTP/2 that may be wrong, and streams that may be taken back before they are looked
+    /// at; then it is closed. Default: 100.
+    #[schemars(range(min = 1))]
+    pub(super) wrong_streams: Option<Spanned<usize>>,
+    /// Frames of a connection of HTTP/2 that may bring no body on within a minute, beyond four for each answer; then it
+    /// is closed. Default: 500.
+    #[schemars(range(min = 100))]
+    pub(super) spare_frames: Option<Spanned<usize>>,
+    /// Bytes of a body that a stream of HTTP/2 may hold. Default: 64KiB.
+    pub(super) stream_window: Option<Spanned<Size>>,
+    /// The same for all streams of a connection. Default: 1MiB.
+    pub(super) connection_window: Option<Spanned<Size>>,
 }
 
 /// A length of time: a whole number and `ms`, `s`, `m`, `h` or `d`.

@@ -27,6 +27,7 @@ use self::tokens::Believed;
 use self::tokens::Claimed;
 use crate::accept::Limits;
 use crate::accept::Patience;
+use crate::accept::StreamLimits;
 use crate::doors::egress::Egress;
 use crate::establish::route;
 use crate::establish::route::Passage;
@@ -875,11 +876,15 @@ impl Compiler<'_> {
             stall_bytes,
             concurrent_requests,
             streams,
+            wrong_streams,
+            spare_frames,
+            stream_window,
+            connection_window,
         } = limits;
-        self.later("limits.streams", &streams);
         let bytes =
             |size: Option<Spanned<document::Size>>| size.map(|size| Spanned { value: size.value.0, at: size.at });
         let time = |span: Option<document::Span>, seconds| span.map_or(Duration::from_secs(seconds), |span| span.0);
+        let small = |number| u32::try_from(number).unwrap_or(u32::MAX);
         let patience = Patience {
             head: time(header_timeout, 10),
             idle: time(idle_timeout, 60),
@@ -894,6 +899,13 @@ impl Compiler<'_> {
             connections: self.at_least(least_connections.max(1), connections, 10_000),
             tunnel_idle_timeout: tunnel_idle_timeout.map_or(Duration::from_secs(300), |span| span.0),
             concurrent_requests: self.at_least(1, concurrent_requests, 2_000),
+            http2: StreamLimits {
+                streams: small(self.at_least(1, streams, 100)),
+                wrong_streams: self.at_least(1, wrong_streams, 100),
+                spare_frames: small(self.at_least(100, spare_frames, 500)),
+                stream_window: small(self.at_least(1024, bytes(stream_window), 64 * 1024)).min(MOST_WINDOW),
+                connection_window: small(self.at_least(64 * 1024, bytes(connection_window), 1 << 20)).min(MOST_WINDOW),
+            },
         };
         // No signed token is smaller than a header, a handful of claims and 64 bytes of signature.
         (limits, self.at_least(256, bytes(token_bytes), 8 * 1024))
@@ -903,6 +915,9 @@ impl Compiler<'_> {
 fn named(name: &Spanned<crate::policy::terms::Id>) -> Spanned<String> {
     Spanned { value: name.value.to_string(), at: name.at }
 }
+
+/// RFC 9113 section 6.9.1.
+const MOST_WINDOW: u32 = (1 << 31) - 1;
 
 /// min(4, what the machine has).
 fn default_workers() -> usize {

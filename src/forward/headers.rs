@@ -470,7 +470,7 @@ pub(super) fn frame<B: Body>(request: &mut Request<B>, is_upgrade: bool) -> bool
     let is_chunked = !request.body().is_end_stream() && request.body().size_hint().exact().is_none();
     let headers = request.headers_mut();
     if is_chunked {
-        // hyper frames a GET without a length as one without a body, unless it is told.
+        // hyper frames a GET without a length as one without a body, unless it is told. HTTP/2 needs none.
         headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
         headers.remove(header::CONTENT_LENGTH);
     } else {

@@ -20,7 +20,6 @@ use std::time::Instant;
 use http::Request;
 use http::Response;
 use http::StatusCode;
-use hyper::body::Incoming;
 
 use self::headers::HeaderRules;
 pub use self::pool::Destination;
@@ -33,13 +32,14 @@ use self::relay::Outgoing;
 pub use self::relay::Relay;
 pub use self::relay::RelayError;
 use self::stream::Coming;
+use self::stream::Feed;
 use self::stream::Unanswered;
-use self::stream::Upload;
 use self::upgrade::Tunnel;
 use crate::establish::route::is_grpc;
 use crate::gate::Clearance;
 use crate::gate::OutcomeGuard;
 use crate::gate::Progress;
+use crate::pace::Upload;
 use crate::policy::terms::Location;
 use crate::record::entry::Ending;
 use crate::tls;
@@ -139,7 +139,7 @@ pub enum ForwardError {
     #[error("the body of the request is larger than its route allows")]
     TooLarge {
         /// What has not been read of it.
-        rest: Option<Incoming>,
+        rest: Option<Upload>,
     },
     /// It switched to a protocol that nobody asked for.
     #[error("the upstream `{name}` switched protocols unasked")]
@@ -215,7 +215,7 @@ impl Upstream {
     pub async fn send(
         self: &Rc<Self>,
         clearance: Clearance,
-        request: Request<Incoming>,
+        request: Request<Upload>,
         rules: &Arc<HeaderRules>,
     ) -> Result<Response<Relay>, ForwardError> {
         match self.settings().protocol {
@@ -229,7 +229,7 @@ impl Upstream {
     async fn send_alone(
         self: &Rc<Self>,
         clearance: Clearance,
-        mut request: Request<Incoming>,
+        mut request: Request<Upload>,
         rules: &Arc<HeaderRules>,
     ) -> Result<Response<Relay>, ForwardError> {
         let passage = clearance.passage();
@@ -296,7 +296,7 @@ impl Upstream {
     async fn send_on_stream(
         self: &Rc<Self>,
         clearance: Clearance,
-        request: Request<Incoming>,
+        request: Request<Upload>,
         rules: &Arc<HeaderRules>,
     ) -> Result<Response<Relay>, ForwardError> {
         let passage = clearance.passage();
@@ -308,7 +308,7 @@ impl Upstream {
         let rest = limit.as_ref().map(Limit::rest);
         let (head, body) = request.into_parts();
         let head = stream::head(head, self.settings().tls.is_some());
-        let mut upload = Upload::of(Outgoing::new(body, Arc::clone(&progress), limit, Some(Arc::clone(rules))));
+        let mut feed = Feed::of(Outgoing::new(body, Arc::clone(&progress), limit, Some(Arc::clone(rules))));
         let mut is_again = false;
         let (response, outlet, stream) = loop {
             let stream = match self.stream().await {
@@ -318,7 +318,7 @@ impl Upstream {
             progress.moved(0);
             let answered = tokio::select! {
                 // The library takes the head away, and it may be needed again.
-                answered = stream.ask(head.clone(), &mut upload) => answered,
+                answered = stream.ask(head.clone(), &mut feed) => answered,
                 () = too_late(&progress, patience) => {
                     return Err(fail(outcome, Ending::Aborted, ForwardError::TimedOut { name: self.name() }));
                 }
@@ -327,7 +327,7 @@ impl Upstream {
                 Ok((response, outlet)) => break (response, outlet, stream),
                 Err(error) => error,
             };
-            if error.is_unprocessed() && !is_again && upload.rewind() {
+            if error.is_unprocessed() && !is_again && feed.rewind() {
                 is_again = true;
                 continue;
             }
@@ -345,7 +345,7 @@ impl Upstream {
         outcome.answered(response.status().as_u16());
         let (head, body) = response.into_parts();
         let body = Arriving::OnStream(Coming::of(body, &head.headers));
-        let held = Held::Stream { _sending: upload.go_on(outlet), _stream: stream };
+        let held = Held::Stream { _sending: feed.go_on(outlet), _stream: stream };
         Ok(Response::from_parts(head, Relay::of(body, Exchange { outcome, progress, held }, patience)))
     }
 

@@ -28,6 +28,7 @@ use super::stream::Coming;
 use super::stream::Sending;
 use crate::gate::OutcomeGuard;
 use crate::gate::Progress;
+use crate::pace::Upload;
 use crate::record::entry::Ending;
 
 /// Why the body of a request does not come to its end.
@@ -48,15 +49,15 @@ pub(super) struct Limit {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Rest(Mutex<Option<Incoming>>);
+pub(super) struct Rest(Mutex<Option<Upload>>);
 
 impl Rest {
-    fn keep(&self, body: Option<Incoming>) {
+    fn keep(&self, body: Option<Upload>) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = body;
     }
 
     /// The body that was too large, if it was.
-    pub(super) fn take(&self) -> Option<Incoming> {
+    pub(super) fn take(&self) -> Option<Upload> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
@@ -76,7 +77,7 @@ impl Limit {
 #[derive(Debug)]
 pub(super) struct Outgoing {
     /// Taken away once it is larger than the limit.
-    body: Option<Incoming>,
+    body: Option<Upload>,
     progress: Arc<Progress>,
     limit: Option<Limit>,
     /// What holds for its trailers; without it they are dropped.
@@ -85,7 +86,7 @@ pub(super) struct Outgoing {
 
 impl Outgoing {
     pub(super) fn new(
-        body: Incoming,
+        body: Upload,
         progress: Arc<Progress>,
         limit: Option<Limit>,
         trailers: Option<Arc<HeaderRules>>,

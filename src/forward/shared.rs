@@ -30,9 +30,9 @@ use super::pool::Upstream;
 use super::pool::Waiting;
 use super::pool::in_time;
 use super::stream::Answer;
+use super::stream::Feed;
 use super::stream::Outlet;
 use super::stream::Unanswered;
-use super::stream::Upload;
 
 /// Most streams of a connection, if its upstream does not want fewer (RFC 9113 section 5.1.2 wants no fewer).
 const STREAMS: u16 = 100;
@@ -172,8 +172,8 @@ pub(super) struct Stream {
 
 impl Stream {
     /// Sends a head and what comes of its body, until the head of the answer is there.
-    pub(super) async fn ask(&self, head: Request<()>, upload: &mut Upload) -> Result<(Answer, Outlet), Unanswered> {
-        super::stream::ask(self.connection.sender.clone(), head, upload).await
+    pub(super) async fn ask(&self, head: Request<()>, feed: &mut Feed) -> Result<(Answer, Outlet), Unanswered> {
+        super::stream::ask(self.connection.sender.clone(), head, feed).await
     }
 }
 

@@ -118,7 +118,7 @@ enum Taken {
 
 /// The body of a request on its way to a stream.
 #[derive(Debug)]
-pub(super) struct Upload {
+pub(super) struct Feed {
     body: Outgoing,
     taken: Taken,
     /// Taken, and not sent yet.
@@ -129,7 +129,7 @@ pub(super) struct Upload {
     is_over: bool,
 }
 
-impl Upload {
+impl Feed {
     pub(super) fn of(body: Outgoing) -> Self {
         let has_ended = body.is_end_stream();
         Self { body, taken: Taken::Nothing, piece: None, has_ended, is_over: has_ended }
@@ -264,14 +264,14 @@ pub(super) enum Sending {
 pub(super) async fn ask(
     mut sender: SendRequest<Bytes>,
     head: Request<()>,
-    upload: &mut Upload,
+    feed: &mut Feed,
 ) -> Result<(Answer, Outlet), Unanswered> {
     poll_fn(|cx| sender.poll_ready(cx)).await.map_err(Unanswered::Unsent)?;
-    let (mut answer, stream) = sender.send_request(head, upload.is_over).map_err(Unanswered::Unsent)?;
+    let (mut answer, stream) = sender.send_request(head, feed.is_over).map_err(Unanswered::Unsent)?;
     drop(sender);
     let mut outlet = Outlet(stream);
     let answer = poll_fn(|cx| {
-        if let Poll::Ready(Err(error)) = upload.poll(&mut outlet, cx) {
+        if let Poll::Ready(Err(error)) = feed.poll(&mut outlet, cx) {
             return Poll::Ready(Err(Unanswered::Caller(error)));
         }
         Pin::new(&mut answer).poll(cx).map_err(Unanswered::Upstream)

@@ -138,7 +138,8 @@ impl Http2Upstream {
                         *connections += 1;
                         *connections - 1
                     };
-                    let (serve, asked, builder) = (std::rc::Rc::clone(&serve), Arc::clone(&shared.asked), builder.clone());
+                    let (serve, asked, builder) =
+                        (std::rc::Rc::clone(&serve), Arc::clone(&shared.asked), builder.clone());
                     match tls.clone() {
                         None => drop(tokio::task::spawn_local(connection(builder, stream, place, asked, serve))),
                         Some(tls) => drop(tokio::task::spawn_local(async move {
