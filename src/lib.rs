@@ -30,6 +30,7 @@ pub mod files;
 pub mod forward;
 pub mod gate;
 pub mod keys;
+pub mod pace;
 pub mod record;
 pub mod respond;
 pub mod tls;

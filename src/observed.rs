@@ -171,11 +171,11 @@ impl Target {
     ///
     /// See [`Unreadable`].
     pub fn read(uri: &Uri, headers: &HeaderMap, version: Version) -> Result<(Self, String), Unreadable> {
+        if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
+            return Err(Unreadable::Userinfo);
+        }
         let host = host(headers)?;
         if let Some(authority) = uri.authority() {
-            if authority.as_str().contains('@') {
-                return Err(Unreadable::Userinfo);
-            }
             if !uri.scheme_str().is_some_and(|scheme| matches!(scheme, "http" | "https")) {
                 return Err(Unreadable::TargetForm);
             }

@@ -2,7 +2,11 @@
 //!
 //! Nothing of the request is in them.
 
+use std::fmt::Write as _;
+
 use bytes::Bytes;
+use http::HeaderMap;
+use http::HeaderName;
 use http::HeaderValue;
 use http::Response;
 use http::StatusCode;
@@ -32,6 +36,60 @@ const UPSTREAM_UNAVAILABLE: &str = "upstream_unavailable";
 const UPSTREAM_TIMEOUT: &str = "upstream_timeout";
 const REQUEST_TOO_LARGE: &str = "request_too_large";
 
+/// In which form a caller is told that there is no answer of the upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// A problem document.
+    Problem,
+    /// The status of a call, in the head of an answer without a body: "trailers only", as gRPC calls it.
+    Grpc,
+}
+
+impl Form {
+    /// What a request with these headers understands: a call of gRPC says so in its content type.
+    #[must_use]
+    pub fn of(headers: &HeaderMap) -> Self {
+        let kind = headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
+        match kind.and_then(|kind| kind.get(..GRPC.len())) {
+            Some(kind) if kind.eq_ignore_ascii_case(GRPC.as_bytes()) => Self::Grpc,
+            Some(_) | None => Self::Problem,
+        }
+    }
+}
+
+/// What the content type of a call begins with.
+const GRPC: &str = "application/grpc";
+
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+
+/// The status of a call, as gRPC has it for statuses of HTTP.
+fn grpc_status(status: u16) -> &'static str {
+    match status {
+        401 => "16",
+        403 => "7",
+        502..=504 => "14",
+        // RESOURCE_EXHAUSTED, which it has for messages that are too large.
+        413 => "8",
+        400 | 500 => "13",
+        _ => "2",
+    }
+}
+
+/// Text as it may stand in `grpc-message`: what is not printable ASCII, and `%`, in escapes.
+fn grpc_message(text: &str) -> HeaderValue {
+    let mut escaped = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b' '..=b'$' | b'&'..=b'~' => escaped.push(char::from(byte)),
+            _ => {
+                let _infallible = write!(escaped, "%{byte:02X}");
+            }
+        }
+    }
+    HeaderValue::try_from(escaped).unwrap_or_else(|_| HeaderValue::from_static(""))
+}
+
 /// A problem document.
 #[derive(Serialize)]
 struct Document<'a> {
@@ -53,7 +111,27 @@ fn type_of(code: &str) -> String {
     format!("tag:dpa-sidecar.example,2026:reason/{code}")
 }
 
-fn answer(document: &Document<'_>, decision: Option<Uuid>) -> Response<AnswerBody> {
+fn answer(document: &Document<'_>, decision: Option<Uuid>, form: Form) -> Response<AnswerBody> {
+    let mut response = match form {
+        Form::Problem => problem(document),
+        Form::Grpc => call_failed(document),
+    };
+    if let Some(decision) = decision {
+        response.headers_mut().insert(DPA_DECISION_ID, id_value(decision));
+    }
+    response
+}
+
+fn call_failed(document: &Document<'_>) -> Response<AnswerBody> {
+    let mut response = Response::new(Either::Left(Full::default()));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(GRPC));
+    headers.insert(GRPC_STATUS, HeaderValue::from_static(grpc_status(document.status)));
+    headers.insert(GRPC_MESSAGE, grpc_message(&format!("{}: {}", document.reason, document.title)));
+    response
+}
+
+fn problem(document: &Document<'_>) -> Response<AnswerBody> {
     let mut body = serde_json::to_vec(document).unwrap_or_default();
     body.push(b'\n');
     let mut response = Response::new(Either::Left(Full::new(Bytes::from(body))));
@@ -61,9 +139,6 @@ fn answer(document: &Document<'_>, decision: Option<Uuid>) -> Response<AnswerBod
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    if let Some(decision) = decision {
-        headers.insert(DPA_DECISION_ID, id_value(decision));
-    }
     if document.status == 503 {
         headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
     }
@@ -72,7 +147,7 @@ fn answer(document: &Document<'_>, decision: Option<Uuid>) -> Response<AnswerBod
 
 /// Answers a request that the gate refused.
 #[must_use]
-pub fn refused(refusal: &Refusal) -> Response<AnswerBody> {
+pub fn refused(refusal: &Refusal, form: Form) -> Response<AnswerBody> {
     let unreadable;
     let (code, title, status, detail, clause) = match &refusal.why {
         Refused::Rule(reason) => {
@@ -103,8 +178,8 @@ pub fn refused(refusal: &Refusal) -> Response<AnswerBody> {
         clause,
         policy_digest: Some(&refusal.policy.digest),
     };
-    let mut response = answer(&document, Some(refusal.decision));
-    if status == 401 {
+    let mut response = answer(&document, Some(refusal.decision), form);
+    if status == 401 && form == Form::Problem {
         response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(refusal.challenge));
     }
     response
@@ -112,7 +187,7 @@ pub fn refused(refusal: &Refusal) -> Response<AnswerBody> {
 
 /// Answers a request that was sent on, or was about to be, and got no answer.
 #[must_use]
-pub fn no_answer(error: &ForwardError, decision: Uuid) -> Response<AnswerBody> {
+pub fn no_answer(error: &ForwardError, decision: Uuid, form: Form) -> Response<AnswerBody> {
     let (code, title, detail) = match error {
         ForwardError::CallerBroke(_) => (
             REQUEST_UNREADABLE,
@@ -145,25 +220,40 @@ pub fn no_answer(error: &ForwardError, decision: Uuid) -> Response<AnswerBody> {
             "The sidecar permitted the request; the upstream that it goes to took too long.",
         ),
     };
-    failure(code, title, error.status(), detail, Some(decision))
+    failure(code, title, error.status(), detail, Some(decision), form)
 }
 
 /// Answers a request that came while too many were under way: it was not decided on, so it has no decision.
 #[must_use]
-pub fn overloaded() -> Response<AnswerBody> {
+pub fn overloaded(form: Form) -> Response<AnswerBody> {
     let title = "Too many requests are under way.";
-    failure(OVERLOADED, title, 503, "The sidecar decided nothing and forwarded nothing; ask again.", None)
+    failure(OVERLOADED, title, 503, "The sidecar decided nothing and forwarded nothing; ask again.", None, form)
+}
+
+/// Answers a request whose head has more lines than it may have, as the HTTP layer does one with more bytes.
+#[must_use]
+pub fn head_too_large() -> Response<AnswerBody> {
+    let mut response = Response::new(Either::Left(Full::default()));
+    *response.status_mut() = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+    response
 }
 
 /// Answers a request at which this program failed.
 #[must_use]
-pub fn failed(decision: Uuid) -> Response<AnswerBody> {
+pub fn failed(decision: Uuid, form: Form) -> Response<AnswerBody> {
     let title = "The sidecar failed at this request.";
     let detail = "This is a mistake in the sidecar. Whether the request was permitted stands in the decision log.";
-    failure(INTERNAL_ERROR, title, 500, detail, Some(decision))
+    failure(INTERNAL_ERROR, title, 500, detail, Some(decision), form)
 }
 
-fn failure(code: &str, title: &str, status: u16, detail: &str, decision: Option<Uuid>) -> Response<AnswerBody> {
+fn failure(
+    code: &str,
+    title: &str,
+    status: u16,
+    detail: &str,
+    decision: Option<Uuid>,
+    form: Form,
+) -> Response<AnswerBody> {
     let document = Document {
         r#type: type_of(code),
         title,
@@ -174,5 +264,5 @@ fn failure(code: &str, title: &str, status: u16, detail: &str, decision: Option<
         clause: None,
         policy_digest: None,
     };
-    answer(&document, decision)
+    answer(&document, decision, form)
 }

@@ -75,6 +75,10 @@ pub struct Metrics {
     pub panicked: Counter,
     /// Requests whose caller went away while they waited for keys.
     pub gone: Counter,
+    /// Streams of HTTP/2 that the HTTP layer refused.
+    pub refused: Counter,
+    /// Connections of HTTP/2 that were closed since what came on them asked for next to nothing.
+    pub flooded: Counter,
     decisions: Family<[(&'static str, &'static str); 1], Counter>,
     unread: Family<[(&'static str, &'static str); 1], Counter>,
 }
@@ -97,6 +101,8 @@ impl Default for Metrics {
             overloaded: why("overloaded"),
             panicked: why("panicked"),
             gone: why("gone"),
+            refused: why("refused"),
+            flooded: why("flooded"),
             decisions,
             unread,
         }

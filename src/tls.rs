@@ -96,7 +96,12 @@ pub struct ClientSettings {
     pub server_name: ServerName<'static>,
     /// Certificate chain and key that it may ask for.
     pub own: Option<(PemFile, PemFile)>,
+    /// The one protocol that is offered to it (ALPN, RFC 7301).
+    pub protocol: &'static [u8],
 }
+
+/// HTTP/1.1 over TLS, by its name in RFC 7301 section 6. Who names no protocol speaks it.
+pub const HTTP1: &[u8] = b"http/1.1";
 
 /// A file that does not do what it is named for.
 #[derive(Debug, thiserror::Error)]
@@ -196,6 +201,9 @@ pub struct Client {
     settings: ClientSettings,
     in_force: InForce<ClientConfig>,
 }
+
+/// HTTP/2 over TLS, by its name in RFC 9113 section 3.1.
+pub const HTTP2: &[u8] = b"h2";
 
 /// A connection that a caller made.
 pub type FromCaller = tokio_rustls::server::TlsStream<TcpStream>;
@@ -372,7 +380,7 @@ impl Client {
     /// The files, as they are renewed.
     #[must_use]
     pub fn parts(&self) -> Vec<Part> {
-        let ClientSettings { ca, is_system: _, server_name: _, own } = &self.settings;
+        let ClientSettings { ca, is_system: _, server_name: _, own, protocol: _ } = &self.settings;
         let mut parts = Parts::of(&self.name);
         parts.push("ca", &[ca], true);
         if let Some((certificate, private_key)) = own {
@@ -407,10 +415,17 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// If it is somebody else, or goes away.
+    /// If it is somebody else, does not speak HTTP/2 where that is asked for, or goes away.
     pub async fn connect(&self, stream: TcpStream) -> io::Result<ToUpstream> {
         let config = Arc::clone(&self.in_force.made.load().config);
-        TlsConnector::from(config).connect(self.settings.server_name.clone(), stream).await
+        let stream = TlsConnector::from(config).connect(self.settings.server_name.clone(), stream).await?;
+        let chosen = stream.get_ref().1.alpn_protocol();
+        if self.settings.protocol == HTTP2 && chosen != Some(HTTP2) {
+            return Err(io::Error::other(
+                "it did not choose HTTP/2 (ALPN): write `protocol: http1`, or enable `h2` there",
+            ));
+        }
+        Ok(stream)
     }
 }
 
@@ -446,6 +461,13 @@ pub fn proven(stream: &FromCaller, now: Timestamp) -> Proven {
     let identity = leaf.map_or(Fact::Unknown(Why::Missing), |leaf| certificate::identity(leaf));
     let transport = Transport { tls, client_certificate: leaf.is_some(), is_unix: false };
     Proven { transport, identity, until, chain: chain.to_vec() }
+}
+
+/// Whether both sides have agreed on HTTP/2.
+#[must_use]
+pub fn is_http2(stream: &FromCaller) -> bool {
+    let (_, session) = stream.get_ref();
+    session.alpn_protocol() == Some(HTTP2)
 }
 
 impl<C> InForce<C> {
@@ -780,7 +802,8 @@ fn make_server(name: &str, settings: &ServerSettings, contents: &[Vec<u8>]) -> R
         }
     };
     let mut config = builder.with_single_cert(chain, key).map_err(unfit)?;
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    // The first one that the caller speaks too (RFC 7301 section 3.2).
+    config.alpn_protocols = vec![HTTP2.to_vec(), HTTP1.to_vec()];
     if clients.is_some() {
         // A resumed session would carry a certificate past its revocation.
         config.session_storage = Arc::new(NoServerSessionStorage {});
@@ -799,7 +822,7 @@ fn list_ends(what: String, file: &PemFile, list: &CertificateRevocationListDer<'
 fn make_client(name: &str, settings: &ClientSettings, contents: &[Vec<u8>]) -> Result<Made<ClientConfig>, Unusable> {
     let mut contents = contents.iter().map(Vec::as_slice);
     let mut next = || contents.next().unwrap_or_default();
-    let ClientSettings { ca, is_system, server_name: _, own } = settings;
+    let ClientSettings { ca, is_system, server_name: _, own, protocol } = settings;
     let (roots, certificates) = roots(ca, next(), *is_system)?;
     let mut endings = Vec::new();
     let mut own_times = None;
@@ -817,7 +840,7 @@ fn make_client(name: &str, settings: &ClientSettings, contents: &[Vec<u8>]) -> R
             builder.with_client_auth_cert(chain, key).map_err(|error| misfit(certificate, private_key, &error))?
         }
     };
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config.alpn_protocols = vec![protocol.to_vec()];
     Ok(Made { config: Arc::new(config), endings, own: own_times, callers: None })
 }
 

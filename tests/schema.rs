@@ -184,7 +184,8 @@ fn files_as_people_write_them() {
         ("bytes", &of_settings, &settings, "/limits/header_bytes", json!(65_536), true),
         ("a length of time without a unit", &of_settings, &settings, "/drain_timeout", json!(25), false),
         ("no time", &of_settings, &settings, "/drain_timeout", json!("0s"), false),
-        ("what this version does not have", &of_settings, &settings, "/upstreams/0/protocol", json!("http2"), false),
+        ("a protocol", &of_settings, &settings, "/upstreams/0/protocol", json!("http2"), true),
+        ("one that nobody speaks", &of_settings, &settings, "/upstreams/0/protocol", json!("http9"), false),
     ];
     for (name, validator, sample, place, value, expected) in table {
         let mut changed = sample.clone();

@@ -1,6 +1,8 @@
-//! Step 1: takes connections, has TLS prove who made them, and serves HTTP/1.1 on them.
+//! Step 1: takes connections, has TLS prove who made them, and serves HTTP/1.1 or HTTP/2 on them.
 
+pub mod frames;
 pub mod framing;
+mod http2;
 mod wire;
 
 use std::cell::Cell;
@@ -17,6 +19,7 @@ use std::task::Poll;
 use std::time::Duration;
 use std::time::Instant;
 
+use bytes::Bytes;
 use http::HeaderValue;
 use http::Request;
 use http::StatusCode;
@@ -37,6 +40,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tower::BoxError;
 
+pub use self::http2::StreamLimits;
 pub use self::wire::Patience;
 
 use self::wire::Answer;
@@ -49,6 +53,7 @@ use crate::doors::entrance::entrance;
 use crate::doors::proxy::Proxy;
 use crate::forward::upgrade::Tunnel;
 use crate::observed::Peer;
+use crate::pace::Upload;
 use crate::record::entry::Unread;
 use crate::sockets::Accepted;
 use crate::sockets::Listener;
@@ -72,6 +77,8 @@ pub struct Limits {
     pub tunnel_idle_timeout: Duration,
     /// Requests under way in the whole process, each until its answer has ended.
     pub concurrent_requests: usize,
+    /// What one may take on which HTTP/2 is spoken.
+    pub http2: StreamLimits,
 }
 
 /// Requests that were refused before there was anything to decide, counted for `dpa.unread`.
@@ -83,6 +90,8 @@ pub struct UnreadCounters {
     handshake: AtomicU64,
     overloaded: AtomicU64,
     gone: AtomicU64,
+    refused: AtomicU64,
+    flooded: AtomicU64,
     metrics: Metrics,
 }
 
@@ -102,6 +111,8 @@ impl UnreadCounters {
             handshake: self.handshake.swap(0, Ordering::Relaxed),
             overloaded: self.overloaded.swap(0, Ordering::Relaxed),
             gone: self.gone.swap(0, Ordering::Relaxed),
+            refused: self.refused.swap(0, Ordering::Relaxed),
+            flooded: self.flooded.swap(0, Ordering::Relaxed),
             ..Unread::default()
         };
         (unread != Unread::default()).then_some(unread)
@@ -117,6 +128,39 @@ impl UnreadCounters {
         };
         sum.fetch_add(1, Ordering::Relaxed);
         counter.inc();
+    }
+
+    /// A connection of HTTP/2 ended by itself. Of what one side breaks off, or the caller says, nothing is counted.
+    fn count_http2(&self, error: &hyper::Error) {
+        let why = std::error::Error::source(error).and_then(|source| source.downcast_ref::<h2::Error>());
+        match why.filter(|why| why.is_library()).and_then(h2::Error::reason) {
+            Some(h2::Reason::ENHANCE_YOUR_CALM) => self.count_flooded(),
+            Some(_) => {
+                self.malformed.fetch_add(1, Ordering::Relaxed);
+                self.metrics.malformed.inc();
+            }
+            None => {}
+        }
+    }
+
+    /// A connection asked for next to nothing with many frames.
+    fn count_flooded(&self) {
+        self.flooded.fetch_add(1, Ordering::Relaxed);
+        self.metrics.flooded.inc();
+    }
+
+    /// The HTTP layer refused so many streams.
+    fn count_refused(&self, streams: u64) {
+        if streams > 0 {
+            self.refused.fetch_add(streams, Ordering::Relaxed);
+            self.metrics.refused.inc_by(streams);
+        }
+    }
+
+    /// A head has too many lines.
+    fn count_too_large(&self) {
+        self.too_large.fetch_add(1, Ordering::Relaxed);
+        self.metrics.too_large.inc();
     }
 
     fn count_overloaded(&self) {
@@ -284,13 +328,13 @@ async fn connected(
         Accepted::Tcp(stream, address) => (stream, Some(address.ip().to_canonical())),
         Accepted::Unix(stream) => {
             let peer = in_clear(None, true);
-            let stream = Metered::new(stream, |stream| SockRef::from(stream), limits.patience);
+            let stream = Metered::new(stream, |stream| SockRef::from(stream), limits.patience).for_both();
             return connection(stream, peer, door, limits, unread, draining, std::future::pending()).await;
         }
     };
     let Some((tls, handshakes)) = tls else {
         let peer = in_clear(address, false);
-        let stream = Metered::new(stream, |stream| SockRef::from(stream), limits.patience);
+        let stream = Metered::new(stream, |stream| SockRef::from(stream), limits.patience).for_both();
         return connection(stream, peer, door, limits, unread, draining, std::future::pending()).await;
     };
     // Before the handshake, so that what is renewed while it goes on is not missed.
@@ -312,9 +356,15 @@ async fn connected(
             }
         }
     };
+    let is_http2 = tls::is_http2(&stream);
     let stream = Metered::new(stream, |stream| SockRef::from(stream.get_ref().0), limits.patience);
     // In a box, so that one in clear is as small as it can be.
-    Box::pin(connection(stream, peer, door, limits, unread, draining, ends)).await;
+    if is_http2 {
+        let (stream, first) = stream.into_http2();
+        Box::pin(http2::serve(stream, first, Rc::new(peer), door, limits, unread, draining, ends)).await;
+    } else {
+        Box::pin(connection(stream, peer, door, limits, unread, draining, ends)).await;
+    }
 }
 
 /// Shakes hands. What fails is counted, unless not a byte came and the other side was gone soon: then it was a look
@@ -386,6 +436,7 @@ impl Drop for Unseen<'_> {
     }
 }
 
+/// Serves HTTP/1.1, and HTTP/2 where that is what comes.
 async fn connection<S: AsyncRead + AsyncWrite + Unpin + 'static>(
     stream: Metered<S>,
     peer: Peer,
@@ -395,6 +446,24 @@ async fn connection<S: AsyncRead + AsyncWrite + Unpin + 'static>(
     mut draining: watch::Receiver<bool>,
     ends: impl Future<Output = ()>,
 ) {
+    let mut ends = std::pin::pin!(ends);
+    let peer = Rc::new(peer);
+    let http1 = http1(stream, Rc::clone(&peer), Rc::clone(&door), limits, unread, &mut draining, ends.as_mut());
+    if let Some((stream, first)) = http1.await {
+        Box::pin(http2::serve(stream, first, peer, door, limits, unread, draining, ends)).await;
+    }
+}
+
+/// Serves HTTP/1.1. Gives the stream back if the caller begins with HTTP/2, and what came on it.
+async fn http1<S: AsyncRead + AsyncWrite + Unpin + 'static>(
+    stream: Metered<S>,
+    peer: Rc<Peer>,
+    door: Rc<Proxy>,
+    limits: Limits,
+    unread: &UnreadCounters,
+    draining: &mut watch::Receiver<bool>,
+    mut ends: Pin<&mut impl Future<Output = ()>>,
+) -> Option<(Metered<S>, Bytes)> {
     let switched = Rc::new(Cell::new(None));
     let switches = Rc::clone(&switched);
     let entrance = entrance(door, peer, || unread.count_overloaded());
@@ -402,7 +471,7 @@ async fn connection<S: AsyncRead + AsyncWrite + Unpin + 'static>(
     let service = service_fn(move |request: Request<Incoming>| {
         // In a box, so that a connection on which nothing is under way holds no room for it.
         let begun = requests.begin(request.version(), request.body().size_hint().exact());
-        let begun = begun.map(|exchange| (exchange, Box::pin(entrance.call(request))));
+        let begun = begun.map(|exchange| (exchange, Box::pin(entrance.call(request.map(Upload::of)))));
         let unseen = Unseen(Some(unread));
         let switches = Rc::clone(&switches);
         async move {
@@ -435,16 +504,18 @@ async fn connection<S: AsyncRead + AsyncWrite + Unpin + 'static>(
     let mut drains = std::pin::pin!(async {
         match is_draining {
             true => std::future::pending().await,
-            false => drain_begins(&mut draining).await,
+            false => drain_begins(draining).await,
         }
     });
-    let mut ends = std::pin::pin!(ends);
     let (mut is_proven, mut is_last, mut is_closing) = (true, false, false);
     let result = std::future::poll_fn(|cx| {
         loop {
             // First what has come in: a request that is here already is answered, not closed upon.
             if let Poll::Ready(result) = connection.as_mut().poll(cx) {
                 return Poll::Ready(result.map_err(Some));
+            }
+            if wire.is_http2() {
+                return Poll::Ready(Ok(()));
             }
             is_proven = is_proven && ends.as_mut().poll(cx).is_pending();
             if !is_last && drains.as_mut().poll(cx).is_ready() {
@@ -477,6 +548,9 @@ async fn connection<S: AsyncRead + AsyncWrite + Unpin + 'static>(
         }
     })
     .await;
+    if wire.is_http2() {
+        return Some(served.into_parts().io.into_inner().into_http2());
+    }
     match (result, switched.take()) {
         (Ok(()), Some(tunnel)) if is_proven => {
             let parts = served.into_parts();
@@ -489,4 +563,5 @@ async fn connection<S: AsyncRead + AsyncWrite + Unpin + 'static>(
         (Err(Some(error)), _) => unread.count(&error),
         (Err(None), _) => unread.count_late(),
     }
+    None
 }

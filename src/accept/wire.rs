@@ -28,6 +28,7 @@ use tokio::io::AsyncRead;
 use tokio::io::AsyncWrite;
 use tokio::io::ReadBuf;
 
+use super::frames::PREFACE;
 use super::framing::Framing;
 use super::framing::Part;
 use crate::sockets::Sips;
@@ -50,6 +51,11 @@ impl Patience {
     pub(super) fn shortest(&self) -> Duration {
         self.head.min(self.idle).min(self.stall)
     }
+
+    /// How many times as long an answer has, for how many times as much.
+    pub(super) fn of_an_answer() -> (u32, usize) {
+        (BURST, usize::try_from(BURST).unwrap_or(1))
+    }
 }
 
 /// How many times as long as a body an answer has, at the same pace.
@@ -59,7 +65,7 @@ impl Patience {
 const BURST: u32 = 3;
 
 /// How long a head or the next request is waited for from when the drain begins.
-const DRAIN_PATIENCE: Duration = Duration::from_secs(1);
+pub(super) const DRAIN_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What a caller is late with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -168,6 +174,8 @@ pub(super) struct Wire {
     is_old: AtomicBool,
     /// An answer has begun and not come to its end.
     is_short: AtomicBool,
+    /// The caller began with the preface of HTTP/2.
+    is_http2: AtomicBool,
     is_cut: AtomicBool,
 }
 
@@ -201,6 +209,7 @@ impl Wire {
             is_tunnel: AtomicBool::new(false),
             is_old: AtomicBool::new(false),
             is_short: AtomicBool::new(false),
+            is_http2: AtomicBool::new(false),
             is_cut: AtomicBool::new(false),
         })
     }
@@ -229,6 +238,11 @@ impl Wire {
     pub(super) fn is_over(&self) -> bool {
         let is_answered = self.answered.load(Relaxed) == self.served.load(Relaxed);
         self.has_to_close() && is_answered && !self.is_tunnel.load(Relaxed)
+    }
+
+    /// Whether HTTP/2 is spoken, and nothing of it was handed to HTTP/1.1: see [`Metered::into_http2`].
+    pub(super) fn is_http2(&self) -> bool {
+        self.is_http2.load(Relaxed)
     }
 
     /// Whether the request that was served last has to be the last one.
@@ -315,6 +329,13 @@ impl Wire {
         }
         self.begun.store(framing.begun(), Relaxed);
         self.last.store(framing.closes_after().unwrap_or(u64::MAX), Relaxed);
+    }
+
+    /// Something came that is not handed over yet.
+    fn head_begins(&self) {
+        if !self.is_head_due.swap(true, Relaxed) {
+            self.head_since.set(self.now());
+        }
     }
 
     fn is_body_due(&self) -> bool {
@@ -426,17 +447,85 @@ pub(super) struct Metered<S: AsyncRead> {
     socket: fn(&S) -> SockRef<'_>,
     framing: Framing,
     wire: Arc<Wire>,
+    opening: Opening,
+}
+
+/// Which protocol a connection begins with.
+#[derive(Debug)]
+enum Opening {
+    /// So many bytes have come, all of them of the preface of HTTP/2; they are held back.
+    Unknown(usize),
+    /// HTTP/1.1, or whatever is no HTTP/2.
+    Http1,
+    /// HTTP/2, and what has come of it.
+    Http2(Box<Bytes>),
 }
 
 impl<S: AsyncRead> Metered<S> {
     /// A stream on which nothing has come, and where its socket is.
     pub(super) fn new(stream: S, socket: fn(&S) -> SockRef<'_>, patience: Patience) -> Self {
-        Self { stream: Sips::of(stream), socket, framing: Framing::default(), wire: Wire::new(patience) }
+        let (wire, opening) = (Wire::new(patience), Opening::Http1);
+        Self { stream: Sips::of(stream), socket, framing: Framing::default(), wire, opening }
+    }
+
+    /// A caller may begin with the preface of HTTP/2.
+    pub(super) fn for_both(self) -> Self {
+        let mut both = self;
+        both.opening = Opening::Unknown(0);
+        both
+    }
+
+    /// From here on what comes is not read as HTTP/1.1. What has come.
+    pub(super) fn into_http2(self) -> (Self, Bytes) {
+        let mut stream = self;
+        stream.wire.is_tunnel.store(true, Relaxed);
+        match std::mem::replace(&mut stream.opening, Opening::Http1) {
+            Opening::Http2(first) => (stream, *first),
+            Opening::Unknown(_) | Opening::Http1 => (stream, Bytes::new()),
+        }
     }
 
     /// What it tells.
     pub(super) fn wire(&self) -> Arc<Wire> {
         Arc::clone(&self.wire)
+    }
+}
+
+impl Opening {
+    /// Reads as long as nobody knows. The first read decides, unless it brings less than the preface has.
+    fn poll_read<S: AsyncRead + Unpin>(
+        &mut self,
+        stream: &mut Sips<S>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        while let Self::Unknown(held) = *self {
+            let (known, mut rest) = (PREFACE.get(..held).unwrap_or_default(), [0; PREFACE.len()]);
+            let came = if held == 0 {
+                ready!(Pin::new(&mut *stream).poll_read(cx, buffer))?;
+                buffer.filled().get(before..).unwrap_or_default()
+            } else {
+                let mut rest = ReadBuf::new(rest.get_mut(held..).unwrap_or_default());
+                ready!(Pin::new(&mut *stream).poll_read(cx, &mut rest))?;
+                buffer.put_slice(known);
+                buffer.put_slice(rest.filled());
+                buffer.filled().get(before..).unwrap_or_default()
+            };
+            if came.len() <= held {
+                // The end: whatever it was, it is over.
+                *self = Self::Http1;
+            } else if came.starts_with(PREFACE) {
+                *self = Self::Http2(Box::new(Bytes::copy_from_slice(came)));
+                buffer.set_filled(before);
+            } else if PREFACE.starts_with(came) {
+                *self = Self::Unknown(came.len());
+                buffer.set_filled(before);
+            } else {
+                *self = Self::Http1;
+            }
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -452,12 +541,27 @@ impl<S: AsyncRead> Drop for Metered<S> {
 
 impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let Self { stream, framing, wire, .. } = &mut *self;
+        let Self { stream, framing, wire, opening, .. } = &mut *self;
         if wire.is_given_up.load(Relaxed) {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
         let before = buffer.filled().len();
-        let result = Pin::new(stream).poll_read(cx, buffer);
+        let result = match opening {
+            Opening::Http1 => Pin::new(stream).poll_read(cx, buffer),
+            Opening::Unknown(_) | Opening::Http2(_) => opening.poll_read(stream, cx, buffer),
+        };
+        match opening {
+            Opening::Http1 => {}
+            Opening::Unknown(0) => return result,
+            Opening::Unknown(_) => {
+                wire.head_begins();
+                return result;
+            }
+            Opening::Http2(_) => {
+                wire.is_http2.store(true, Relaxed);
+                return Poll::Pending;
+            }
+        }
         match buffer.filled().get(before..) {
             _ if wire.is_tunnel.load(Relaxed) => {}
             _ if result.is_pending() => wire.waits_for_body(),

@@ -143,8 +143,7 @@ pub(super) struct Listener {
 pub(super) enum Protocol {
     /// HTTP/1.1.
     Http1,
-    /// HTTP/2. Not in this version.
-    #[schemars(skip)]
+    /// HTTP/2: over TLS by ALPN, in clear without asking. For gRPC.
     Http2,
 }
 
@@ -166,7 +165,8 @@ pub(super) struct Upstream {
     pub(super) recipient: Option<Spanned<Id>>,
     /// How long a connection may take to stand, and how long a request waits for a free one. Default: 1s.
     pub(super) connect_timeout: Option<Span>,
-    /// How long until the head of the answer is there, and between two pieces of its body. Default: 30s.
+    /// How long until the head of the answer is there, and between two pieces of its body. Default: 30s; for gRPC, which
+    /// has deadlines of its own, 1h.
     pub(super) response_timeout: Option<Span>,
     /// How long an unused connection is kept; less than the service's own idle timeout. Default: 15s.
     pub(super) idle_timeout: Option<Span>,
@@ -429,8 +429,21 @@ pub(super) struct Limits {
     /// Default: 2000.
     #[schemars(range(min = 1))]
     pub(super) concurrent_requests: Option<Spanned<usize>>,
-    #[schemars(skip)]
-    pub(super) streams: Later,
+    /// Requests at a time on a connection of HTTP/2; more are refused by the HTTP layer. Default: 100.
+    #[schemars(range(min = 1))]
+    pub(super) streams: Option<Spanned<usize>>,
+    /// Streams of a connection of HTTP/2 that may be wrong, and streams that may be taken back before they are looked
+    /// at; then it is closed. Default: 100.
+    #[schemars(range(min = 1))]
+    pub(super) wrong_streams: Option<Spanned<usize>>,
+    /// Frames of a connection of HTTP/2 that may bring no body on within a minute, beyond four for each answer; then it
+    /// is closed. Default: 500.
+    #[schemars(range(min = 100))]
+    pub(super) spare_frames: Option<Spanned<usize>>,
+    /// Bytes of a body that a stream of HTTP/2 may hold. Default: 64KiB.
+    pub(super) stream_window: Option<Spanned<Size>>,
+    /// The same for all streams of a connection. Default: 1MiB.
+    pub(super) connection_window: Option<Spanned<Size>>,
 }
 
 /// A length of time: a whole number and `ms`, `s`, `m`, `h` or `d`.

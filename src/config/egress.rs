@@ -168,6 +168,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::forward::Protocol;
     use crate::tls::ClientSettings;
 
     #[test]
@@ -192,6 +193,7 @@ mod tests {
                 is_system: false,
                 server_name: name.to_owned().try_into().unwrap(),
                 own: None,
+                protocol: crate::tls::HTTP1,
             });
             let second = Duration::from_secs(1);
             let upstream = UpstreamSettings {
@@ -203,9 +205,10 @@ mod tests {
                 max_connections: 1,
                 storage_location: None,
                 connect_timeout: second,
-                response_timeout: second,
+                response_timeout: None,
                 idle_timeout: second,
                 header_bytes: 16 * 1024,
+                protocol: Protocol::Http1,
                 tls,
             };
             let found = host_of(&upstream).map(|(host, header)| (host, header.to_str().unwrap().to_owned()));

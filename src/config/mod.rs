@@ -19,7 +19,6 @@ use http::Method;
 
 use self::document::From;
 use self::document::Later;
-use self::document::Protocol;
 use self::document::Take as TakeDocument;
 pub use self::document::schema;
 use self::egress::Ends;
@@ -28,6 +27,7 @@ use self::tokens::Believed;
 use self::tokens::Claimed;
 use crate::accept::Limits;
 use crate::accept::Patience;
+use crate::accept::StreamLimits;
 use crate::doors::egress::Egress;
 use crate::establish::route;
 use crate::establish::route::Passage;
@@ -38,6 +38,7 @@ use crate::establish::route::Subject;
 use crate::establish::route::Take;
 use crate::forward::Address;
 use crate::forward::LEAST_BUFFER;
+use crate::forward::Protocol;
 use crate::forward::UpstreamSettings;
 use crate::forward::headers::HeaderRules;
 use crate::identify::Trust;
@@ -162,6 +163,7 @@ pub fn compile(source: &Source, environment: &dyn Fn(&str) -> Option<String>) ->
         folder: folder_of(&source.path),
         defined_upstreams: Vec::new(),
         claimed: Vec::new(),
+        is_http2_alone: false,
         environment,
     };
     let settings = compiler.compile(&source.text);
@@ -273,6 +275,8 @@ struct Compiler<'e> {
     defined_upstreams: Vec<String>,
     /// What routes take from claims, and where they say so.
     claimed: Vec<(Claimed, At)>,
+    /// Whether no upstream speaks HTTP/1.1.
+    is_http2_alone: bool,
     environment: &'e dyn Fn(&str) -> Option<String>,
 }
 
@@ -353,6 +357,7 @@ impl Compiler<'_> {
         let recipients: Vec<_> = upstreams.iter().map(|it| it.recipient.as_ref().map(named)).collect();
         let caller = service.as_ref().and_then(|service| service.caller.as_ref()).map(named);
         let upstreams: Vec<_> = upstreams.into_iter().map(|upstream| self.upstream(upstream)).collect();
+        self.is_http2_alone = !upstreams.is_empty() && upstreams.iter().all(|it| it.protocol == Protocol::Http2);
         let listeners = listeners.map(|list| self.filled(list)).unwrap_or_default();
         self.distinct(&listeners.iter().map(|it| named(&it.name)).collect::<Vec<_>>());
         let ends = Ends { caller: caller.as_ref(), upstreams: &upstreams, recipients: &recipients };
@@ -513,11 +518,12 @@ impl Compiler<'_> {
             max_connections,
             header_bytes,
         } = upstream;
-        if let Some(Spanned { value: Protocol::Http2, at }) = protocol {
-            self.error(Code::NotYet, at, "this version does not have `protocol: http2` yet", "write `http1`");
-        }
+        let protocol = match protocol.map(|protocol| protocol.value) {
+            Some(document::Protocol::Http2) => Protocol::Http2,
+            Some(document::Protocol::Http1) | None => Protocol::Http1,
+        };
         let tls_at = tls.as_ref().map(|tls| tls.at());
-        let tls = tls.and_then(|tls| self.upstream_tls(tls, &address));
+        let tls = tls.and_then(|tls| self.upstream_tls(tls, &address, protocol));
         let address = self.upstream_address(address, tls_at);
         let or = |span: Option<document::Span>, default| span.map_or(Duration::from_secs(default), |span| span.0);
         if let Some(recipient) = recipient.filter(|_| storage_location.is_some()) {
@@ -528,9 +534,10 @@ impl Compiler<'_> {
         UpstreamSettings {
             name: name.value.to_string(),
             address,
+            protocol,
             storage_location,
             connect_timeout: or(connect_timeout, 1),
-            response_timeout: or(response_timeout, 30),
+            response_timeout: response_timeout.map(|span| span.0),
             idle_timeout: or(idle_timeout, 15),
             max_connections: self.at_least(1, max_connections, 256),
             header_bytes: self.at_least(LEAST_BUFFER, bytes(header_bytes), 16 * 1024),
@@ -639,7 +646,7 @@ impl Compiler<'_> {
             response_timeout,
         } = route;
         let passage = Arc::new(Passage {
-            upgrade: upgrade.map(|list| self.protocols(&list)).unwrap_or_default(),
+            upgrade: upgrade.map(|list| self.upgrades(&list)).unwrap_or_default(),
             body_limit: body_limit.map(|size| u64::try_from(size.0).unwrap_or(u64::MAX)),
             response_timeout: response_timeout.map(|span| span.0),
         });
@@ -698,8 +705,12 @@ impl Compiler<'_> {
     }
 
     /// Protocols that are no further requests: those would be decided by nobody.
-    fn protocols(&mut self, list: &List<Spanned<String>>) -> Vec<String> {
+    fn upgrades(&mut self, list: &List<Spanned<String>>) -> Vec<String> {
         self.not_empty(list);
+        if self.is_http2_alone {
+            let message = "no upstream can switch protocols: HTTP/2 has no `Upgrade`";
+            self.error(Code::OneOf, list.at, message, "remove `upgrade`, or give its upstream `protocol: http1`");
+        }
         let mut protocols = Vec::new();
         for Spanned { value, at } in &list.items {
             let name = value.to_ascii_lowercase();
@@ -873,9 +884,13 @@ impl Compiler<'_> {
             stall_bytes,
             concurrent_requests,
             streams,
+            wrong_streams,
+            spare_frames,
+            stream_window,
+            connection_window,
         } = limits;
-        self.later("limits.streams", &streams);
         let time = |span: Option<document::Span>, seconds| span.map_or(Duration::from_secs(seconds), |span| span.0);
+        let small = |number| u32::try_from(number).unwrap_or(u32::MAX);
         let patience = Patience {
             head: time(header_timeout, 10),
             idle: time(idle_timeout, 60),
@@ -890,6 +905,13 @@ impl Compiler<'_> {
             connections: self.at_least(least_connections.max(1), connections, 10_000),
             tunnel_idle_timeout: tunnel_idle_timeout.map_or(Duration::from_secs(300), |span| span.0),
             concurrent_requests: self.at_least(1, concurrent_requests, 2_000),
+            http2: StreamLimits {
+                streams: small(self.at_least(1, streams, 100)),
+                wrong_streams: self.at_least(1, wrong_streams, 100),
+                spare_frames: small(self.at_least(100, spare_frames, 500)),
+                stream_window: small(self.at_least(1024, bytes(stream_window), 64 * 1024)).min(MOST_WINDOW),
+                connection_window: small(self.at_least(64 * 1024, bytes(connection_window), 1 << 20)).min(MOST_WINDOW),
+            },
         };
         // No signed token is smaller than a header, a handful of claims and 64 bytes of signature.
         (limits, self.at_least(256, bytes(token_bytes), 8 * 1024))
@@ -899,6 +921,9 @@ impl Compiler<'_> {
 fn named(name: &Spanned<crate::policy::terms::Id>) -> Spanned<String> {
     Spanned { value: name.value.to_string(), at: name.at }
 }
+
+/// RFC 9113 section 6.9.1.
+const MOST_WINDOW: u32 = (1 << 31) - 1;
 
 /// min(4, what the machine has).
 fn default_workers() -> usize {

@@ -19,6 +19,7 @@ use super::Listener;
 use super::Settings;
 use super::Way;
 use super::document;
+use crate::forward::Protocol;
 use crate::policy::Policy;
 use crate::policy::TlsVersion;
 use crate::policy::problem::Code;
@@ -157,7 +158,12 @@ impl Compiler<'_> {
         }
     }
 
-    pub(super) fn upstream_tls(&mut self, tls: UpstreamTls, address: &Spanned<String>) -> Option<tls::ClientSettings> {
+    pub(super) fn upstream_tls(
+        &mut self,
+        tls: UpstreamTls,
+        address: &Spanned<String>,
+        protocol: Protocol,
+    ) -> Option<tls::ClientSettings> {
         let UpstreamTls { ca, server_name, certificate, private_key } = tls;
         let own = match (certificate, private_key) {
             (Some(certificate), Some(private_key)) => Some((self.pem(certificate), self.pem(private_key))),
@@ -179,7 +185,11 @@ impl Compiler<'_> {
             let message = format!("`{}` is not a name that a certificate can bear", name.value);
             self.error(Code::Invalid, name.at, message, "write `server_name: …` with a DNS name or an IP address");
         }
-        Some(tls::ClientSettings { ca: ca?, is_system, server_name: server_name?, own })
+        let protocol = match protocol {
+            Protocol::Http1 => tls::HTTP1,
+            Protocol::Http2 => tls::HTTP2,
+        };
+        Some(tls::ClientSettings { ca: ca?, is_system, server_name: server_name?, own, protocol })
     }
 
     fn system_bundle(&mut self, at: At) -> Option<PemFile> {

@@ -14,7 +14,8 @@ use http::Response;
 use http_body::Body;
 use http_body::Frame;
 use http_body::SizeHint;
-use hyper::body::Incoming;
+use hyper::service::Service as _;
+use hyper::service::service_fn;
 use hyper_util::service::TowerToHyperService;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::Semaphore;
@@ -22,34 +23,38 @@ use tokio_util::sync::PollSemaphore;
 use tower::BoxError;
 use tower::Service;
 use tower::ServiceBuilder;
-use tower::ServiceExt as _;
 
 use super::proxy::Proxy;
 use crate::observed::Peer;
+use crate::pace::Upload;
 use crate::respond;
 use crate::respond::AnswerBody;
+use crate::respond::Form;
 
 /// The way into a door on one connection. A request for which there is no place is answered at once, before
 /// anything of it is looked at; `turned_away` is told.
 pub fn entrance(
     door: Rc<Proxy>,
-    peer: Peer,
+    peer: Rc<Peer>,
     turned_away: impl Fn() + Clone,
-) -> impl hyper::service::Service<Request<Incoming>, Response = Response<Answer>, Error = BoxError> {
+) -> impl hyper::service::Service<Request<Upload>, Response = Response<Answer>, Error = BoxError> {
     let places = Arc::clone(&door.places);
-    let peer = Rc::new(peer);
     let serve = move |request, place| {
         let (door, peer) = (Rc::clone(&door), Rc::clone(&peer));
         async move { Ok::<_, Infallible>(door.handle(&peer, request).await.map(|body| Answer { body, _place: place })) }
     };
-    let shedding = ServiceBuilder::new().load_shed().service(Placed::new(places, serve));
-    // The door itself never fails, so an error says that it was not asked.
-    TowerToHyperService::new(shedding.map_result(move |answer| {
-        Ok(answer.unwrap_or_else(|_overloaded| {
-            turned_away();
-            respond::overloaded().map(|body| Answer { body, _place: None })
-        }))
-    }))
+    let shedding = TowerToHyperService::new(ServiceBuilder::new().load_shed().service(Placed::new(places, serve)));
+    service_fn(move |request: Request<Upload>| {
+        let form = Form::of(request.headers());
+        let (answered, turned_away) = (shedding.call(request), turned_away.clone());
+        async move {
+            // The door itself never fails, so an error says that it was not asked.
+            Ok(answered.await.unwrap_or_else(|_overloaded| {
+                turned_away();
+                respond::overloaded(form).map(Answer::bare)
+            }))
+        }
+    })
 }
 
 /// The body of an answer. Until it has ended, or is dropped, its request counts as under way.
@@ -57,6 +62,14 @@ pub fn entrance(
 pub struct Answer {
     body: AnswerBody,
     _place: Option<OwnedSemaphorePermit>,
+}
+
+impl Answer {
+    /// The body of an answer to a request that has no place.
+    #[must_use]
+    pub fn bare(body: AnswerBody) -> Self {
+        Self { body, _place: None }
+    }
 }
 
 impl Body for Answer {
@@ -96,9 +109,9 @@ impl<F: Clone> Clone for Placed<F> {
     }
 }
 
-impl<F, A> Service<Request<Incoming>> for Placed<F>
+impl<F, A> Service<Request<Upload>> for Placed<F>
 where
-    F: Fn(Request<Incoming>, Option<OwnedSemaphorePermit>) -> A,
+    F: Fn(Request<Upload>, Option<OwnedSemaphorePermit>) -> A,
     A: Future<Output = Result<Response<Answer>, Infallible>>,
 {
     type Response = Response<Answer>;
@@ -111,7 +124,7 @@ where
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: Request<Incoming>) -> A {
+    fn call(&mut self, request: Request<Upload>) -> A {
         (self.serve)(request, self.place.take())
     }
 }

@@ -19,7 +19,6 @@ use http::request::Parts;
 use http_body_util::BodyExt as _;
 use http_body_util::Either;
 use hyper::body::Body as _;
-use hyper::body::Incoming;
 use jiff::Timestamp;
 use tokio::sync::Semaphore;
 use uuid::Uuid;
@@ -41,10 +40,12 @@ use crate::observed::Observed;
 use crate::observed::Peer;
 use crate::observed::Target;
 use crate::observed::Unreadable;
+use crate::pace::Upload;
 use crate::policy::terms::Location;
 use crate::record::entry::Ending;
 use crate::respond;
 use crate::respond::AnswerBody;
+use crate::respond::Form;
 
 /// Most bytes of a refused upload that are read before the connection is closed, and how long that may
 /// take: enough for the refusal to be read by a sender that writes first and reads then.
@@ -99,21 +100,22 @@ pub struct Proxy {
 impl Proxy {
     /// Takes one request from the wire to its answer. Never fails: every failure is an answer, and a panic takes
     /// nothing else with it. What the request held is dropped by then, so its outcome is written.
-    pub async fn handle(&self, peer: &Peer, request: Request<Incoming>) -> Response<AnswerBody> {
+    pub async fn handle(&self, peer: &Peer, request: Request<Upload>) -> Response<AnswerBody> {
         let started = Instant::now();
         let time = self.clock.now();
-        let ids = Ids::of(request.headers(), time);
-        let answered = AssertUnwindSafe(self.answer(peer, request, &ids, time, started)).catch_unwind().await;
+        let (ids, form) = (Ids::of(request.headers(), time), Form::of(request.headers()));
+        let answered = AssertUnwindSafe(self.answer(peer, request, form, &ids, time, started)).catch_unwind().await;
         answered.unwrap_or_else(|_panic| {
             tracing::error!(decision = %ids.decision, "a request panicked: a mistake in this program");
-            respond::failed(ids.decision)
+            respond::failed(ids.decision, form)
         })
     }
 
     async fn answer(
         &self,
         peer: &Peer,
-        request: Request<Incoming>,
+        request: Request<Upload>,
+        form: Form,
         ids: &Ids,
         time: Timestamp,
         started: Instant,
@@ -127,7 +129,7 @@ impl Proxy {
             Ok(read) => read,
             Err(unreadable) => {
                 let refusal = self.gate.unreadable(unreadable, &head.method, ids, time).await;
-                return self.refuse(&refusal, &head, body, started).await;
+                return self.refuse(&refusal, form, &head, body, started).await;
             }
         };
         // What is matched is what is sent on: on egress, the subprocessor's own host.
@@ -144,7 +146,7 @@ impl Proxy {
         };
         let clearance = match self.gate.check(&seen, ids, started).await {
             Verdict::Pass(clearance) => clearance,
-            Verdict::Refuse(refusal) => return self.refuse(&refusal, &head, body, started).await,
+            Verdict::Refuse(refusal) => return self.refuse(&refusal, form, &head, body, started).await,
         };
         let target = seen.target;
         let decision = clearance.decision();
@@ -155,7 +157,7 @@ impl Proxy {
             outcome.answered(error.status());
             outcome.end(Ending::NotForwarded);
             Box::pin(read_on(&head, body)).await;
-            return self.timed(respond::no_answer(&error, decision), own);
+            return self.timed(respond::no_answer(&error, decision, form), own);
         }
 
         let protocol = upgrade::asked(&head, &clearance.passage().upgrade);
@@ -164,7 +166,7 @@ impl Proxy {
         if let Some(protocol) = &protocol {
             upgrade::name(&mut head.headers, protocol.clone());
         }
-        match self.upstream.send(clearance, Request::from_parts(head, body)).await {
+        match self.upstream.send(clearance, Request::from_parts(head, body), &self.headers).await {
             Ok(response) => {
                 let mut response = response.map(Either::Right);
                 headers::clean_response(response.headers_mut());
@@ -176,14 +178,13 @@ impl Proxy {
                 response.headers_mut().insert(DPA_DECISION_ID, id_value(decision));
                 self.timed(response, own)
             }
-            Err(error) => self.timed(Box::pin(no_answer(error, decision)).await, own),
+            Err(error) => self.timed(Box::pin(no_answer(error, decision, form, version)).await, own),
         }
     }
 
     /// The head that is sent on: the canonical target, established facts, nobody else's `DPA-` headers. A subprocessor
     /// gets no facts.
-    fn rebuild(&self, head: &mut Parts, body: &Incoming, target: &Target, proven: &Proven<'_>) {
-        let is_chunked = head.headers.contains_key(header::TRANSFER_ENCODING);
+    fn rebuild(&self, head: &mut Parts, body: &Upload, target: &Target, proven: &Proven<'_>) {
         match &self.egress {
             None => headers::rebuild_request(&mut head.headers, &self.headers, proven),
             Some(egress) => {
@@ -191,12 +192,7 @@ impl Proxy {
                 headers::rebuild_for_subprocessor(&mut head.headers, &self.headers, proven, host);
             }
         }
-        if is_chunked {
-            // hyper frames a GET without a length as one without a body, unless it is told.
-            head.headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
-            head.headers.remove(header::CONTENT_LENGTH);
-        } else if let (true, Some(size)) = (head.headers.contains_key(header::CONTENT_LENGTH), body.size_hint().exact())
-        {
+        if let (true, Some(size)) = (head.headers.contains_key(header::CONTENT_LENGTH), body.size_hint().exact()) {
             // As it was read: the same number can be written in several ways.
             head.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(size));
         }
@@ -204,11 +200,18 @@ impl Proxy {
         head.version = Version::HTTP_11;
     }
 
-    async fn refuse(&self, refusal: &Refusal, head: &Parts, body: Incoming, started: Instant) -> Response<AnswerBody> {
+    async fn refuse(
+        &self,
+        refusal: &Refusal,
+        form: Form,
+        head: &Parts,
+        body: Upload,
+        started: Instant,
+    ) -> Response<AnswerBody> {
         let own = started.elapsed();
         // In a box, as all that only some requests come to: each request has room for the largest of what is not.
         Box::pin(read_on(head, body)).await;
-        self.timed(respond::refused(refusal), own)
+        self.timed(respond::refused(refusal, form), own)
     }
 
     /// Tells how long the sidecar itself took, if the settings want it (W3C Server Timing).
@@ -224,7 +227,7 @@ impl Proxy {
     }
 }
 
-async fn no_answer(mut error: ForwardError, decision: Uuid) -> Response<AnswerBody> {
+async fn no_answer(mut error: ForwardError, decision: Uuid, form: Form, version: Version) -> Response<AnswerBody> {
     let chain = crate::telemetry::chain(&error);
     if error.is_told_elsewhere() {
         tracing::debug!(error = %chain, %decision, "a permitted request has no answer");
@@ -234,22 +237,25 @@ async fn no_answer(mut error: ForwardError, decision: Uuid) -> Response<AnswerBo
     drop(chain);
     if let ForwardError::TooLarge { rest } = &mut error
         && let Some(rest) = rest.take()
+        && version != Version::HTTP_2
     {
         let _gave_up = tokio::time::timeout(DRAIN_TIME, drain(rest)).await;
     }
-    respond::no_answer(&error, decision)
+    respond::no_answer(&error, decision, form)
 }
 
-/// Reads on what nobody takes, so that its sender reads the answer.
-async fn read_on(head: &Parts, body: Incoming) {
+/// Reads on what nobody takes, so that its sender reads the answer. On HTTP/2 the answer overtakes it, and the library
+/// tells the sender to stop (RFC 9113 section 8.1).
+async fn read_on(head: &Parts, body: Upload) {
     // Who waits for "100 Continue" has sent nothing yet, and asking for the body would send it.
-    if !head.headers.contains_key(header::EXPECT) && !body.is_end_stream() {
+    let has_sent = !head.headers.contains_key(header::EXPECT) && !body.is_end_stream();
+    if has_sent && head.version != Version::HTTP_2 {
         let _gave_up = tokio::time::timeout(DRAIN_TIME, drain(body)).await;
     }
 }
 
 /// Reads a body on to its end or to the bound.
-async fn drain(mut body: Incoming) {
+async fn drain(mut body: Upload) {
     let mut read: u64 = 0;
     while read < DRAIN_BYTES {
         match body.frame().await {

@@ -77,7 +77,7 @@ pub fn establish<'a>(
     };
     let (Some(found), Some(subject)) = (&found, subject) else { return Ok(facts) };
     facts.data_categories = &subject.data_categories;
-    facts.operation = match (subject.operation, operation_of(seen.method)) {
+    facts.operation = match (subject.operation, operation_of(seen.method, seen.headers)) {
         (Some(operation), _) => Fact::Known(operation, Source::Route),
         (None, Some(operation)) => Fact::Known(operation, Source::Method),
         (None, None) => Fact::Unknown(Why::Missing),

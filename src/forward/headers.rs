@@ -6,8 +6,10 @@ use std::net::IpAddr;
 use http::HeaderMap;
 use http::HeaderName;
 use http::HeaderValue;
+use http::Request;
 use http::Version;
 use http::header;
+use http_body::Body;
 use jiff::Timestamp;
 
 use crate::establish::context::DPA_CONTEXT;
@@ -226,7 +228,11 @@ pub fn rebuild_request(headers: &mut HeaderMap, rules: &HeaderRules, proven: &Pr
     }
     headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(scheme));
     // RFC 9110 section 7.6.3: the version in which the request came. Earlier hops are their own word, and go.
-    let via = if *version == Version::HTTP_10 { "1.0 dpa-sidecar" } else { "1.1 dpa-sidecar" };
+    let via = match *version {
+        Version::HTTP_10 => "1.0 dpa-sidecar",
+        Version::HTTP_2 => "2.0 dpa-sidecar",
+        _ => "1.1 dpa-sidecar",
+    };
     headers.insert(header::VIA, HeaderValue::from_static(via));
 }
 
@@ -255,8 +261,11 @@ fn is_request_id(value: &HeaderValue) -> bool {
 }
 
 /// Takes out of a request what may not pass: see [`Fate`]; also what `Connection` names, the identity headers of the
-/// settings, each of these spelt with `_`, and what is spelt with `_` to look like another.
+/// settings, each of these spelt with `_`, and what is spelt with `_` to look like another. What it says of trailers is
+/// said anew, since those pass.
 fn clean_request(headers: &mut HeaderMap, rules: &HeaderRules, proven: &Proven<'_>) {
+    let takes_trailers = takes_trailers(headers);
+    let trailer = announced(headers, |name| may_trail_request(name, rules));
     remove_named_in_connection(headers);
     let HeaderRules { identity, keeps_tokens, trusted, server_timing: _ } = rules;
     let trusted = trusted.iter().filter(|header| header.peers.include(proven.peer, proven.time));
@@ -268,6 +277,104 @@ fn clean_request(headers: &mut HeaderMap, rules: &HeaderRules, proven: &Proven<'
     if *keeps_tokens {
         remove_tokens(headers);
     }
+    if takes_trailers {
+        headers.insert(header::TE, HeaderValue::from_static("trailers"));
+    }
+    trailer.into_iter().for_each(|trailer| drop(headers.insert(header::TRAILER, trailer)));
+    if proven.version == Version::HTTP_2 {
+        join_cookies(headers);
+    }
+}
+
+/// HTTP/2 may split them for its compression; elsewhere several lines would be several readings (RFC 9113 section 8.2.3).
+fn join_cookies(headers: &mut HeaderMap) {
+    let mut cookies = headers.get_all(header::COOKIE).iter();
+    if cookies.next().is_none() || cookies.next().is_none() {
+        return;
+    }
+    let all: Vec<&[u8]> = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    let joined = HeaderValue::from_bytes(&all.join(b"; ".as_slice()));
+    headers.remove(header::COOKIE);
+    joined.into_iter().for_each(|joined| drop(headers.insert(header::COOKIE, joined)));
+}
+
+/// Whether a request says that trailers of its answer are taken (RFC 9110 section 10.1.4).
+fn takes_trailers(headers: &HeaderMap) -> bool {
+    let lines = headers.get_all(header::TE).into_iter();
+    lines
+        .flat_map(|line| line.as_bytes().split(|byte| *byte == b','))
+        .any(|word| word.trim_ascii().eq_ignore_ascii_case(b"trailers"))
+}
+
+/// What `Trailer` may say of the trailers that pass. Behind a body of a known length there are none in HTTP/1.1.
+fn announced(headers: &HeaderMap, may: impl Fn(&str) -> bool) -> Option<HeaderValue> {
+    if !headers.contains_key(header::TRAILER) || headers.contains_key(header::CONTENT_LENGTH) {
+        return None;
+    }
+    let lines = headers.get_all(header::TRAILER).into_iter();
+    let names = lines
+        .flat_map(|line| line.as_bytes().split(|byte| *byte == b','))
+        .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
+        .filter(|name| may(&name.as_str().replace('_', "-")));
+    let names: Vec<HeaderName> = names.collect();
+    let text = names.iter().map(HeaderName::as_str).collect::<Vec<_>>().join(", ");
+    HeaderValue::try_from(text).ok().filter(|value| !value.is_empty())
+}
+
+/// What no trailer may say, since whoever takes it for a header would read another message, another caller or another
+/// answer (RFC 9110 section 6.5.1).
+const NOT_IN_TRAILERS: [&str; 24] = [
+    "age",
+    "authorization",
+    "cache-control",
+    "content-disposition",
+    "content-encoding",
+    "content-language",
+    "content-length",
+    "content-location",
+    "content-range",
+    "content-type",
+    "cookie",
+    "date",
+    "expires",
+    "host",
+    "location",
+    "max-forwards",
+    "pragma",
+    "range",
+    "retry-after",
+    "set-cookie",
+    "strict-transport-security",
+    "vary",
+    "warning",
+    "www-authenticate",
+];
+
+/// The same, by the beginning of the name.
+const NOT_IN_TRAILERS_FROM: [&str; 5] = ["accept", "access-control-", "if-", "proxy-", "sec-"];
+
+/// Whether a trailer of a request may pass: as a header of this name would, and says nothing of the message, of who
+/// sent it, or of where it came from.
+fn may_trail_request(name: &str, rules: &HeaderRules) -> bool {
+    fate(name) == Fate::Passes
+        && !rules.identity.iter().any(|identity| identity.as_str().replace('_', "-") == name)
+        && !is_of(name, &NOT_IN_TRAILERS, &NOT_IN_TRAILERS_FROM)
+        && !is_of(name, &OF_THE_PROCESSOR, &OF_THE_PROCESSOR_FROM)
+}
+
+/// Whether a trailer of an answer may pass.
+fn may_trail_answer(name: &str) -> bool {
+    !is_of_sidecar_or_connection(name) && !is_of(name, &NOT_IN_TRAILERS, &NOT_IN_TRAILERS_FROM)
+}
+
+/// Takes out of the trailers of a request what may not pass; no peer is trusted with one.
+pub fn clean_request_trailers(trailers: &mut HeaderMap, rules: &HeaderRules) {
+    remove(trailers, &[], |name| !may_trail_request(name, rules));
+}
+
+/// Takes out of the trailers of an answer what may not pass.
+pub fn clean_answer_trailers(trailers: &mut HeaderMap) {
+    remove(trailers, &[], |name| !may_trail_answer(name));
 }
 
 /// Takes out what a server that reads `_` as `-` would take for another header: for one that describes the body, for
@@ -327,7 +434,8 @@ pub fn rebuild_for_subprocessor(headers: &mut HeaderMap, rules: &HeaderRules, pr
     clean_request(headers, rules, proven);
     remove(headers, &[], |name| is_of(name, &OF_THE_PROCESSOR, &OF_THE_PROCESSOR_FROM));
     headers.insert(header::HOST, host);
-    headers.insert(header::VIA, HeaderValue::from_static("1.1 proxy"));
+    let via = if proven.version == Version::HTTP_2 { "2.0 proxy" } else { "1.1 proxy" };
+    headers.insert(header::VIA, HeaderValue::from_static(via));
 }
 
 /// Whether an answer is coded for the connection in no way but in chunks.
@@ -347,14 +455,39 @@ pub fn clean_response(headers: &mut HeaderMap) {
         // The chunks counted (RFC 9112 section 6.3); with this length a longer body would be cut, and look whole.
         headers.remove(header::CONTENT_LENGTH);
     }
+    let trailer = announced(headers, may_trail_answer);
     remove_named_in_connection(headers);
-    remove(headers, &[], |name| {
-        name.starts_with("dpa-")
-            || name.starts_with("x-dpa-")
-            // It names a way around the sidecar (RFC 7838).
-            || name == header::ALT_SVC.as_str()
-            || is_of_the_connection(name)
-    });
+    remove(headers, &[], is_of_sidecar_or_connection);
+    trailer.into_iter().for_each(|trailer| drop(headers.insert(header::TRAILER, trailer)));
+}
+
+/// Whether a field of an answer is the sidecar's to set, or for one connection alone.
+fn is_of_sidecar_or_connection(name: &str) -> bool {
+    name.starts_with("dpa-")
+        || name.starts_with("x-dpa-")
+        // It names a way around the sidecar (RFC 7838).
+        || name == header::ALT_SVC.as_str()
+        || is_of_the_connection(name)
+}
+
+/// Says in the head of a request by HTTP/1.1 what frames its body, and that trailers of the answer are taken. Whether
+/// trailers of its own pass: those that it announces, behind chunks.
+pub(super) fn frame<B: Body>(request: &mut Request<B>, is_upgrade: bool) -> bool {
+    let is_chunked = !request.body().is_end_stream() && request.body().size_hint().exact().is_none();
+    let headers = request.headers_mut();
+    if is_chunked {
+        // hyper frames a GET without a length as one without a body, unless it is told. HTTP/2 needs none.
+        headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        headers.remove(header::CONTENT_LENGTH);
+    } else {
+        headers.remove(header::TRAILER);
+    }
+    if is_upgrade {
+        headers.remove(header::TE);
+    } else if headers.contains_key(header::TE) {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("te"));
+    }
+    is_chunked && headers.contains_key(header::TRAILER)
 }
 
 fn remove_named_in_connection(headers: &mut HeaderMap) {
@@ -496,6 +629,7 @@ mod tests {
             (NOT_BELIEVED.as_slice(), NOT_BELIEVED_FROM.as_slice()),
             (&REWRITES, &REWRITES_FROM),
             (&OF_THE_PROCESSOR, &OF_THE_PROCESSOR_FROM),
+            (&NOT_IN_TRAILERS, &NOT_IN_TRAILERS_FROM),
         ];
         for (names, beginnings) in lists {
             assert!(names.is_sorted() && beginnings.is_sorted(), "{names:?} {beginnings:?}");

@@ -6,6 +6,8 @@
 pub mod headers;
 mod pool;
 mod relay;
+mod shared;
+mod stream;
 pub mod upgrade;
 
 use std::io;
@@ -18,20 +20,27 @@ use std::time::Instant;
 use http::Request;
 use http::Response;
 use http::StatusCode;
-use hyper::body::Incoming;
 
+use self::headers::HeaderRules;
 pub use self::pool::Destination;
 pub use self::pool::LEAST_BUFFER;
 pub use self::pool::Upstream;
+use self::relay::Arriving;
 use self::relay::Exchange;
+use self::relay::Held;
 use self::relay::Limit;
 use self::relay::Outgoing;
 pub use self::relay::Relay;
 pub use self::relay::RelayError;
+use self::stream::Coming;
+use self::stream::Feed;
+use self::stream::Unanswered;
 use self::upgrade::Tunnel;
+use crate::establish::route::is_grpc;
 use crate::gate::Clearance;
 use crate::gate::OutcomeGuard;
 use crate::gate::Progress;
+use crate::pace::Upload;
 use crate::policy::terms::Location;
 use crate::record::entry::Ending;
 use crate::tls;
@@ -45,6 +54,21 @@ pub enum Address {
     Unix(PathBuf),
 }
 
+/// What a data service speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// HTTP/1.1: each exchange has a connection for itself.
+    Http1,
+    /// HTTP/2: each has a stream of one that many share.
+    Http2,
+}
+
+/// How long a data service may keep silent, if neither the settings nor the route say.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The same for calls of gRPC: streams that are silent for long are what it is made for, and its callers set deadlines.
+const GRPC_TIMEOUT: Duration = Duration::from_secs(3600);
+
 /// A data service, as the settings describe it.
 #[derive(Clone, Debug)]
 pub struct UpstreamSettings {
@@ -52,14 +76,16 @@ pub struct UpstreamSettings {
     pub name: String,
     /// Where it listens.
     pub address: Address,
+    /// What it speaks.
+    pub protocol: Protocol,
     /// Where it keeps data, if not where the service does.
     pub storage_location: Option<Location>,
     /// How long a connection may take to stand, TLS included; and how long a request waits for a place where no
     /// further connection may be made.
     pub connect_timeout: Duration,
     /// How long it may keep silent: until the head of its answer, from the last piece of the request that was sent
-    /// on; and between two pieces of its answer. A route may have its own.
-    pub response_timeout: Duration,
+    /// on; and between two pieces of its answer. A route may have its own; with neither, gRPC has much longer.
+    pub response_timeout: Option<Duration>,
     /// How long an unused connection is kept.
     pub idle_timeout: Duration,
     /// Most connections of the whole process.
@@ -103,21 +129,21 @@ pub enum ForwardError {
         name: String,
     },
     /// The connection broke, or what came is no HTTP.
-    #[error("the upstream `{name}` closed the connection or did not speak HTTP/1.1")]
+    #[error("the upstream `{name}` closed the connection or did not speak its protocol")]
     Broken {
         /// The upstream.
         name: String,
         /// Why.
-        source: hyper::Error,
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The caller's side broke off in the middle of its body, or sent one that is none.
     #[error("the caller broke off its request, or its body is not framed as it says")]
-    CallerBroke(#[source] hyper::Error),
+    CallerBroke(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The body is larger than its route allows.
     #[error("the body of the request is larger than its route allows")]
     TooLarge {
         /// What has not been read of it.
-        rest: Option<Incoming>,
+        rest: Option<Upload>,
     },
     /// It switched to a protocol that nobody asked for.
     #[error("the upstream `{name}` switched protocols unasked")]
@@ -140,6 +166,22 @@ pub enum ForwardError {
 }
 
 impl ForwardError {
+    /// The same of a connection that did not come about, for another request that waited for it.
+    fn again(&self) -> Self {
+        let same = |source: &io::Error| io::Error::new(source.kind(), source.to_string());
+        match self {
+            Self::Connect { name, source } => Self::Connect { name: name.clone(), source: same(source) },
+            Self::Tls { name, source } => Self::Tls { name: name.clone(), source: same(source) },
+            Self::Down { name }
+            | Self::Overloaded { name }
+            | Self::Broken { name, .. }
+            | Self::Switched { name }
+            | Self::Coded { name }
+            | Self::TimedOut { name } => Self::Down { name: name.clone() },
+            Self::CallerBroke(_) | Self::TooLarge { .. } => Self::Down { name: String::new() },
+        }
+    }
+
     /// The status of the answer.
     #[must_use]
     pub fn status(&self) -> u16 {
@@ -165,9 +207,11 @@ impl ForwardError {
 }
 
 impl Upstream {
-    /// Sends one request on. One that asks to switch protocols has the one that is offered in `Upgrade`, alone.
+    /// Sends one request on. One that asks to switch protocols has the one that is offered in `Upgrade`, alone. `rules`
+    /// hold for its trailers.
     ///
-    /// It is sent again on another connection only if nothing of it was written on the first.
+    /// It is sent again on another connection only if nothing of it was written on the first, or if the upstream says
+    /// that it has done nothing with it.
     ///
     /// # Errors
     ///
@@ -175,16 +219,33 @@ impl Upstream {
     pub async fn send(
         self: &Rc<Self>,
         clearance: Clearance,
-        request: Request<Incoming>,
+        request: Request<Upload>,
+        rules: &Arc<HeaderRules>,
+    ) -> Result<Response<Relay>, ForwardError> {
+        match self.settings().protocol {
+            Protocol::Http1 => self.send_alone(clearance, request, rules).await,
+            // In a box, so that requests by HTTP/1.1 hold no room for it.
+            Protocol::Http2 => Box::pin(self.send_on_stream(clearance, request, rules)).await,
+        }
+    }
+
+    /// On a connection of its own, by HTTP/1.1.
+    async fn send_alone(
+        self: &Rc<Self>,
+        clearance: Clearance,
+        mut request: Request<Upload>,
+        rules: &Arc<HeaderRules>,
     ) -> Result<Response<Relay>, ForwardError> {
         let passage = clearance.passage();
-        let patience = passage.response_timeout.unwrap_or(self.settings().response_timeout);
+        let patience = passage.response_timeout.or(self.settings().response_timeout).unwrap_or(RESPONSE_TIMEOUT);
         let limit = Limit::of(passage.body_limit);
         let mut outcome = clearance.into_outcome();
         let progress = outcome.progress();
         let offered = upgrade::offered(request.headers());
         let rest = limit.as_ref().map(Limit::rest);
-        let mut request = request.map(|body| Outgoing::new(body, Arc::clone(&progress), limit));
+        let has_trailers = headers::frame(&mut request, offered.is_some());
+        let rules = has_trailers.then(|| Arc::clone(rules));
+        let mut request = request.map(|body| Outgoing::new(body, Arc::clone(&progress), limit, rules));
         let (mut response, connection) = loop {
             let mut connection = match self.connection().await {
                 Ok(found) => found,
@@ -212,9 +273,10 @@ impl Upstream {
             if let Some(rest) = rest.as_ref().and_then(|rest| rest.take()) {
                 return Err(fail(outcome, Ending::Cut, ForwardError::TooLarge { rest: Some(rest) }));
             }
+            let source = error.into_error().into();
             let error = match progress.has_failed() {
-                true => ForwardError::CallerBroke(error.into_error()),
-                false => ForwardError::Broken { name: self.name(), source: error.into_error() },
+                true => ForwardError::CallerBroke(source),
+                false => ForwardError::Broken { name: self.name(), source },
             };
             return Err(fail(outcome, ending, error));
         };
@@ -230,11 +292,65 @@ impl Upstream {
             return Ok(response.map(Relay::of_nothing));
         }
         outcome.answered(response.status().as_u16());
-        let upstream = Rc::clone(self);
-        Ok(response.map(|body| {
-            let exchange = Exchange { outcome, progress, connection, upstream };
-            Relay::of(body, exchange, patience)
-        }))
+        let held = Held::Connection(connection, Rc::clone(self));
+        Ok(response.map(|body| Relay::of(Arriving::Alone(body), Exchange { outcome, progress, held }, patience)))
+    }
+
+    /// On a stream of a connection that many share, by HTTP/2.
+    async fn send_on_stream(
+        self: &Rc<Self>,
+        clearance: Clearance,
+        request: Request<Upload>,
+        rules: &Arc<HeaderRules>,
+    ) -> Result<Response<Relay>, ForwardError> {
+        let passage = clearance.passage();
+        let usual = if is_grpc(request.headers()) { GRPC_TIMEOUT } else { RESPONSE_TIMEOUT };
+        let patience = passage.response_timeout.or(self.settings().response_timeout).unwrap_or(usual);
+        let limit = Limit::of(passage.body_limit);
+        let mut outcome = clearance.into_outcome();
+        let progress = outcome.progress();
+        let rest = limit.as_ref().map(Limit::rest);
+        let (head, body) = request.into_parts();
+        let head = stream::head(head, self.settings().tls.is_some());
+        let mut feed = Feed::of(Outgoing::new(body, Arc::clone(&progress), limit, Some(Arc::clone(rules))));
+        let mut is_again = false;
+        let (response, outlet, stream) = loop {
+            let stream = match self.stream().await {
+                Ok(found) => found,
+                Err(error) => return Err(fail(outcome, Ending::NotForwarded, error)),
+            };
+            progress.moved(0);
+            let answered = tokio::select! {
+                // The library takes the head away, and it may be needed again.
+                answered = stream.ask(head.clone(), &mut feed) => answered,
+                () = too_late(&progress, patience) => {
+                    return Err(fail(outcome, Ending::Aborted, ForwardError::TimedOut { name: self.name() }));
+                }
+            };
+            let error = match answered {
+                Ok((response, outlet)) => break (response, outlet, stream),
+                Err(error) => error,
+            };
+            if error.is_unprocessed() && !is_again && feed.rewind() {
+                is_again = true;
+                continue;
+            }
+            if let Some(rest) = rest.as_ref().and_then(|rest| rest.take()) {
+                return Err(fail(outcome, Ending::Cut, ForwardError::TooLarge { rest: Some(rest) }));
+            }
+            let broken = |error| ForwardError::Broken { name: self.name(), source: stream::source(error) };
+            let (ending, error) = match error {
+                Unanswered::Caller(error) => (Ending::Aborted, ForwardError::CallerBroke(error.into())),
+                Unanswered::Unsent(error) => (Ending::NotForwarded, broken(error)),
+                Unanswered::Upstream(error) => (Ending::Aborted, broken(error)),
+            };
+            return Err(fail(outcome, ending, error));
+        };
+        outcome.answered(response.status().as_u16());
+        let (head, body) = response.into_parts();
+        let body = Arriving::OnStream(Coming::of(body, &head.headers));
+        let held = Held::Stream { _sending: feed.go_on(outlet), _stream: stream };
+        Ok(Response::from_parts(head, Relay::of(body, Exchange { outcome, progress, held }, patience)))
     }
 
     fn name(&self) -> String {

@@ -4,6 +4,7 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -16,6 +17,8 @@ use std::time::Instant;
 
 use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
+use socket2::SockRef;
+use socket2::TcpKeepalive;
 use tokio::io::AsyncRead;
 use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
@@ -28,8 +31,11 @@ use tokio::task::AbortHandle;
 
 use super::Address;
 use super::ForwardError;
+use super::Protocol;
 use super::UpstreamSettings;
 use super::relay::Outgoing;
+use super::shared::Shared;
+use super::shared::Sharing;
 use crate::policy::terms::Location;
 use crate::sockets::Sips;
 use crate::tls;
@@ -49,6 +55,12 @@ pub const LEAST_BUFFER: usize = 8 * 1024;
 
 /// A connection for which workers wait is given up after so many exchanges, so that another worker gets its turn.
 const TURNS: u32 = 32;
+
+/// How the other end of a shared connection is found to be gone while its streams are silent: asked after so long, so
+/// often, so many times. By the kernel: servers of gRPC close upon those who send more than a `PING` in five minutes.
+const ASKED_AFTER: Duration = Duration::from_secs(30);
+const ASKED_EVERY: Duration = Duration::from_secs(10);
+const ASKED_TIMES: u32 = 3;
 
 /// A data service, as all workers see it.
 #[derive(Debug)]
@@ -97,7 +109,7 @@ impl Destination {
         self.reach.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn is_down(&self) -> bool {
+    pub(super) fn is_down(&self) -> bool {
         self.reach().failures >= FAILURES
     }
 
@@ -130,13 +142,17 @@ impl Destination {
         reach.is_probed
     }
 
-    fn place(&self) -> Option<Place> {
+    pub(super) fn place(&self) -> Option<Place> {
         Arc::clone(&self.places).try_acquire_owned().ok().map(Arc::new)
+    }
+
+    pub(super) fn places(&self) -> &Arc<Semaphore> {
+        &self.places
     }
 }
 
 /// The place of one connection among those that may be made; free again when the connection is closed.
-type Place = Arc<OwnedSemaphorePermit>;
+pub(super) type Place = Arc<OwnedSemaphorePermit>;
 
 /// A connection to the upstream and the task that drives it. Dropped, it is closed at once: nothing more of a
 /// request goes on after its outcome is recorded.
@@ -173,6 +189,8 @@ pub struct Upstream {
     idle: RefCell<Vec<Idle>>,
     /// Requests of this worker that wait for a connection, the first one first.
     waiters: RefCell<VecDeque<oneshot::Sender<Connection>>>,
+    /// Connections that many exchanges share, if it speaks HTTP/2.
+    sharing: Sharing,
 }
 
 #[derive(Debug)]
@@ -191,7 +209,7 @@ impl Upstream {
     /// No connections yet.
     #[must_use]
     pub fn new(to: Arc<Destination>) -> Self {
-        Self { to, idle: RefCell::default(), waiters: RefCell::default() }
+        Self { to, idle: RefCell::default(), waiters: RefCell::default(), sharing: Sharing::default() }
     }
 
     /// Where it keeps data, if the settings say so.
@@ -202,6 +220,14 @@ impl Upstream {
 
     pub(super) fn settings(&self) -> &UpstreamSettings {
         &self.to.settings
+    }
+
+    pub(super) fn to(&self) -> &Destination {
+        &self.to
+    }
+
+    pub(super) fn sharing(&self) -> &Sharing {
+        &self.sharing
     }
 
     /// A connection that was kept, or a fresh one.
@@ -248,15 +274,24 @@ impl Upstream {
 
     async fn fresh(self: &Rc<Self>, place: Place) -> Result<Connection, ForwardError> {
         let connected = self.connect(place).await;
-        match &connected {
-            Ok(_) => self.to.reached(),
-            Err(error) => {
-                if self.to.missed(error) {
-                    tokio::task::spawn_local(Rc::clone(self).probe());
-                }
-            }
-        }
+        self.learn(connected.as_ref().err());
         connected
+    }
+
+    /// The same for a connection that many exchanges share.
+    pub(super) async fn fresh_shared(self: &Rc<Self>, place: Place) -> Result<Rc<Shared>, ForwardError> {
+        let connected = self.connect_shared(place).await;
+        self.learn(connected.as_ref().err());
+        connected
+    }
+
+    /// What it means for others that it was reached, or was not.
+    fn learn(self: &Rc<Self>, missed: Option<&ForwardError>) {
+        match missed {
+            None => self.to.reached(),
+            Some(error) if self.to.missed(error) => drop(tokio::task::spawn_local(Rc::clone(self).probe())),
+            Some(_) => {}
+        }
     }
 
     /// Tries to connect until somebody has: one connection at a time, of the whole process.
@@ -267,11 +302,21 @@ impl Upstream {
             if !self.to.is_sought() {
                 return;
             }
-            if let Some(place) = self.to.place()
-                && let Ok(connection) = self.connect(place).await
-            {
-                self.to.reached();
-                self.keep(connection);
+            if let Some(place) = self.to.place() {
+                match self.settings().protocol {
+                    Protocol::Http1 => {
+                        if let Ok(connection) = self.connect(place).await {
+                            self.to.reached();
+                            self.keep(connection);
+                        }
+                    }
+                    Protocol::Http2 => {
+                        if let Ok(connection) = self.connect_shared(place).await {
+                            self.to.reached();
+                            self.share(connection);
+                        }
+                    }
+                }
             }
             pause = LONGEST_PAUSE.min(pause * 2);
         }
@@ -280,24 +325,57 @@ impl Upstream {
     async fn connect(&self, place: Place) -> Result<Connection, ForwardError> {
         // TLS is part of it: both have to stand within one `connect_timeout`.
         let deadline = tokio::time::Instant::now() + self.settings().connect_timeout;
-        let name = || self.settings().name.clone();
         let stream = match &self.settings().address {
-            Address::Unix(path) => {
-                let stream = in_time(deadline, UnixStream::connect(path)).await;
-                let stream = stream.map_err(|source| ForwardError::Connect { name: name(), source })?;
-                return self.speak(stream, 0, place).await;
-            }
-            Address::Tcp(address) => in_time(deadline, TcpStream::connect(address)).await,
+            Address::Unix(path) => return self.speak(self.unix(path, deadline).await?, 0, place).await,
+            Address::Tcp(address) => self.tcp(address, deadline).await?,
         };
-        let stream = stream
-            .and_then(|stream| stream.set_nodelay(true).map(|()| stream))
-            .map_err(|source| ForwardError::Connect { name: name(), source })?;
         let Some(tls) = &self.to.tls else { return self.speak(stream, 0, place).await };
         // Before the handshake: what is renewed while it goes on makes the connection one of yesterday.
         let renewal = tls.renewal();
+        self.speak(self.shake_hands(tls, stream, deadline).await?, renewal, place).await
+    }
+
+    /// The same, up to the settings that the upstream sends first.
+    async fn connect_shared(&self, place: Place) -> Result<Rc<Shared>, ForwardError> {
+        let deadline = tokio::time::Instant::now() + self.settings().connect_timeout;
+        let shared = match &self.settings().address {
+            Address::Unix(path) => Shared::over(self.unix(path, deadline).await?, 0, place, deadline).await,
+            Address::Tcp(address) => {
+                let stream = self.tcp(address, deadline).await?;
+                let keepalive = TcpKeepalive::new().with_time(ASKED_AFTER).with_interval(ASKED_EVERY);
+                let asked = SockRef::from(&stream).set_tcp_keepalive(&keepalive.with_retries(ASKED_TIMES));
+                asked.map_err(|source| ForwardError::Connect { name: self.name(), source })?;
+                match &self.to.tls {
+                    None => Shared::over(stream, 0, place, deadline).await,
+                    Some(tls) => {
+                        let renewal = tls.renewal();
+                        Shared::over(self.shake_hands(tls, stream, deadline).await?, renewal, place, deadline).await
+                    }
+                }
+            }
+        };
+        shared.map_err(|source| ForwardError::Connect { name: self.name(), source })
+    }
+
+    async fn unix(&self, path: &Path, deadline: tokio::time::Instant) -> Result<UnixStream, ForwardError> {
+        let stream = in_time(deadline, UnixStream::connect(path)).await;
+        stream.map_err(|source| ForwardError::Connect { name: self.name(), source })
+    }
+
+    async fn tcp(&self, address: &str, deadline: tokio::time::Instant) -> Result<TcpStream, ForwardError> {
+        let stream = in_time(deadline, TcpStream::connect(address)).await;
+        let stream = stream.and_then(|stream| stream.set_nodelay(true).map(|()| stream));
+        stream.map_err(|source| ForwardError::Connect { name: self.name(), source })
+    }
+
+    async fn shake_hands(
+        &self,
+        tls: &tls::Client,
+        stream: TcpStream,
+        deadline: tokio::time::Instant,
+    ) -> Result<tls::ToUpstream, ForwardError> {
         let stream = in_time(deadline, tls.connect(stream)).await;
-        let stream = stream.map_err(|source| ForwardError::Tls { name: name(), source })?;
-        self.speak(stream, renewal, place).await
+        stream.map_err(|source| ForwardError::Tls { name: self.name(), source })
     }
 
     /// HTTP/1.1 on a fresh connection.
@@ -310,7 +388,7 @@ impl Upstream {
         let (sender, connection) = http
             .handshake(TokioIo::new(Sips::of(stream)))
             .await
-            .map_err(|source| ForwardError::Broken { name: self.settings().name.clone(), source })?;
+            .map_err(|error| ForwardError::Broken { name: self.name(), source: error.into() })?;
         let held = Arc::clone(&place);
         let task = tokio::task::spawn_local(async move {
             // Its error is also the error of the request that is under way.
@@ -337,7 +415,7 @@ impl Upstream {
         }
         connection.turns = connection.turns.saturating_add(1);
         let mut waiters = self.waiters.borrow_mut();
-        let is_wanted_elsewhere = self.to.waiting.load(Ordering::Relaxed) > waiters.len();
+        let is_wanted_elsewhere = self.is_wanted_elsewhere(waiters.len());
         if is_wanted_elsewhere && connection.turns.is_multiple_of(TURNS) {
             return;
         }
@@ -352,9 +430,19 @@ impl Upstream {
         }
     }
 
+    /// Whether more wait for a connection than these of this worker.
+    pub(super) fn is_wanted_elsewhere(&self, here: usize) -> bool {
+        self.to.waiting.load(Ordering::Relaxed) > here
+    }
+
     /// Whether its other end was verified with the authorities that are in force, and saw the certificate that is.
     fn is_current(&self, connection: &Connection) -> bool {
-        self.to.tls.as_ref().is_none_or(|tls| tls.renewal() == connection.renewal)
+        self.is_of_today(connection.renewal)
+    }
+
+    /// Whether nothing was renewed since that renewal.
+    pub(super) fn is_of_today(&self, renewal: u64) -> bool {
+        self.to.tls.as_ref().is_none_or(|tls| tls.renewal() == renewal)
     }
 
     /// Closes what has been idle for too long, and what another worker needs more; for good.
@@ -369,9 +457,13 @@ impl Upstream {
                 let oldest = if idle.is_empty() { None } else { Some(idle.remove(0)) };
                 drop(idle);
                 drop(oldest);
+                self.yield_shared();
             }
             tokio::select! {
-                _ = second.tick() => self.reap(),
+                _ = second.tick() => {
+                    self.reap();
+                    self.reap_shared();
+                }
                 () = wanted => {}
             }
         }
@@ -388,10 +480,10 @@ impl Upstream {
 }
 
 /// A request that waits for a connection, until it is dropped.
-struct Waiting<'u>(&'u Upstream);
+pub(super) struct Waiting<'u>(&'u Upstream);
 
 impl<'u> Waiting<'u> {
-    fn begin(upstream: &'u Upstream) -> Self {
+    pub(super) fn begin(upstream: &'u Upstream) -> Self {
         upstream.to.waiting.fetch_add(1, Ordering::Relaxed);
         upstream.to.wanted.notify_waiters();
         Self(upstream)
@@ -411,6 +503,9 @@ async fn is_ready(connection: &mut Connection) -> bool {
     matches!(tokio::time::timeout(READY_TIME, connection.sender.ready()).await, Ok(Ok(())))
 }
 
-async fn in_time<T>(deadline: tokio::time::Instant, work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+pub(super) async fn in_time<T>(
+    deadline: tokio::time::Instant,
+    work: impl Future<Output = io::Result<T>>,
+) -> io::Result<T> {
     tokio::time::timeout_at(deadline, work).await.unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into()))
 }

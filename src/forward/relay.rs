@@ -18,10 +18,17 @@ use http_body::SizeHint;
 use hyper::body::Incoming;
 use tokio::time::Sleep;
 
+use super::headers;
+use super::headers::HeaderRules;
 use super::pool::Connection;
 use super::pool::Upstream;
+use super::shared::Stream;
+use super::stream;
+use super::stream::Coming;
+use super::stream::Sending;
 use crate::gate::OutcomeGuard;
 use crate::gate::Progress;
+use crate::pace::Upload;
 use crate::record::entry::Ending;
 
 /// Why the body of a request does not come to its end.
@@ -42,15 +49,15 @@ pub(super) struct Limit {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Rest(Mutex<Option<Incoming>>);
+pub(super) struct Rest(Mutex<Option<Upload>>);
 
 impl Rest {
-    fn keep(&self, body: Option<Incoming>) {
+    fn keep(&self, body: Option<Upload>) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = body;
     }
 
     /// The body that was too large, if it was.
-    pub(super) fn take(&self) -> Option<Incoming> {
+    pub(super) fn take(&self) -> Option<Upload> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
@@ -70,14 +77,28 @@ impl Limit {
 #[derive(Debug)]
 pub(super) struct Outgoing {
     /// Taken away once it is larger than the limit.
-    body: Option<Incoming>,
+    body: Option<Upload>,
     progress: Arc<Progress>,
     limit: Option<Limit>,
+    /// What holds for its trailers; without it they are dropped.
+    trailers: Option<Arc<HeaderRules>>,
 }
 
 impl Outgoing {
-    pub(super) fn new(body: Incoming, progress: Arc<Progress>, limit: Option<Limit>) -> Self {
-        Self { body: Some(body), progress, limit }
+    pub(super) fn new(
+        body: Upload,
+        progress: Arc<Progress>,
+        limit: Option<Limit>,
+        trailers: Option<Arc<HeaderRules>>,
+    ) -> Self {
+        Self { body: Some(body), progress, limit, trailers }
+    }
+
+    /// The trailers that pass, if any do.
+    fn trailers(&self, frame: Frame<Bytes>) -> Option<Frame<Bytes>> {
+        let mut trailers = frame.into_trailers().ok()?;
+        headers::clean_request_trailers(&mut trailers, self.trailers.as_ref()?);
+        (!trailers.is_empty()).then(|| Frame::trailers(trailers))
     }
 
     /// Whether so many more bytes are within the limit.
@@ -97,10 +118,10 @@ impl Body for Outgoing {
         let Some(body) = &mut self.body else { return Poll::Ready(Some(Err(OutgoingError::TooLarge))) };
         let frame = ready!(Pin::new(body).poll_frame(cx));
         Poll::Ready(match frame {
-            // Trailers are dropped, and nothing comes behind them.
+            // Nothing comes behind them.
             Some(Ok(frame)) if frame.is_trailers() => {
                 self.progress.ended();
-                None
+                self.trailers(frame).map(Ok)
             }
             Some(Ok(frame)) => {
                 let more = frame.data_ref().map_or(0, Bytes::len);
@@ -144,32 +165,86 @@ impl Body for Outgoing {
 pub enum RelayError {
     /// The upstream broke it off, or it is not framed as it says.
     #[error("the upstream broke off its answer")]
-    Broken(#[source] hyper::Error),
+    Broken(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// Nothing more came for too long.
     #[error("the upstream stood still in the middle of its answer")]
     Stalled,
 }
 
-/// The body of an answer on its way back. Dropped early, it records `aborted` and closes the connection.
+/// The body of an answer on its way back. Dropped early, it records `aborted`, and closes the connection or resets the
+/// stream.
 #[derive(Debug)]
 pub struct Relay {
-    body: Incoming,
+    body: Arriving,
     exchange: Option<Exchange>,
     stall: Stall,
+    /// It came to its end, and is not asked again.
+    is_whole: bool,
+}
+
+/// The body of an answer, as it comes from the upstream.
+#[derive(Debug)]
+pub(super) enum Arriving {
+    /// By HTTP/1.1.
+    Alone(Incoming),
+    /// By HTTP/2.
+    OnStream(Coming),
+}
+
+impl Arriving {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, RelayError>>> {
+        match self {
+            Self::Alone(body) => {
+                let frame = ready!(Pin::new(body).poll_frame(cx));
+                Poll::Ready(frame.map(|frame| frame.map_err(|error| RelayError::Broken(error.into()))))
+            }
+            Self::OnStream(body) => {
+                let frame = ready!(body.poll_frame(cx));
+                Poll::Ready(frame.map(|frame| frame.map_err(|error| RelayError::Broken(stream::source(error)))))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Alone(body) => body.is_end_stream(),
+            Self::OnStream(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Alone(body) => body.size_hint(),
+            Self::OnStream(body) => body.size_hint(),
+        }
+    }
 }
 
 #[derive(Debug)]
 pub(super) struct Exchange {
     pub(super) outcome: OutcomeGuard,
     pub(super) progress: Arc<Progress>,
-    pub(super) connection: Connection,
-    pub(super) upstream: Rc<Upstream>,
+    pub(super) held: Held,
+}
+
+/// What an exchange holds of the upstream until it ends.
+#[derive(Debug)]
+pub(super) enum Held {
+    /// A connection for itself.
+    Connection(Connection, Rc<Upstream>),
+    /// A stream of a shared one.
+    Stream {
+        /// Dropped first: it resets the stream, unless both sides have ended.
+        _sending: Sending,
+        /// Free afterwards.
+        _stream: Stream,
+    },
 }
 
 impl Relay {
     /// The body of the answer of this exchange, of which nothing may come for so long.
-    pub(super) fn of(body: Incoming, exchange: Exchange, patience: Duration) -> Self {
-        let mut relay = Self { body, exchange: Some(exchange), stall: Stall::new(patience) };
+    pub(super) fn of(body: Arriving, exchange: Exchange, patience: Duration) -> Self {
+        let mut relay = Self { body, exchange: Some(exchange), stall: Stall::new(patience), is_whole: false };
         if relay.body.is_end_stream() {
             relay.end(Ending::Completed);
         }
@@ -178,15 +253,17 @@ impl Relay {
 
     /// Behind a head that has no body.
     pub(super) fn of_nothing(body: Incoming) -> Self {
-        Self { body, exchange: None, stall: Stall::new(Duration::MAX) }
+        Self { body: Arriving::Alone(body), exchange: None, stall: Stall::new(Duration::MAX), is_whole: false }
     }
 
     fn end(&mut self, ending: Ending) {
-        let Some(Exchange { outcome, progress, connection, upstream }) = self.exchange.take() else { return };
-        if ending == Ending::Completed && progress.has_ended() {
-            upstream.keep(connection);
-        } else {
-            drop(connection);
+        let Some(Exchange { outcome, progress, held }) = self.exchange.take() else { return };
+        self.is_whole = ending == Ending::Completed;
+        match held {
+            Held::Connection(connection, upstream) if self.is_whole && progress.has_ended() => {
+                upstream.keep(connection);
+            }
+            held @ (Held::Connection(..) | Held::Stream { .. }) => drop(held),
         }
         let is_cut = ending == Ending::Aborted && progress.was_cut();
         outcome.end(if is_cut { Ending::Cut } else { ending });
@@ -204,7 +281,10 @@ impl Body for Relay {
     type Error = RelayError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, RelayError>>> {
-        let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) else {
+        if self.is_whole {
+            return Poll::Ready(None);
+        }
+        let Poll::Ready(frame) = self.body.poll_frame(cx) else {
             let Self { exchange, stall, .. } = &mut *self;
             let Some(exchange) = exchange else { return Poll::Pending };
             ready!(stall.poll(&exchange.progress, cx));
@@ -213,10 +293,12 @@ impl Body for Relay {
         };
         self.stall.since = None;
         Poll::Ready(match frame {
-            // Trailers are dropped, and nothing comes behind them.
+            // Nothing comes behind them.
             Some(Ok(frame)) if frame.is_trailers() => {
                 self.end(Ending::Completed);
-                None
+                let mut trailers = frame.into_trailers().unwrap_or_default();
+                headers::clean_answer_trailers(&mut trailers);
+                (!trailers.is_empty()).then(|| Ok(Frame::trailers(trailers)))
             }
             Some(Ok(frame)) => {
                 let more = frame.data_ref().map_or(0, Bytes::len);
@@ -230,7 +312,7 @@ impl Body for Relay {
             }
             Some(Err(error)) => {
                 self.end(Ending::Aborted);
-                Some(Err(RelayError::Broken(error)))
+                Some(Err(error))
             }
             None => {
                 self.end(Ending::Completed);
@@ -240,7 +322,7 @@ impl Body for Relay {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.is_whole || self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {

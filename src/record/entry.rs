@@ -886,6 +886,10 @@ pub struct Unread {
     pub overloaded: u64,
     /// Requests that the sidecar itself failed at before they were decided: a mistake in this program.
     pub panicked: u64,
+    /// Streams of HTTP/2 that the HTTP layer refused: a head that is none or too large, or one stream too many.
+    pub refused: u64,
+    /// Connections of HTTP/2 that were closed since they brought many frames and no requests.
+    pub flooded: u64,
 }
 
 /// Encodes a sum of unread requests.

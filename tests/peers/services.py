@@ -67,12 +67,12 @@ class Tap:
 
 
 @contextlib.contextmanager
-def sidecar(folder, binary, port, keys=""):
+def sidecar(folder, binary, port, keys="", upstream=""):
     (folder / "sidecar.yaml").write_text(f"""
 service: {{name: subscriber-api, storage_location: US-OR, instance: peers}}
 policy: {{file: {json.dumps(str(ROOT / "config/policy.yaml"))}}}
 listeners: [{{name: main, address: "127.0.0.1:0", upstream: app}}]
-upstreams: [{{name: app, address: "127.0.0.1:{port}"}}]
+upstreams: [{{name: app, address: "127.0.0.1:{port}"{upstream}}}]
 identity: [{{header: {{name: DPA-Caller, trusted_peers: [127.0.0.1/32]}}}}]
 routes:
   - path: /{{*rest}}

@@ -2,6 +2,7 @@
 //!
 //! Everything waits for an event, at most [`CEILING`].
 
+pub(crate) mod http2;
 mod message;
 mod sidecar;
 mod upstream;

@@ -98,6 +98,7 @@ impl Certificates {
             is_system: false,
             server_name: ServerName::IpAddress(IpAddr::from(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST))),
             own: caller.map(|caller| (pem(&format!("{}.crt", caller.name)), pem(&format!("{}.key", caller.name)))),
+            protocol: tls::HTTP1,
         };
         tls::Client::load("sidecar", settings).map_err(|error| CliError::Demo(io::Error::other(error)))
     }

@@ -1,0 +1,516 @@
+//! HTTP/2 on a connection (RFC 9113).
+//!
+//! The library keeps the protocol. Here is what it does not know: time, for what has begun and does not end, and how
+//! much of what comes asks for nothing. The requests of a connection are polled by the task of the connection, so they
+//! end with it.
+
+use std::cell::Cell;
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::io;
+use std::io::IoSlice;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::rc::Weak;
+use std::sync::Arc;
+use std::task::Context;
+use std::task::Poll;
+use std::task::Waker;
+use std::task::ready;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::stream::FuturesUnordered;
+use futures_util::stream::Stream as _;
+use http::HeaderMap;
+use http::HeaderValue;
+use http::Method;
+use http::Request;
+use http::header;
+use http_body::Body;
+use http_body::Frame;
+use http_body::SizeHint;
+use hyper::body::Incoming;
+use hyper::rt::Executor;
+use hyper::server::conn::http2;
+use hyper::service::Service as _;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::io::AsyncRead;
+use tokio::io::AsyncWrite;
+use tokio::io::ReadBuf;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tower::BoxError;
+
+use super::Limits;
+use super::UnreadCounters;
+use super::Unseen;
+use super::drain_begins;
+use super::frames::Due;
+use super::frames::Frames;
+use super::wire::DRAIN_PATIENCE;
+use super::wire::Metered;
+use super::wire::Patience;
+use crate::doors::entrance::Answer;
+use crate::doors::entrance::entrance;
+use crate::doors::proxy::Proxy;
+use crate::observed::Peer;
+use crate::pace::Owed;
+use crate::pace::Pace;
+use crate::pace::Upload;
+use crate::pace::Waited;
+use crate::respond;
+use crate::respond::Form;
+
+/// Bytes of a frame: the least that there may be (RFC 9113 section 6.5.2). More would only be read in larger pieces.
+const FRAME: u32 = 16 * 1024;
+
+/// Bytes of an answer that the library gathers for a stream whose caller does not take them.
+const MOST_UNSENT: usize = 64 * 1024;
+
+/// Frames that may come for an answer, beside its request: room for it in the stream and on the connection, and a look
+/// at how fast it comes. And for each so many bytes of it one more.
+const SPARE_OF_AN_ANSWER: u32 = 4;
+const SPARE_BYTES: usize = 1024;
+
+/// How often a connection that has used up its spare frames may have all of them again.
+const SPARE_TIME: Duration = Duration::from_secs(60);
+
+/// What a connection of HTTP/2 may take.
+#[derive(Clone, Copy, Debug)]
+pub struct StreamLimits {
+    /// Streams at a time.
+    pub streams: u32,
+    /// Streams of a connection that may be wrong, or be taken back before they are looked at.
+    pub wrong_streams: usize,
+    /// Frames that bring no request on.
+    pub spare_frames: u32,
+    /// Bytes of a request's body that are held for a stream.
+    pub stream_window: u32,
+    /// The same for all streams of a connection.
+    pub connection_window: u32,
+}
+
+/// What the stream under the library tells.
+#[derive(Debug)]
+struct Line {
+    frames: RefCell<Frames>,
+    most: u32,
+    spare: Cell<u32>,
+    spare_since: Cell<Instant>,
+    is_flooded: Cell<bool>,
+}
+
+impl Line {
+    fn new(most: u32) -> Rc<Self> {
+        Rc::new(Self {
+            frames: RefCell::default(),
+            most,
+            spare: Cell::new(most),
+            spare_since: Cell::new(Instant::now()),
+            is_flooded: Cell::new(false),
+        })
+    }
+
+    fn reads(&self, bytes: &[u8]) -> io::Result<()> {
+        let spare = self.frames.borrow_mut().read(bytes);
+        match self.spare.get().checked_sub(spare) {
+            Some(left) => self.spare.set(left),
+            None if self.spare_since.get().elapsed() >= SPARE_TIME => {
+                self.spare_since.set(Instant::now());
+                self.spare.set(self.most.saturating_sub(spare));
+            }
+            None => {
+                self.is_flooded.set(true);
+                return Err(io::ErrorKind::ConnectionAborted.into());
+            }
+        }
+        Ok(())
+    }
+
+    /// An answer, or a piece of one, makes up for frames.
+    fn answers(&self, bytes: usize) {
+        let for_bytes = u32::try_from(bytes / SPARE_BYTES).unwrap_or(u32::MAX);
+        let more = SPARE_OF_AN_ANSWER.saturating_add(for_bytes);
+        self.spare.set(self.spare.get().saturating_add(more).min(self.most));
+    }
+}
+
+/// The stream under the library.
+#[derive(Debug)]
+struct Overseen<S> {
+    stream: S,
+    /// What was read before.
+    first: Bytes,
+    line: Rc<Line>,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Overseen<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let Self { stream, first, line } = &mut *self;
+        let before = buffer.filled().len();
+        if first.is_empty() {
+            ready!(Pin::new(stream).poll_read(cx, buffer))?;
+        } else {
+            buffer.put_slice(&first.split_to(first.len().min(buffer.remaining())));
+        }
+        Poll::Ready(line.reads(buffer.filled().get(before..).unwrap_or_default()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Overseen<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+/// Both directions of a stream.
+#[derive(Debug, Default)]
+struct Paces {
+    body: Arc<Pace>,
+    answer: Arc<Pace>,
+    /// A body that may be silent for long: gRPC, whose calls last as long as their watches and leases.
+    may_rest: bool,
+}
+
+/// A request, as the library wants it to be polled: until its answer is handed over.
+struct Exchange<'c> {
+    /// None once it is cut: what is dropped is taken back by the library (RFC 9113 section 6.4).
+    work: Option<Pin<Box<dyn Future<Output = ()> + 'c>>>,
+    paces: Paces,
+    body: Waited,
+    answer: Waited,
+    waker: Option<Waker>,
+}
+
+impl Future for Exchange<'_> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        if self.waker.is_none() {
+            self.waker = Some(cx.waker().clone());
+        }
+        match &mut self.work {
+            Some(work) => work.as_mut().poll(cx),
+            None => Poll::Ready(()),
+        }
+    }
+}
+
+impl Exchange<'_> {
+    /// Cuts it if its caller is late.
+    fn look(&mut self, since_last: Duration, is_body_due: bool, patience: &Patience) {
+        let Patience { stall, stall_bytes, .. } = *patience;
+        let is_body_late =
+            is_body_due && !self.paces.may_rest && self.body.is_late(&self.paces.body, since_last, stall_bytes, stall);
+        // As long and as much as on HTTP/1.1.
+        let (times, bytes) = Patience::of_an_answer();
+        let enough = stall_bytes.saturating_mul(bytes);
+        let is_answer_late = self.answer.is_late(&self.paces.answer, since_last, enough, stall.saturating_mul(times));
+        if is_body_late || is_answer_late {
+            self.work = None;
+            self.waker.iter().for_each(Waker::wake_by_ref);
+        }
+    }
+}
+
+/// Where the library leaves requests that have begun, with what [`serve`] knows of each.
+struct Begun<'c>(RefCell<VecDeque<Exchange<'c>>>, RefCell<Paces>);
+
+/// It holds no share: requests hold one of these, and would hold themselves.
+struct Hands<'c>(Weak<Begun<'c>>);
+
+impl Clone for Hands<'_> {
+    fn clone(&self) -> Self {
+        Self(Weak::clone(&self.0))
+    }
+}
+
+impl<'c, F: Future<Output = ()> + 'c> Executor<F> for Hands<'c> {
+    fn execute(&self, work: F) {
+        let Some(begun) = self.0.upgrade() else { return };
+        let paces = begun.1.take();
+        let (body, answer) = (Waited::default(), Waited::default());
+        begun.0.borrow_mut().push_back(Exchange { work: Some(Box::pin(work)), paces, body, answer, waker: None });
+    }
+}
+
+/// The body of an answer: what of it the caller owes to take is counted.
+struct Counted {
+    body: Answer,
+    pace: Arc<Pace>,
+    line: Rc<Line>,
+    /// To HEAD there is a length and no content (RFC 9110 section 9.3.2).
+    is_silent: bool,
+}
+
+impl Body for Counted {
+    type Data = Owed;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Owed>, BoxError>>> {
+        loop {
+            let Some(frame) = ready!(Pin::new(&mut self.body).poll_frame(cx)?) else { return Poll::Ready(None) };
+            if frame.is_data() && self.is_silent {
+                continue;
+            }
+            self.line.answers(frame.data_ref().map_or(0, Bytes::len));
+            return Poll::Ready(Some(Ok(frame.map_data(|bytes| Owed::new(bytes, Arc::clone(&self.pace))))));
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// What the head of a request of HTTP/2 says in another way than one of HTTP/1.1: made into that, so that one way is
+/// decided on and sent on.
+fn translate(request: &mut Request<Incoming>) {
+    let authority = request.uri().authority().filter(|_| !request.headers().contains_key(header::HOST));
+    if let Some(authority) = authority.and_then(|authority| HeaderValue::from_str(authority.as_str()).ok()) {
+        // RFC 9113 section 8.3.1. If both are there they are held against each other.
+        request.headers_mut().insert(header::HOST, authority);
+    }
+    join_cookies(request.headers_mut());
+}
+
+/// RFC 9113 section 8.2.3: what is one header of HTTP/1.1 may come in crumbs.
+fn join_cookies(headers: &mut HeaderMap) {
+    let mut crumbs = headers.get_all(header::COOKIE).iter();
+    if crumbs.next().is_none() || crumbs.next().is_none() {
+        return;
+    }
+    let crumbs: Vec<&[u8]> = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if let Ok(cookie) = HeaderValue::from_bytes(&crumbs.join(b"; ".as_slice())) {
+        headers.insert(header::COOKIE, cookie);
+    }
+}
+
+/// Nobody looks more often than this.
+const SHORTEST_WAIT: Duration = Duration::from_millis(5);
+
+/// What the looks at a connection remember.
+struct Looks {
+    since: Instant,
+    /// Since when nothing has been under way.
+    rest_since: Instant,
+    /// Since when the drain, or another end, has been announced.
+    closing_since: Option<Instant>,
+    due: Due,
+    whole: u64,
+    content: u64,
+    waited: Duration,
+}
+
+/// What a look comes to.
+enum Found {
+    /// Nobody is late.
+    Well,
+    /// A head, or a frame that is no content.
+    LateHead,
+    /// The rest of a frame with content: nothing behind it can be read.
+    LateContent,
+    /// There is nothing to do.
+    Idle,
+}
+
+impl Looks {
+    fn begin() -> Self {
+        let now = Instant::now();
+        Self {
+            since: now,
+            rest_since: now,
+            closing_since: None,
+            due: Due::Nothing,
+            whole: 0,
+            content: 0,
+            waited: Duration::ZERO,
+        }
+    }
+
+    fn look(&mut self, frames: &Frames, patience: &Patience, running: &mut FuturesUnordered<Exchange<'_>>) -> Found {
+        let now = Instant::now();
+        let since_last = now - std::mem::replace(&mut self.since, now);
+        let due = frames.due();
+        let is_same = due != Due::Nothing && self.due == due && self.whole == frames.whole();
+        let moved = frames.content().saturating_sub(self.content);
+        let is_enough = due == Due::Content && moved >= u64::try_from(patience.stall_bytes).unwrap_or(u64::MAX);
+        if !is_same || is_enough {
+            (self.due, self.whole, self.content, self.waited) = (due, frames.whole(), frames.content(), Duration::ZERO);
+        } else {
+            self.waited += since_last;
+        }
+        // A frame that goes on coming may be of any of them.
+        let is_body_due = due != Due::Content;
+        for exchange in running.iter_mut() {
+            exchange.look(since_last, is_body_due, patience);
+        }
+        let is_closing = self.closing_since.is_some();
+        let most = |patience: Duration| if is_closing { patience.min(DRAIN_PATIENCE) } else { patience };
+        let rest_since = self.rest_since.max(self.closing_since.unwrap_or(self.rest_since));
+        match due {
+            Due::Head if self.waited >= most(patience.head) => Found::LateHead,
+            Due::Content if self.waited >= patience.stall => Found::LateContent,
+            Due::Nothing if running.is_empty() && now - rest_since >= most(patience.idle) => Found::Idle,
+            Due::Nothing | Due::Head | Due::Content => Found::Well,
+        }
+    }
+
+    /// How long until the next look.
+    fn wait(&self, patience: &Patience, is_at_rest: bool) -> Duration {
+        let shortest = patience.shortest();
+        let wait = if self.closing_since.is_some() {
+            shortest.min(DRAIN_PATIENCE) / 4
+        } else if is_at_rest && self.due == Due::Nothing {
+            shortest.min((self.rest_since + patience.idle).saturating_duration_since(self.since))
+        } else {
+            shortest / 4
+        };
+        wait.max(SHORTEST_WAIT)
+    }
+}
+
+/// Serves a connection on which HTTP/2 is spoken. `first`: what was read of it.
+#[expect(clippy::too_many_arguments, reason = "what one connection is made of")]
+pub(super) async fn serve<S: AsyncRead + AsyncWrite + Unpin + 'static>(
+    stream: Metered<S>,
+    first: Bytes,
+    peer: Rc<Peer>,
+    door: Rc<Proxy>,
+    limits: Limits,
+    unread: &UnreadCounters,
+    mut draining: watch::Receiver<bool>,
+    ends: impl Future<Output = ()>,
+) {
+    let mut ends = std::pin::pin!(ends);
+    let entrance = entrance(door, peer, || unread.count_overloaded());
+    let (line, wire) = (Line::new(limits.http2.spare_frames), stream.wire());
+    let begun = Rc::new(Begun(RefCell::default(), RefCell::default()));
+    let served = Cell::new(0_u64);
+    let service = service_fn(|mut request: Request<Incoming>| {
+        served.set(served.get() + 1);
+        translate(&mut request);
+        let is_large = request.headers().len() > limits.headers;
+        let is_silent = request.method() == Method::HEAD;
+        let paces = Paces { may_rest: Form::of(request.headers()) == Form::Grpc, ..Paces::default() };
+        let (body, pace) = (Arc::clone(&paces.body), Arc::clone(&paces.answer));
+        begun.1.replace(paces);
+        let answered = entrance.call(request.map(|upload| Upload::counted(upload, body)));
+        let unseen = Unseen(Some(unread));
+        let line = Rc::clone(&line);
+        async move {
+            unseen.end();
+            let response = match is_large {
+                true => {
+                    unread.count_too_large();
+                    respond::head_too_large().map(Answer::bare)
+                }
+                false => answered.await?,
+            };
+            line.answers(0);
+            Ok::<_, BoxError>(response.map(|body| Counted { body, pace, line, is_silent }))
+        }
+    });
+    let mut http = http2::Builder::new(Hands(Rc::downgrade(&begun)));
+    http.max_concurrent_streams(limits.http2.streams)
+        .max_pending_accept_reset_streams(limits.http2.wrong_streams)
+        .max_local_error_reset_streams(limits.http2.wrong_streams)
+        .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX))
+        .initial_stream_window_size(limits.http2.stream_window)
+        .initial_connection_window_size(limits.http2.connection_window)
+        .max_frame_size(FRAME)
+        .max_send_buf_size(MOST_UNSENT);
+    let stream = Overseen { stream, first, line: Rc::clone(&line) };
+    let mut connection = std::pin::pin!(http.serve_connection(TokioIo::new(stream), service));
+    let mut running = FuturesUnordered::new();
+    let mut looks = Looks::begin();
+    let mut look = std::pin::pin!(tokio::time::sleep(looks.wait(&limits.patience, true)));
+    let is_draining = *draining.borrow();
+    let mut drains = std::pin::pin!(drain_begins(&mut draining));
+    let (mut is_proven, mut is_last, mut is_closing) = (true, false, false);
+    let mut refused = 0_u64;
+    let mut count_refused = |is_closing: bool| {
+        // What opened and did not get here was refused by the library. Behind a GOAWAY nobody expects to be read.
+        let now = line.frames.borrow().opened().saturating_sub(served.get());
+        if !is_closing {
+            unread.count_refused(now.saturating_sub(std::mem::replace(&mut refused, now)));
+        }
+    };
+    let result = std::future::poll_fn(|cx| {
+        loop {
+            let was_at_rest = running.is_empty();
+            while let Poll::Ready(Some(())) = Pin::new(&mut running).poll_next(cx) {}
+            if running.is_empty() && !was_at_rest {
+                looks.rest_since = Instant::now();
+                look.as_mut().reset(looks.rest_since);
+            }
+            // First what has come in: a request that is here already is answered, not closed upon.
+            if let Poll::Ready(result) = connection.as_mut().poll(cx) {
+                return Poll::Ready(result.map_err(Some));
+            }
+            if !begun.0.borrow().is_empty() {
+                running.extend(begun.0.borrow_mut().drain(..));
+                continue;
+            }
+            is_proven = is_proven && ends.as_mut().poll(cx).is_pending();
+            is_last = is_last || is_draining || drains.as_mut().poll(cx).is_ready();
+            if !is_closing && (is_last || !is_proven) {
+                count_refused(is_closing);
+                is_closing = true;
+                looks.closing_since = Some(Instant::now());
+                look.as_mut().reset(Instant::now());
+                connection.as_mut().graceful_shutdown();
+                continue;
+            }
+            if look.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            count_refused(is_closing);
+            match looks.look(&line.frames.borrow(), &limits.patience, &mut running) {
+                Found::Well => look.as_mut().reset(Instant::now() + looks.wait(&limits.patience, running.is_empty())),
+                Found::LateHead => return Poll::Ready(Err(None)),
+                Found::LateContent => {
+                    wire.cut();
+                    return Poll::Ready(Ok(()));
+                }
+                // It has been told, and does not go.
+                Found::Idle if is_closing => return Poll::Ready(Ok(())),
+                Found::Idle => is_last = true,
+            }
+        }
+    })
+    .await;
+    count_refused(is_closing);
+    match result {
+        _ if line.is_flooded.get() => unread.count_flooded(),
+        Ok(()) => {}
+        Err(Some(error)) => unread.count_http2(&error),
+        Err(None) => unread.count_late(),
+    }
+}
