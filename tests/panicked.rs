@@ -19,6 +19,7 @@ use dpa_sidecar::forward::Upstream as Pool;
 use dpa_sidecar::gate::Gate;
 use dpa_sidecar::gate::Rules;
 use dpa_sidecar::observed::Peer;
+use dpa_sidecar::pace::Upload;
 use dpa_sidecar::policy::problem::Source;
 use dpa_sidecar::record::entry::Writer;
 use dpa_sidecar::record::log::Counters;
@@ -26,6 +27,9 @@ use dpa_sidecar::record::log::Log;
 use dpa_sidecar::record::recorder::Recorder;
 use dpa_sidecar::reload;
 use dpa_sidecar::telemetry::Metrics;
+use hyper::body::Incoming;
+use hyper::service::Service as _;
+use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::sync::Semaphore;
 
@@ -95,7 +99,8 @@ fn a_panic_takes_nothing_else_with_it() {
                 let transport = Transport { tls: None, client_certificate: false, is_unix: false };
                 let address = Some(peer.ip());
                 let peer = Peer { address, transport, certificate: Fact::Unknown(Why::Missing), until: None };
-                let service = entrance(Rc::clone(&door), peer, || panic!("there was a place"));
+                let entrance = entrance(Rc::clone(&door), Rc::new(peer), || panic!("there was a place"));
+                let service = service_fn(|request: http::Request<Incoming>| entrance.call(request.map(Upload::of)));
                 let http = hyper::server::conn::http1::Builder::new();
                 http.serve_connection(TokioIo::new(stream), service).await.unwrap();
             }

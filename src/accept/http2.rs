@@ -66,6 +66,9 @@ use crate::respond::Form;
 /// Bytes of a frame: the least that there may be (RFC 9113 section 6.5.2). More would only be read in larger pieces.
 const FRAME: u32 = 16 * 1024;
 
+/// Streams that may be taken back in one piece with their beginning.
+const MOST_TAKEN_BACK: usize = 20;
+
 /// Bytes of an answer that the library gathers for a stream whose caller does not take them.
 const MOST_UNSENT: usize = 64 * 1024;
 
@@ -82,7 +85,7 @@ const SPARE_TIME: Duration = Duration::from_secs(60);
 pub struct StreamLimits {
     /// Streams at a time.
     pub streams: u32,
-    /// Streams of a connection that may be wrong, or be taken back before they are looked at.
+    /// Streams of a connection that may be wrong.
     pub wrong_streams: usize,
     /// Frames that bring no request on.
     pub spare_frames: u32,
@@ -114,7 +117,11 @@ impl Line {
     }
 
     fn reads(&self, bytes: &[u8]) -> io::Result<()> {
-        let spare = self.frames.borrow_mut().read(bytes);
+        let mut frames = self.frames.borrow_mut();
+        let spare = frames.read(bytes);
+        if frames.is_wrong() {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
         match self.spare.get().checked_sub(spare) {
             Some(left) => self.spare.set(left),
             None if self.spare_since.get().elapsed() >= SPARE_TIME => {
@@ -439,7 +446,7 @@ pub(super) async fn serve<S: AsyncRead + AsyncWrite + Unpin + 'static>(
     });
     let mut http = http2::Builder::new(Hands(Rc::downgrade(&begun)));
     http.max_concurrent_streams(limits.http2.streams)
-        .max_pending_accept_reset_streams(limits.http2.wrong_streams)
+        .max_pending_accept_reset_streams(MOST_TAKEN_BACK)
         .max_local_error_reset_streams(limits.http2.wrong_streams)
         .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX))
         .initial_stream_window_size(limits.http2.stream_window)
@@ -509,6 +516,7 @@ pub(super) async fn serve<S: AsyncRead + AsyncWrite + Unpin + 'static>(
     count_refused(is_closing);
     match result {
         _ if line.is_flooded.get() => unread.count_flooded(),
+        _ if line.frames.borrow().is_wrong() => unread.count_malformed(),
         Ok(()) => {}
         Err(Some(error)) => unread.count_http2(&error),
         Err(None) => unread.count_late(),

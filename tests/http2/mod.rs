@@ -1,0 +1,4 @@
+//! HTTP/2 from callers.
+
+mod conformance;
+mod raw;
