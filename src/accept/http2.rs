@@ -56,12 +56,12 @@ use crate::doors::entrance::Answer;
 use crate::doors::entrance::entrance;
 use crate::doors::proxy::Proxy;
 use crate::observed::Peer;
+use crate::observed::is_call;
 use crate::pace::Owed;
 use crate::pace::Paces;
 use crate::pace::Upload;
 use crate::pace::Waited;
 use crate::respond;
-use crate::respond::Form;
 
 /// Bytes of a frame: the least that there may be (RFC 9113 section 6.5.2). More would only be read in larger pieces.
 const FRAME: u32 = 16 * 1024;
@@ -424,7 +424,7 @@ pub(super) async fn serve<S: AsyncRead + AsyncWrite + Unpin + 'static>(
         let is_large = request.headers().len() > limits.headers;
         let is_silent = request.method() == Method::HEAD;
         let paces = Arc::new(Paces::default());
-        begun.next.set((Arc::clone(&paces), Form::of(request.headers()) == Form::Grpc));
+        begun.next.set((Arc::clone(&paces), is_call(request.headers())));
         let answered = entrance.call(request.map(|body| Upload::counted(body, Arc::clone(&paces))));
         let unseen = Unseen(Some(unread));
         let line = Rc::clone(&line);

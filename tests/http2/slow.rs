@@ -110,7 +110,10 @@ fn a_call_of_grpc_may_rest() {
     });
     let sidecar = with(&upstream, "limits: {stall_timeout: 100ms, header_timeout: 100ms}");
     let mut raw = Raw::begun(&sidecar);
-    raw.send(frame(HEADERS, END_HEADERS, 1, request("POST", &[("content-type", "application/grpc")])));
+    let path = (":path", "/v1/support");
+    let fields = [&pseudo("POST")[..2], &[path, (":authority", "data.example")], &permit()].concat();
+    let fields = [fields.as_slice(), &[("content-type", "application/grpc")]].concat();
+    raw.send(frame(HEADERS, END_HEADERS, 1, block(&fields)));
     raw.send(frame(DATA, 0, 1, b"\0\0\0\0\0"));
     // A stream beside it that is cut shows that it would have been too.
     raw.send(post(3));

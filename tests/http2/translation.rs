@@ -227,14 +227,17 @@ fn a_call_of_grpc_is_refused_in_its_own_words() {
     let sidecar = Setup::to(&upstream.address).start();
     let mut caller = Caller::to(&sidecar);
     let call = |request: http::request::Builder, kind: &str| {
-        request.method("POST").header("content-type", kind).body(()).unwrap()
+        request.uri("http://data.example/v1/support").header("content-type", kind).body(()).unwrap()
     };
+    // What is done shows in no method of HTTP.
+    let unmapped = permitted("POST").header("content-type", "application/grpc").body(()).unwrap();
     let denied = bare("POST").header("dpa-caller", CARE_DESK).header("dpa-context", "purpose=customer_analytics");
     let two_hosts = permitted("POST").header("host", "other.example");
     let table = [
         ("nobody", call(bare("POST"), "application/grpc"), "16", "caller_unidentified: "),
         ("denied", call(denied, "application/grpc+proto"), "7", "purpose_not_"),
         ("no answer", call(permitted("POST"), "Application/gRPC;x=y"), "14", "upstream_unavailable: "),
+        ("no operation", unmapped, "7", "route_unmapped: "),
         ("unreadable", call(two_hosts, "application/grpc"), "13", "request_unreadable: "),
     ];
     for (what, request, status, message) in table {
