@@ -6,12 +6,13 @@ use std::path::PathBuf;
 use crate::support::repository;
 
 /// The ranks; the first word is what a module does.
-const RANKS: [(&str, u8); 25] = [
+const RANKS: [(&str, u8); 27] = [
     ("yaml", 0),
     ("schema", 0),
     ("telemetry", 0),
     ("files", 0),
     ("sockets", 0),
+    ("signature", 0),
     ("policy", 1),
     ("decide", 2),
     ("observed", 3),
@@ -19,6 +20,7 @@ const RANKS: [(&str, u8); 25] = [
     ("establish", 5),
     ("record", 6),
     ("keys", 6),
+    ("standing", 6),
     ("gate", 7),
     ("tls", 7),
     ("forward", 8),

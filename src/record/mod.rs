@@ -5,6 +5,7 @@ pub mod checkpoint;
 mod copies;
 pub mod entry;
 pub mod log;
+pub mod policy_event;
 pub mod recorder;
 mod scribe;
 pub mod segment;
