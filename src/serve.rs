@@ -166,6 +166,10 @@ pub fn start(settings: Settings, accepted: Accepted, clock: Clock) -> Result<Sid
         let help = "set `decision_log.signing_key`: who can write the log's files could write the whole chain anew";
         tracing::warn!(help, "the decision log is chained and its checkpoints are not signed");
     }
+    if settings.policy.baseline.is_none() {
+        let help = "set `policy.baseline` to the policy that was agreed last";
+        tracing::info!(help, "what the policy weakens since the last start is not looked at");
+    }
     let (log, closing) = Log::open(&settings.log, writer(&settings), Box::new(move || clock.now()), counters, loaded)?;
     metrics.policy_loaded(accepted.policy.revision);
     let in_force = InForce { policy: Arc::new(accepted.policy), since: now, key_id: accepted.key_id };

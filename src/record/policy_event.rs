@@ -71,6 +71,8 @@ pub struct Load<'a> {
 pub struct Refusal<'a> {
     /// Why.
     pub why: Why,
+    /// The same as a sentence: words of the policies, names of files, places in them.
+    pub text: &'a str,
     /// Which stays in force; none at the start.
     pub policy: Option<&'a Named>,
     /// Which was refused, if it could be read that far.
@@ -119,6 +121,9 @@ pub(super) struct PolicyDetail<'a> {
     #[schemars(with = "Option<Why>")]
     #[serde(skip_serializing_if = "Option::is_none")]
     why: Option<&'static str>,
+    /// The same as a sentence; only of `refused`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    text: Option<&'a str>,
     /// The policy that was refused, if it could be read that far; only of `refused`.
     #[serde(skip_serializing_if = "Option::is_none")]
     offered: Option<PolicyRecord<'a>>,
@@ -159,13 +164,15 @@ const MOST_TEXT: usize = 2_000;
 /// Mistakes that a record names.
 const MOST_PROBLEMS: usize = 20;
 
+fn cut(text: &str) -> &str {
+    text.get(..text.floor_char_boundary(MOST_TEXT)).unwrap_or_default()
+}
+
 impl<'a> ChangeRecord<'a> {
     fn of(refused: &'a Refused) -> Self {
-        let text = refused.change.text.as_str();
-        let end = text.floor_char_boundary(MOST_TEXT);
         Self {
             kind: refused.change.kind.as_str(),
-            text: text.get(..end).unwrap_or_default(),
+            text: cut(&refused.change.text),
             customers: refused.customers.iter().take(MOST_CUSTOMERS).map(String::as_str).collect(),
             more_customers: refused.customers.len().saturating_sub(MOST_CUSTOMERS),
         }
@@ -188,6 +195,7 @@ impl PolicyDetail<'_> {
             against: None,
             weaker: None,
             why: None,
+            text: None,
             offered: None,
             problems: &[],
             changes: Vec::new(),
@@ -223,11 +231,12 @@ pub fn loaded(out: &mut Batch, writer: &Writer, time: Timestamp, enforcement: En
 
 /// Encodes that a policy was refused: why, and what in it is weaker for whom.
 pub fn refused(out: &mut Batch, writer: &Writer, time: Timestamp, enforcement: Enforcement, refusal: &Refusal<'_>) {
-    let Refusal { why, policy, offered, problems, weaker } = *refusal;
+    let Refusal { why, text, policy, offered, problems, weaker } = *refusal;
     let shown = problems.get(..MOST_PROBLEMS).unwrap_or(problems);
     let detail = PolicyDetail {
         policy: policy.map(PolicyRecord::from),
         why: Some(why.as_str()),
+        text: Some(cut(text)),
         offered: offered.map(PolicyRecord::from),
         problems: shown,
         changes: weaker.iter().take(MOST_CHANGES).map(ChangeRecord::of).collect(),

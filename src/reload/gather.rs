@@ -206,6 +206,12 @@ impl Gathered {
         self.manifest.as_ref()
     }
 
+    /// Whether some file of it is not there or cannot be read: more may be on its way.
+    #[must_use]
+    pub fn is_partial(&self) -> bool {
+        self.problems.has_errors()
+    }
+
     /// The digest that the policy will have; with it, what else is wrong. The same files have the same one.
     #[must_use]
     pub fn fingerprint(&self) -> String {

@@ -140,6 +140,7 @@ impl Refusal {
     pub fn recorded<'a>(&'a self, in_force: Option<&'a Named>) -> policy_event::Refusal<'a> {
         policy_event::Refusal {
             why: self.why,
+            text: &self.text,
             policy: in_force,
             offered: self.offered.as_ref(),
             problems: &self.problems,
@@ -313,7 +314,8 @@ impl PolicyWatch {
                 return;
             }
         };
-        let is_becoming = gathered.is_err() && since.elapsed() < BECOMING_WHOLE;
+        let is_partial = gathered.as_ref().map_or(true, Gathered::is_partial);
+        let is_becoming = is_partial && since.elapsed() < BECOMING_WHOLE;
         if is_becoming && !is_told_whole && settled.is_none() {
             return;
         }
@@ -321,7 +323,7 @@ impl PolicyWatch {
             Ok(()) => None,
             Err(refusal) => {
                 let why = refusal.why;
-                self.refuse(refusal, &fingerprint, seen).await;
+                self.refuse(refusal, &fingerprint, is_told_whole, seen).await;
                 Some(why)
             }
         };
@@ -374,12 +376,12 @@ impl PolicyWatch {
         Ok(())
     }
 
-    async fn refuse(&self, refusal: Refusal, fingerprint: &str, seen: &mut Seen) {
+    async fn refuse(&self, refusal: Refusal, fingerprint: &str, is_asked: bool, seen: &mut Seen) {
         let now = self.clock.now();
         let Refusal { why, offered, text, .. } = &refusal;
         self.metrics.policy_refused(why.as_str());
         let is_told = self.standing.refused().is_some_and(|before| *before.text == **text);
-        if !is_told {
+        if !is_told || is_asked {
             let revision = offered.as_ref().map(|offered| offered.revision);
             tracing::error!(why = why.as_str(), revision, text, "a policy is refused; the one in force stays");
             let (offered, why, text) = (offered.clone(), why.as_str(), text.to_string());
