@@ -239,11 +239,11 @@ fn check_file(path: &Path, look_out: Option<Timestamp>) -> Result<Vec<Checked>, 
         let mut offered = offered(settings, look_out, look_out.unwrap_or_default(), &mut problems);
         let loaded = offered.loaded.take();
         checked.extend(loaded.map(check_policy));
-        if let (Some(checked), Some(refusal), Some(baseline)) =
-            (checked.last_mut(), offered.refusal, &settings.policy.baseline)
-        {
-            checked.baseline = Some(baseline.value.display().to_string());
-            checked.refused = refusal.weaker;
+        if let (Some(checked), Some(baseline)) = (checked.last_mut(), &settings.policy.baseline) {
+            let weaker = offered.refusal.map_or(Vec::new(), |refusal| refusal.weaker);
+            checked.baseline =
+                (offered.is_held_against || !weaker.is_empty()).then(|| baseline.value.display().to_string());
+            checked.refused = weaker;
         }
     }
     let loaded = settings.filter(|_| !problems.has_errors()).map(|settings| {

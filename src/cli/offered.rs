@@ -25,6 +25,8 @@ pub(super) struct Offered {
     key_id: Option<String>,
     against: Option<Named>,
     weaker: usize,
+    /// Whether there is a baseline, and nothing is weaker that is not agreed.
+    pub(super) is_held_against: bool,
     /// Why it may not follow what was signed or agreed.
     pub(super) refusal: Option<Refusal>,
 }
@@ -43,6 +45,7 @@ pub(super) fn offered(
         key_id: terms.key.as_ref().map(|key| key.id().to_owned()),
         against: None,
         weaker: 0,
+        is_held_against: false,
         refusal: None,
     };
     let source = PolicySource { path: settings.policy_file.clone(), key: terms.key.clone() };
@@ -68,7 +71,7 @@ pub(super) fn offered(
         } else if let Some(baseline) = agreed(settings, problems) {
             offered.against = Some(baseline.named());
             match reload::held_against(policy, &baseline, now) {
-                Ok(weaker) => offered.weaker = weaker,
+                Ok(weaker) => (offered.weaker, offered.is_held_against) = (weaker, true),
                 Err(refusal) => {
                     problems.0.extend(not_agreed(settings, &refusal));
                     offered.refusal = Some(refusal);
@@ -142,7 +145,7 @@ fn unreadable_policy(settings: &Settings, error: &reload::ReadError) -> Problem 
 impl Offered {
     /// What may take effect, if nothing is wrong with it.
     pub(super) fn accepted(self) -> Option<Accepted> {
-        let Self { loaded, key_id, against, weaker, refusal } = self;
+        let Self { loaded, key_id, against, weaker, is_held_against: _, refusal } = self;
         let policy = loaded.filter(|_| refusal.is_none())?.policy?;
         Some(Accepted { policy, key_id, against, weaker })
     }
