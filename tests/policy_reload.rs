@@ -87,6 +87,12 @@ fn decided_with(sidecar: &Sidecar, answer: &Answer) -> u64 {
     sidecar.decision(&answer.decision_id())["policy"]["revision"].as_u64().unwrap()
 }
 
+/// Waits until requests are decided with this revision: its record comes first.
+fn decides(sidecar: &Sidecar, revision: u64) {
+    loaded(sidecar, revision);
+    wait_for("a decision with it", || (decided_with(sidecar, &sidecar.ask(permitted())) == revision).then_some(()));
+}
+
 /// Replaces what the link `..data` leads to, as the kubelet does.
 fn swap(folder: &Path, generation: &str, files: &[(&str, &str)]) {
     let target = folder.join(format!("..{generation}"));
@@ -131,7 +137,7 @@ fn each_way_of_changing() {
         assert_eq!(record["signed"], false, "{name}");
         assert_eq!(record["against"]["revision"], 12, "{name}");
         assert_eq!(record["weaker"], 0, "{name}");
-        assert_eq!(decided_with(&sidecar, &sidecar.ask(permitted())), 13, "{name}");
+        decides(&sidecar, 13);
         assert_eq!(policy_events(&sidecar, 2).len(), 2, "{name}: nothing was refused on the way");
         assert!(sidecar.stderr.text().contains("the policy is not signed"), "{name}");
     }
@@ -596,7 +602,7 @@ fn a_policy_that_is_too_old() {
         // A newer one ends it.
         let today = jiff::Timestamp::now().to_string();
         std::fs::write(&policy, revision(13).replace("issued_at: 2020-06-01", &format!("issued_at: {today}"))).unwrap();
-        loaded(&sidecar, 13);
+        decides(&sidecar, 13);
         assert_eq!(sidecar.ask(permitted()).status, 200, "{name}");
         assert_eq!(health(&address, "/readyz").status, 200, "{name}");
     }
@@ -753,6 +759,11 @@ fn a_hundred_reloads_under_requests() {
     let stopped = sidecar.stop();
     assert_eq!(stopped.code, Some(0), "{}", stopped.stderr);
     let records = records_in(&std::fs::read_to_string(stopped.folder.file("decisions.ndjson")).unwrap());
+    let schema = jsonschema::validator_for(&dpa_sidecar::record::entry::schema().to_value()).unwrap();
+    for record in records.iter().filter(|record| record["event"] == "dpa.policy") {
+        let faults: Vec<String> = schema.iter_errors(record).map(|error| error.to_string()).collect();
+        assert!(faults.is_empty(), "{record}: {faults:?}");
+    }
     let mut in_force = BTreeSet::new();
     let (mut decisions, mut with) = (0, BTreeSet::new());
     for record in &records {

@@ -379,9 +379,9 @@ impl PolicyWatch {
     async fn refuse(&self, refusal: Refusal, fingerprint: &str, is_asked: bool, seen: &mut Seen) {
         let now = self.clock.now();
         let Refusal { why, offered, text, .. } = &refusal;
-        self.metrics.policy_refused(why.as_str());
         let is_told = self.standing.refused().is_some_and(|before| *before.text == **text);
         if !is_told || is_asked {
+            self.metrics.policy_refused(why.as_str());
             let revision = offered.as_ref().map(|offered| offered.revision);
             tracing::error!(why = why.as_str(), revision, text, "a policy is refused; the one in force stays");
             let (offered, why, text) = (offered.clone(), why.as_str(), text.to_string());
