@@ -190,6 +190,7 @@ fn records(criterion: &mut Criterion) {
         request_id: Uuid::now_v7(),
         trace_id: "2435d99c1e1242cca8ffeb1026da02d1",
         method: &Method::GET,
+        is_stale: false,
     };
     let (enforcement, action) = act(&decision, Enforcement::Enforce);
     let encode = |batch: &mut Batch| {

@@ -44,6 +44,7 @@ use crate::record::recorder::Pass;
 use crate::record::recorder::Receipt;
 use crate::record::recorder::RecordError;
 use crate::record::recorder::Recorder;
+use crate::standing::Standing;
 use crate::telemetry::Metrics;
 
 /// `DPA-Decision-Id`, on the request that is forwarded and on every answer.
@@ -95,17 +96,17 @@ pub fn act(decision: &Decision<'_>, sidecar: Enforcement) -> (Enforcement, Actio
     (enforcement, action)
 }
 
-/// Everything that a decision is made with; shared by all workers and replaced whole.
+/// Everything that a decision is made with; shared by all workers. The policy is replaced whole.
 #[derive(Debug)]
 pub struct Rules {
-    /// The agreement.
-    pub policy: Arc<Policy>,
+    /// The agreement: what is in force at this moment.
+    pub standing: Arc<Standing>,
     /// Who is believed.
     pub trust: Trust,
     /// Where the keys of the issuers come from, in the order of the issuers.
     pub keys: Vec<Arc<KeySource>>,
     /// What paths mean.
-    pub routes: Routes,
+    pub routes: Arc<Routes>,
     /// Whether this sidecar as a whole observes.
     pub enforcement: Enforcement,
     /// What happens to a request that cannot be recorded.
@@ -205,6 +206,8 @@ pub struct Refusal {
 pub enum Refused {
     /// A rule does not hold.
     Rule(Reason),
+    /// The policy is older than the settings allow.
+    Stale,
     /// The request could be read in two ways, or in none.
     Unreadable(Unreadable),
     /// Its decision could not be written down.
@@ -412,18 +415,25 @@ impl Gate {
     /// Steps 3 to 6: decides one request and writes the decision down.
     pub async fn check(&self, seen: &Observed<'_>, ids: &Ids, started: Instant) -> Verdict {
         let rules = &*self.rules;
-        let policy = &*rules.policy;
         let mut undecided = Undecided { gate: self, time: seen.time, started, is_over: false };
         self.renew_keys(seen).await;
+        // One policy for all of what follows: another may take effect at any moment.
+        let in_force = rules.standing.policy();
+        let policy = &*in_force;
         let weighed = weigh(seen, policy, &rules.trust, &rules.routes);
         undecided.is_over = true;
         let (facts, decision) = match weighed {
             Ok(weighed) => weighed,
             Err(unreadable) => {
-                return Verdict::Refuse(self.unreadable(unreadable, seen.method, ids, seen.time).await);
+                return Verdict::Refuse(self.unreadable_by(in_force, unreadable, seen.method, ids, seen.time).await);
             }
         };
-        let (enforcement, action) = act(&decision, rules.enforcement);
+        let (enforcement, mut action) = act(&decision, rules.enforcement);
+        // What is outside the agreement does not rest on it.
+        let is_stale = facts.scope != Scope::Outside && rules.standing.denies(policy, seen.time);
+        if is_stale && action == Action::Allowed {
+            action = if enforcement == Enforcement::Observe { Action::Observed } else { Action::Denied };
+        }
         let pass = Pass {
             decision_id: ids.decision,
             time: seen.time,
@@ -431,7 +441,7 @@ impl Gate {
             may_be_lost: action != Action::Denied
                 && (rules.on_failure == OnFailure::Allow || enforcement == Enforcement::Observe),
         };
-        let about = about(ids, seen.method, seen.time);
+        let about = About { is_stale, ..about(ids, seen.method, seen.time) };
         let writer = self.recorder.writer();
         // From here on the request may go away at any moment, and the record may be there then.
         let outcome = (action != Action::Denied).then(|| self.outcome(ids.decision, seen.time, started));
@@ -452,11 +462,13 @@ impl Gate {
             }
             (Ok(_), None) => {
                 self.metrics.denied.inc();
-                Verdict::Refuse(self.refusal(ids.decision, Refused::Rule(told(&facts, &decision))))
+                let is_party = facts.caller.known().is_some_and(|caller| caller.party.is_some());
+                let why = if is_stale && is_party { Refused::Stale } else { Refused::Rule(told(&facts, &decision)) };
+                Verdict::Refuse(self.refusal(&in_force, ids.decision, why))
             }
             (Err(error), outcome) => {
                 outcome.into_iter().for_each(OutcomeGuard::disarm);
-                Verdict::Refuse(self.refusal(ids.decision, Refused::Unrecorded(error)))
+                Verdict::Refuse(self.refusal(&in_force, ids.decision, Refused::Unrecorded(error)))
             }
         }
     }
@@ -475,26 +487,35 @@ impl Gate {
 
     /// Writes down and refuses a request that could be read in two ways, or in none.
     pub async fn unreadable(&self, why: Unreadable, method: &Method, ids: &Ids, time: Timestamp) -> Refusal {
+        self.unreadable_by(self.rules.standing.policy(), why, method, ids, time).await
+    }
+
+    async fn unreadable_by(
+        &self,
+        policy: Arc<Policy>,
+        why: Unreadable,
+        method: &Method,
+        ids: &Ids,
+        time: Timestamp,
+    ) -> Refusal {
         let about = about(ids, method, time);
         let writer = self.recorder.writer();
-        let policy = &*self.rules.policy;
         let enforcement = match self.rules.enforcement {
             Enforcement::Observe => Enforcement::Observe,
             Enforcement::Enforce => policy.enforcement,
         };
         let pass = Pass { decision_id: ids.decision, time, is_permitted: false, may_be_lost: false };
-        let encode = |batch: &mut Batch| entry::unreadable(batch, writer, &about, policy, enforcement);
+        let encode = |batch: &mut Batch| entry::unreadable(batch, writer, &about, &policy, enforcement);
         let receipt = self.recorder.append(pass, encode).await;
         if receipt.is_ok() {
             self.metrics.denied.inc();
         }
         let why = receipt.map_or_else(Refused::Unrecorded, |_| Refused::Unreadable(why));
-        self.refusal(ids.decision, why)
+        self.refusal(&policy, ids.decision, why)
     }
 
-    fn refusal(&self, decision: Uuid, why: Refused) -> Refusal {
-        let rules = &self.rules;
-        Refusal { decision, why, policy: Arc::clone(&rules.policy), challenge: rules.trust.challenge() }
+    fn refusal(&self, policy: &Arc<Policy>, decision: Uuid, why: Refused) -> Refusal {
+        Refusal { decision, why, policy: Arc::clone(policy), challenge: self.rules.trust.challenge() }
     }
 
     fn outcome(&self, decision_id: Uuid, time: Timestamp, started: Instant) -> OutcomeGuard {
@@ -537,7 +558,7 @@ impl Drop for Undecided<'_> {
 }
 
 fn about<'a>(ids: &'a Ids, method: &'a Method, time: Timestamp) -> About<'a> {
-    About { time, decision_id: ids.decision, request_id: ids.request, trace_id: &ids.trace, method }
+    About { time, decision_id: ids.decision, request_id: ids.request, trace_id: &ids.trace, method, is_stale: false }
 }
 
 /// The one reason that the caller is told. Somebody unidentified, or no party to the agreement, learns

@@ -42,6 +42,8 @@ pub mod config;
 pub mod reload;
 pub mod schema;
 pub mod serve;
+pub mod signature;
 pub mod sockets;
+pub mod standing;
 pub mod telemetry;
 pub mod yaml;

@@ -25,6 +25,7 @@ use crate::gate::Refused;
 use crate::gate::id_value;
 use crate::observed::GRPC;
 use crate::observed::is_call;
+use crate::record::entry::POLICY_STALE;
 use crate::record::entry::REQUEST_UNREADABLE;
 
 /// The body of an answer: ours, or the upstream's.
@@ -155,6 +156,13 @@ pub fn refused(refusal: &Refusal, form: Form) -> Response<AnswerBody> {
             let title = "The request could be read in more than one way, or in none.";
             (REQUEST_UNREADABLE, title, 400, unreadable.as_str(), None)
         }
+        Refused::Stale => (
+            POLICY_STALE,
+            "The policy is older than it may be, so nothing was forwarded.",
+            503,
+            "The sidecar waits for a policy that was issued more recently.",
+            None,
+        ),
         Refused::Unrecorded(_) => (
             DECISION_UNRECORDED,
             "The decision could not be written down, so nothing was forwarded.",

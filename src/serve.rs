@@ -15,7 +15,6 @@ use rustix::process::setrlimit;
 use tokio::signal::unix::Signal;
 use tokio::signal::unix::SignalKind;
 use tokio::signal::unix::signal;
-use tokio::sync::Notify;
 use tokio::sync::Semaphore;
 use tokio::sync::watch;
 use tokio::task::LocalSet;
@@ -34,7 +33,6 @@ use crate::forward::Upstream;
 use crate::forward::headers::HeaderRules;
 use crate::gate::Gate;
 use crate::gate::Rules;
-use crate::policy::Policy;
 use crate::policy::terms::Location;
 use crate::record::Batch;
 use crate::record::entry;
@@ -43,10 +41,18 @@ use crate::record::log::Closing;
 use crate::record::log::Counters;
 use crate::record::log::Log;
 use crate::record::log::OpenError;
+use crate::record::policy_event;
 use crate::record::recorder::Recorder;
 use crate::reload;
+use crate::reload::Accepted;
+use crate::reload::Again;
+use crate::reload::PolicySource;
+use crate::reload::PolicyWatch;
+use crate::reload::Refusal;
 use crate::sockets;
 use crate::sockets::Address;
+use crate::standing::InForce;
+use crate::standing::Standing;
 use crate::telemetry::Metrics;
 use crate::tls;
 
@@ -80,7 +86,7 @@ pub struct Sidecar {
     health: Option<(TcpListener, Health)>,
     draining: watch::Sender<bool>,
     /// Has files read again at once.
-    again: Arc<Notify>,
+    again: Arc<Again>,
     workers: Vec<JoinHandle<Instant>>,
     closing: Closing,
 }
@@ -118,8 +124,9 @@ struct Bound {
 /// # Errors
 ///
 /// [`StartError`].
-pub fn start(settings: Settings, policy: Policy, clock: Clock) -> Result<Sidecar, StartError> {
+pub fn start(settings: Settings, accepted: Accepted, clock: Clock) -> Result<Sidecar, StartError> {
     let now = clock.now();
+    let settings = Arc::new(settings);
     let mut addresses = Vec::new();
     let mut listeners = Vec::new();
     for listener in &settings.listeners {
@@ -131,10 +138,10 @@ pub fn start(settings: Settings, policy: Policy, clock: Clock) -> Result<Sidecar
         listeners.push(Bound { socket, tls, upstream: listener.upstream, egress: listener.egress.clone() });
     }
     let mut upstreams = Vec::new();
-    for upstream in settings.upstreams {
+    for upstream in &settings.upstreams {
         let load = |tls| tls::Client::load(&upstream.name, tls).map(Arc::new);
         let tls = upstream.tls.clone().map(load).transpose()?;
-        upstreams.push(Arc::new(Destination::new(upstream, tls)));
+        upstreams.push(Arc::new(Destination::new(upstream.clone(), tls)));
     }
     let all_tls = tls::All {
         servers: listeners.iter().filter_map(|bound| bound.tls.clone()).collect(),
@@ -144,34 +151,41 @@ pub fn start(settings: Settings, policy: Policy, clock: Clock) -> Result<Sidecar
         Some(sockets::Bound::Tcp(ref socket)) => Some(socket.try_clone().map_err(StartError::Thread)?),
         Some(sockets::Bound::Unix(..)) | None => None,
     };
-    let writer = Writer {
-        service: settings.service,
-        instance: settings.instance,
-        log: Uuid::now_v7(),
-        on_failure: settings.log.on_failure.as_str(),
-        durability: settings.log.durability.as_str(),
-    };
     let metrics = Metrics::default();
     let enforcement = settings.enforcement;
-    let loaded = |batch: &mut Batch, writer: &Writer| entry::policy_event(batch, writer, now, &policy, enforcement);
-    let counters = Counters::new(metrics.unrecorded.clone(), policy.digest.clone());
+    let loaded = |batch: &mut Batch, writer: &Writer| {
+        accepted.recorded(|load| policy_event::loaded(batch, writer, now, enforcement, load));
+    };
+    let counters = Counters::new(metrics.unrecorded.clone(), accepted.policy.digest.clone());
+    if accepted.key_id.is_none() {
+        let help =
+            "set `policy.public_key`, and sign it with `dpa-sidecar sign`: who can write its file could change it";
+        tracing::warn!(help, "the policy is not signed");
+    }
     if settings.log.signer.is_none() {
         let help = "set `decision_log.signing_key`: who can write the log's files could write the whole chain anew";
         tracing::warn!(help, "the decision log is chained and its checkpoints are not signed");
     }
-    let (log, closing) = Log::open(&settings.log, writer, Box::new(move || clock.now()), counters, loaded)?;
+    if settings.policy.baseline.is_none() {
+        let help = "set `policy.baseline` to the policy that was agreed last";
+        tracing::info!(help, "what the policy weakens since the last start is not looked at");
+    }
+    let (log, closing) = Log::open(&settings.log, writer(&settings), Box::new(move || clock.now()), counters, loaded)?;
+    metrics.policy_loaded(accepted.policy.revision);
+    let in_force = InForce { policy: Arc::new(accepted.policy), since: now, key_id: accepted.key_id };
+    let standing = Arc::new(Standing::new(in_force, settings.policy.max_age));
     let (draining, drained) = watch::channel(false);
     let health = health_socket.map(|socket| {
-        let policy = format!("{} revision {} digest {}", policy.name, policy.revision, policy.digest);
         let keys = settings.key_sources.clone();
         let (log, metrics, tls) = (Arc::clone(log.counters()), metrics.clone(), all_tls.clone());
-        (socket, Health { draining: drained.clone(), log, metrics, policy, tls, clock, keys })
+        let standing = Arc::clone(&standing);
+        (socket, Health { draining: drained.clone(), log, metrics, standing, tls, clock, keys })
     });
     let rules = Rules {
-        policy: Arc::new(policy),
-        trust: settings.trust,
+        standing: Arc::clone(&standing),
+        trust: settings.trust.clone(),
         keys: settings.key_sources.clone(),
-        routes: settings.routes,
+        routes: Arc::clone(&settings.routes),
         enforcement: settings.enforcement,
         on_failure: settings.log.on_failure,
     };
@@ -182,7 +196,7 @@ pub fn start(settings: Settings, policy: Policy, clock: Clock) -> Result<Sidecar
         storage: settings.storage_location,
         // On egress a token is for the subprocessor, and no proxy stands in front.
         egress_headers: Arc::new(HeaderRules { keeps_tokens: false, trusted: Vec::new(), ..settings.headers.clone() }),
-        headers: Arc::new(settings.headers),
+        headers: Arc::new(settings.headers.clone()),
         limits: settings.limits,
         slots: accept::Slots::new(connections(
             settings.limits.connections,
@@ -197,9 +211,23 @@ pub fn start(settings: Settings, policy: Policy, clock: Clock) -> Result<Sidecar
         drain_timeout: settings.drain_timeout,
         draining: drained,
     };
-    let again = Arc::new(Notify::new());
+    let again = Arc::new(Again::default());
     let look_again = Arc::clone(&again);
-    reload::start(all_tls, settings.key_sources, clock, share.draining.clone(), look_again)
+    let policy = PolicyWatch {
+        source: PolicySource { path: settings.policy_file.clone(), key: settings.policy.key.clone() },
+        standing,
+        enforcement: settings.enforcement,
+        // Before the workers' own: the log takes what it says first.
+        recorder: log.recorder(),
+        log: Arc::clone(log.counters()),
+        metrics: share.metrics.clone(),
+        clock,
+        demands: {
+            let settings = Arc::clone(&settings);
+            Arc::new(move |policy| settings.check_against(policy))
+        },
+    };
+    reload::start(all_tls, settings.key_sources.clone(), policy, clock, share.draining.clone(), look_again)
         .map_err(StartError::Thread)?;
     let mut workers = Vec::new();
     for number in 0..settings.workers {
@@ -213,6 +241,36 @@ pub fn start(settings: Settings, policy: Policy, clock: Clock) -> Result<Sidecar
         workers.push(thread);
     }
     Ok(Sidecar { addresses, health, draining, again, workers, closing })
+}
+
+fn writer(settings: &Settings) -> Writer {
+    Writer {
+        service: settings.service.clone(),
+        instance: settings.instance.clone(),
+        log: Uuid::now_v7(),
+        on_failure: settings.log.on_failure.as_str(),
+        durability: settings.log.durability.as_str(),
+    }
+}
+
+/// What a checkpoint says of the policy while none is in force.
+const NO_POLICY: &str = "0000000000000000000000000000000000000000000000000000000000000000";
+
+/// Writes down that the first policy of a start was refused; nothing starts.
+///
+/// # Errors
+///
+/// [`OpenError`].
+pub fn record_refused(settings: &Settings, refusal: &Refusal, clock: Clock) -> Result<(), OpenError> {
+    let (now, enforcement) = (clock.now(), settings.enforcement);
+    let counters = Counters::new(Metrics::default().unrecorded, NO_POLICY.into());
+    let refused = |batch: &mut Batch, writer: &Writer| {
+        policy_event::refused(batch, writer, now, enforcement, &refusal.recorded(None));
+    };
+    let (log, closing) = Log::open(&settings.log, writer(settings), Box::new(move || clock.now()), counters, refused)?;
+    drop(log);
+    closing.wait(Instant::now() + settings.log.timeout);
+    Ok(())
 }
 
 fn listen(address: &Address) -> Result<sockets::Bound, StartError> {
@@ -351,7 +409,7 @@ impl Signals {
 
 impl Sidecar {
     /// Serves until SIGTERM or SIGINT, then drains: not ready, answers what is under way, writes the log
-    /// last. A second signal stops at once. SIGHUP has certificates and keys read again.
+    /// last. A second signal stops at once. SIGHUP has the policy, certificates and keys read again.
     ///
     /// # Errors
     ///
@@ -370,8 +428,8 @@ impl Sidecar {
                     _ = terminate.recv() => break,
                     _ = interrupt.recv() => break,
                     _ = hangup.recv() => {
-                        tracing::info!("SIGHUP: certificates and keys are read again; the policy is read at the start only");
-                        self.again.notify_one();
+                        tracing::info!("SIGHUP: the policy, certificates and keys are read again");
+                        self.again.now();
                     }
                 }
             }

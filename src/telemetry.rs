@@ -3,10 +3,12 @@
 
 use std::error::Error;
 use std::fmt;
+use std::sync::atomic::AtomicU64;
 
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 /// How the operational log is written.
@@ -84,6 +86,10 @@ pub struct Metrics {
     pub refused: Counter,
     /// Connections of HTTP/2 that were closed since what came on them asked for next to nothing.
     pub flooded: Counter,
+    policy_revision: Gauge<u64, AtomicU64>,
+    policy_age: Gauge,
+    policy_loads: Counter,
+    policy_refused: Family<[(&'static str, &'static str); 1], Counter>,
     decisions: Family<[(&'static str, &'static str); 1], Counter>,
     unread: Family<[(&'static str, &'static str); 1], Counter>,
 }
@@ -108,6 +114,10 @@ impl Default for Metrics {
             gone: why("gone"),
             refused: why("refused"),
             flooded: why("flooded"),
+            policy_revision: Gauge::default(),
+            policy_age: Gauge::default(),
+            policy_loads: Counter::default(),
+            policy_refused: Family::default(),
             decisions,
             unread,
         }
@@ -115,6 +125,22 @@ impl Default for Metrics {
 }
 
 impl Metrics {
+    /// A policy of this revision took effect.
+    pub fn policy_loaded(&self, revision: u64) {
+        self.policy_revision.set(revision);
+        self.policy_loads.inc();
+    }
+
+    /// A policy was refused, for this reason.
+    pub fn policy_refused(&self, why: &'static str) {
+        self.policy_refused.get_or_create(&[("why", why)]).inc();
+    }
+
+    /// How many seconds ago the policy in force was issued, or taken if it does not say when it was issued.
+    pub fn policy_is_old(&self, seconds: i64) {
+        self.policy_age.set(seconds);
+    }
+
     /// The counters in the text format of Prometheus.
     #[must_use]
     pub fn text(&self) -> String {
@@ -126,6 +152,18 @@ impl Metrics {
             self.unrecorded.clone(),
         );
         registry.register("dpa_requests_unread", "Requests refused before a decision", self.unread.clone());
+        registry.register("dpa_policy_revision", "Revision of the policy in force", self.policy_revision.clone());
+        registry.register(
+            "dpa_policy_age_seconds",
+            "Since the policy in force was issued, or taken if it does not say when it was issued",
+            self.policy_age.clone(),
+        );
+        registry.register("dpa_policy_loads", "Policies that took effect", self.policy_loads.clone());
+        registry.register(
+            "dpa_policy_refused",
+            "Policies that were refused; the one in force stayed",
+            self.policy_refused.clone(),
+        );
         let mut text = String::new();
         let _infallible = encode(&mut text, &registry);
         text

@@ -12,12 +12,13 @@ use crate::support::repository;
 use crate::support::run;
 
 /// File, its problem, and how many errors there are; a file with none has a warning only.
-const INVALID: [(&str, &str, usize); 58] = [
+const INVALID: [(&str, &str, usize); 60] = [
     ("agreement-ends-soon", "DPA030", 0),
     ("alias", "DPA002", 1),
     ("ambiguous-identity", "DPA016", 1),
     ("anchor", "DPA002", 1),
     ("bare-state", "DPA008", 1),
+    ("behind-the-baseline", "DPA052", 1),
     ("certificate-nowhere", "DPA046", 1),
     ("certificate-that-is-none", "DPA050", 2),
     ("certificates-nobody-asks-for", "DPA031", 0),
@@ -39,13 +40,14 @@ const INVALID: [(&str, &str, usize); 58] = [
     ("methods-that-are-none", "DPA008", 2),
     ("missing-field", "DPA005", 1),
     ("model-training", "DPA014", 1),
+    ("never-signed", "DPA051", 1),
     ("no-customers", "DPA018", 1),
     ("no-policy-file", "DPA046", 1),
     ("no-sink", "DPA044", 1),
     ("no-such-customer-file", "DPA020", 1),
     ("nobody-vouches", "DPA005", 4),
     ("not-yaml", "DPA001", 1),
-    ("not-yet-signed", "DPA043", 1),
+    ("not-yet-administered", "DPA043", 1),
     ("observe-against-the-policy", "DPA045", 1),
     ("one-peer-two-headers", "DPA035", 0),
     ("prohibited-sale", "DPA013", 1),

@@ -232,6 +232,7 @@ fn each_command_that_a_document_names_is_there() {
         "docs/policy.md",
         "docs/policy-tests.md",
         "docs/change-a-policy.md",
+        "docs/sign-a-policy.md",
         "docs/settings.md",
         "docs/egress.md",
     ] {

@@ -6,13 +6,14 @@ use std::path::PathBuf;
 use crate::support::repository;
 
 /// The ranks; the first word is what a module does.
-const RANKS: [(&str, u8); 26] = [
+const RANKS: [(&str, u8); 28] = [
     ("yaml", 0),
     ("schema", 0),
     ("telemetry", 0),
     ("files", 0),
     ("sockets", 0),
     ("pace", 0),
+    ("signature", 0),
     ("policy", 1),
     ("decide", 2),
     ("observed", 3),
@@ -20,6 +21,7 @@ const RANKS: [(&str, u8); 26] = [
     ("establish", 5),
     ("record", 6),
     ("keys", 6),
+    ("standing", 6),
     ("gate", 7),
     ("tls", 7),
     ("forward", 8),

@@ -110,7 +110,8 @@ fn sighup_ended_the_process() {
     for round in 1..=3 {
         signal(&sidecar, "-HUP");
         wait_for("the word of it", || {
-            let said = sidecar.stderr.text().matches("the policy is read at the start only").count();
+            let said =
+                sidecar.stderr.text().matches("SIGHUP: the policy, certificates and keys are read again").count();
             (said == round).then_some(())
         });
         connection.send(permitted());

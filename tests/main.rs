@@ -33,6 +33,7 @@ mod life;
 mod log_failures;
 mod overload;
 mod panicked;
+mod policy_reload;
 mod pool;
 mod properties;
 mod proxy;

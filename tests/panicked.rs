@@ -26,6 +26,8 @@ use dpa_sidecar::record::log::Counters;
 use dpa_sidecar::record::log::Log;
 use dpa_sidecar::record::recorder::Recorder;
 use dpa_sidecar::reload;
+use dpa_sidecar::standing::InForce;
+use dpa_sidecar::standing::Standing;
 use dpa_sidecar::telemetry::Metrics;
 use hyper::body::Incoming;
 use hyper::service::Service as _;
@@ -43,8 +45,9 @@ use crate::support::records_in;
 
 fn door(settings: Settings, recorder: Recorder) -> Proxy {
     let policy = reload::load(&settings.policy_file, None, None).unwrap().policy.unwrap();
+    let in_force = InForce { policy: Arc::new(policy), since: jiff::Timestamp::now(), key_id: None };
     let rules = Rules {
-        policy: Arc::new(policy),
+        standing: Arc::new(Standing::new(in_force, None)),
         trust: settings.trust,
         keys: settings.key_sources,
         routes: settings.routes,

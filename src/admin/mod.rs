@@ -23,6 +23,10 @@ use tokio::task::JoinHandle;
 use crate::doors::proxy::Clock;
 use crate::keys::KeySource;
 use crate::record::log::Counters;
+use crate::standing;
+use crate::standing::InForce;
+use crate::standing::RefusedLoad;
+use crate::standing::Standing;
 use crate::telemetry::Metrics;
 use crate::tls;
 
@@ -35,8 +39,8 @@ pub struct Health {
     pub log: Arc<Counters>,
     /// The counters.
     pub metrics: Metrics,
-    /// Name, revision and digest of the policy.
-    pub policy: String,
+    /// The policy in force, and why a newer one is not.
+    pub standing: Arc<Standing>,
     /// The keys of the issuers of tokens.
     pub keys: Vec<Arc<KeySource>>,
     /// The certificates.
@@ -87,7 +91,7 @@ impl Health {
         let (status, text) = match path {
             "/livez" => (StatusCode::OK, "ok\n".to_owned()),
             "/readyz" => self.ready(verbose),
-            "/metrics" => (StatusCode::OK, self.metrics.text()),
+            "/metrics" => (StatusCode::OK, self.metrics()),
             _ => (StatusCode::NOT_FOUND, "known: /livez, /readyz, /metrics\n".to_owned()),
         };
         let mut response = Response::new(Full::new(Bytes::from(text)));
@@ -97,11 +101,21 @@ impl Health {
         response
     }
 
+    fn metrics(&self) -> String {
+        let (in_force, now) = (self.standing.in_force(), self.clock.now());
+        let age = standing::age(&in_force.policy, now).unwrap_or_else(|| now.duration_since(in_force.since));
+        self.metrics.policy_is_old(age.as_secs());
+        self.metrics.text()
+    }
+
     fn ready(&self, verbose: bool) -> (StatusCode, String) {
         let is_failing = self.log.is_failing.load(Ordering::Relaxed);
         let is_draining = *self.draining.borrow();
+        let (in_force, now) = (self.standing.in_force(), self.clock.now());
+        let is_stale = self.standing.is_stale(&in_force.policy, now);
+        let policy = policy_line(&in_force, is_stale);
         let checks = [
-            ("policy", true, self.policy.as_str()),
+            ("policy", !self.standing.denies(&in_force.policy, now), policy.as_str()),
             ("decision_log", !is_failing, if is_failing { "the last write failed" } else { "takes records" }),
             ("serving", !is_draining, if is_draining { "stopping" } else { "takes requests" }),
         ];
@@ -110,6 +124,9 @@ impl Health {
         let line =
             |(name, good, what): &(&str, bool, &str)| format!("[{}] {name}: {what}\n", if *good { "+" } else { "-" });
         let mut text: String = if verbose { checks.iter().map(line).collect() } else { String::new() };
+        if let Some(refused) = self.standing.refused().filter(|_| verbose) {
+            text.push_str(&refused_line(&refused));
+        }
         if verbose {
             text.extend(self.tls.endings().iter().map(|ending| end_line(ending, self.clock.now())));
         }
@@ -121,6 +138,19 @@ impl Health {
         text.push_str(if is_ready { "ok\n" } else { "not ready\n" });
         (status, text)
     }
+}
+
+fn policy_line(InForce { policy, since, key_id }: &InForce, is_stale: bool) -> String {
+    let signed = key_id.as_ref().map_or_else(|| "not signed".to_owned(), |key| format!("signed by {key}"));
+    let stale = if is_stale { ", older than `policy.max_age`" } else { "" };
+    format!("{}, {signed}, in force since {since:.0}{stale}", policy.named())
+}
+
+/// Why what the files say is not in force. It tells, and does not count for readiness: what is in force is good.
+fn refused_line(RefusedLoad { at, offered, why, text }: &RefusedLoad) -> String {
+    let which =
+        offered.as_ref().map_or_else(|| "what the files say".to_owned(), |it| format!("revision {}", it.revision));
+    format!("[!] policy: {which} was refused at {at:.0}: {why}: {text}\n")
 }
 
 /// When something ends; `!` if that is near. It tells, and does not count for readiness.

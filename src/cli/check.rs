@@ -11,6 +11,7 @@ use super::CliError;
 use super::Exit;
 use super::Output;
 use super::colour;
+use super::offered::offered;
 use super::print_problems;
 use crate::config;
 use crate::policy::Policy;
@@ -62,6 +63,8 @@ struct Checked {
     loaded: Option<String>,
     /// The policy, if it is one.
     policy: Option<Policy>,
+    /// What it was held against.
+    baseline: Option<String>,
     /// What of it is weaker than the baseline, and not agreed.
     refused: Vec<Refused>,
 }
@@ -70,7 +73,7 @@ struct Checked {
 struct Found<'a> {
     schema_version: u8,
     problems: Vec<FoundProblem<'a>>,
-    /// With `--against`: what is weaker and not agreed.
+    /// With `--against`, or `policy.baseline`: what is weaker and not agreed.
     #[serde(skip_serializing_if = "Option::is_none")]
     refused: Option<Vec<FoundRefused<'a>>>,
 }
@@ -121,13 +124,15 @@ pub(super) fn check(arguments: &Arguments, out: &mut dyn Write, err: &mut dyn Wr
     }
     for checked in &mut all {
         if let (Some(old), Some(new)) = (&baseline, &checked.policy) {
+            checked.baseline = arguments.against.as_ref().map(|path| path.display().to_string());
             checked.refused = refused(&diff(old, new, Some(now)), old, new, now);
         }
     }
     match arguments.output {
         Output::Json => {
             let problems = all.iter().flat_map(found).collect();
-            let refused = arguments.against.is_some().then(|| all.iter().flat_map(found_refused).collect());
+            let is_held_against = all.iter().any(|checked| checked.baseline.is_some());
+            let refused = is_held_against.then(|| all.iter().flat_map(found_refused).collect());
             serde_json::to_writer_pretty(&mut *out, &Found { schema_version: 1, problems, refused })
                 .map_err(std::io::Error::from)?;
             writeln!(out)?;
@@ -145,8 +150,8 @@ pub(super) fn check(arguments: &Arguments, out: &mut dyn Write, err: &mut dyn Wr
                         writeln!(out, "{path}: {at_least}{count} error{}", if count == 1 { "" } else { "s" })?;
                     }
                 }
-                if let Some(baseline) = arguments.against.as_ref().filter(|_| checked.policy.is_some()) {
-                    print_refused(path, &baseline.display().to_string(), &checked.refused, out)?;
+                if let Some(baseline) = &checked.baseline {
+                    print_refused(path, baseline, &checked.refused, out)?;
                 }
             }
         }
@@ -193,7 +198,7 @@ fn found_refused(checked: &Checked) -> impl Iterator<Item = FoundRefused<'_>> {
 const MOST_NAMED: usize = 10;
 
 /// What is weaker and not agreed, and what would have to be on record.
-fn print_refused(path: &str, baseline: &str, all: &[Refused], out: &mut dyn Write) -> std::io::Result<()> {
+pub(super) fn print_refused(path: &str, baseline: &str, all: &[Refused], out: &mut dyn Write) -> std::io::Result<()> {
     if all.is_empty() {
         return writeln!(out, "{path}: all that is weaker than {baseline} is agreed");
     }
@@ -231,14 +236,14 @@ fn check_file(path: &Path, look_out: Option<Timestamp>) -> Result<Vec<Checked>, 
     if let Some(settings) = &settings {
         problems.0.extend(settings.read_keys().0);
         problems.0.extend(settings.check_files(look_out.unwrap_or_default()).0);
-        match reload::load(&settings.policy_file, None, look_out) {
-            Ok(loaded) => {
-                if let Some(policy) = &loaded.policy {
-                    problems.0.extend(settings.check_against(policy).0);
-                }
-                checked.push(check_policy(loaded));
-            }
-            Err(error) => problems.push(unreadable_policy(settings, &error)),
+        let mut offered = offered(settings, look_out, look_out.unwrap_or_default(), &mut problems);
+        let loaded = offered.loaded.take();
+        checked.extend(loaded.map(check_policy));
+        if let (Some(checked), Some(baseline)) = (checked.last_mut(), &settings.policy.baseline) {
+            let weaker = offered.refusal.map_or(Vec::new(), |refusal| refusal.weaker);
+            checked.baseline =
+                (offered.is_held_against || !weaker.is_empty()).then(|| baseline.value.display().to_string());
+            checked.refused = weaker;
         }
     }
     let loaded = settings.filter(|_| !problems.has_errors()).map(|settings| {
@@ -249,7 +254,10 @@ fn check_file(path: &Path, look_out: Option<Timestamp>) -> Result<Vec<Checked>, 
             settings.upstreams.len()
         )
     });
-    checked.insert(0, Checked { sources: vec![source], problems, loaded, policy: None, refused: Vec::new() });
+    checked.insert(
+        0,
+        Checked { sources: vec![source], problems, loaded, policy: None, baseline: None, refused: Vec::new() },
+    );
     Ok(checked)
 }
 
@@ -257,18 +265,5 @@ fn check_policy(loaded: reload::Loaded) -> Checked {
     let reload::Loaded { sources, policy, problems } = loaded;
     let what =
         policy.as_ref().map(|policy| format!("{} revision {}, {}", policy.name, policy.revision, policy.counts()));
-    Checked { sources, problems, loaded: what, policy, refused: Vec::new() }
-}
-
-/// The policy that the settings name cannot be read: a mistake in the settings.
-pub(super) fn unreadable_policy(
-    settings: &config::Settings,
-    error: &reload::ReadError,
-) -> crate::policy::problem::Problem {
-    crate::policy::problem::Problem::error(
-        crate::policy::problem::Code::Unreadable,
-        settings.policy_file_at,
-        crate::telemetry::chain(error).to_string(),
-        "name the policy's file; a relative path counts from the folder of this file",
-    )
+    Checked { sources, problems, loaded: what, policy, baseline: None, refused: Vec::new() }
 }

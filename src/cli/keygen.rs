@@ -1,4 +1,4 @@
-//! `keygen`: a key pair that signs checkpoints of the decision log.
+//! `keygen`: a key pair that signs policies, or checkpoints of the decision log.
 
 use std::fs::File;
 use std::fs::OpenOptions;
@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 use super::CliError;
 use super::Exit;
-use crate::record::checkpoint;
+use crate::signature;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -18,8 +18,13 @@ Examples:
   dpa-sidecar keygen audit.key                     writes audit.key (keep it secret) and audit.key.pub
   dpa-sidecar audit verify --key audit.key.pub /var/lib/dpa-sidecar
 
-sidecar.yaml names the private key: `decision_log: {…, signing_key: audit.key}`. Give auditors the
-public one and the key id, by a way that nobody who can write the log can change.
+  dpa-sidecar keygen policy.key                    writes policy.key and policy.key.pub
+  dpa-sidecar sign --key policy.key policy.yaml
+
+For the log, sidecar.yaml names the private key: `decision_log: {…, signing_key: audit.key}`. Give auditors the
+public one and the key id, by a way that nobody who can write the log can change. For policies, it names the public
+key: `policy: {…, public_key: policy.key.pub}`. The private one stays with whoever may change the agreement, and never
+comes near a sidecar. Take a key for each.
 
 Exit codes: 0 written, 2 not (a file is there already, or cannot be written).")]
 pub(super) struct Arguments {
@@ -37,7 +42,7 @@ pub(super) fn keygen(arguments: &Arguments, out: &mut dyn Write) -> Result<Exit,
         let path = path.to_path_buf();
         move |source| CliError::Key { path, source }
     };
-    let key = checkpoint::generate().map_err(|error| CliError::Unknown(error.to_string()))?;
+    let key = signature::generate().map_err(|error| CliError::Unknown(error.to_string()))?;
     let mut private_file = create(private, 0o600).map_err(failed(private))?;
     // What was made here and holds no whole key goes away again.
     let mut public_file = create(&public, 0o644).map_err(failed(&public)).inspect_err(|_| {

@@ -7,8 +7,10 @@ mod demo;
 mod diff;
 mod explain;
 mod keygen;
+mod offered;
 mod run;
 mod schema;
+mod sign;
 mod test;
 
 use std::io;
@@ -21,9 +23,9 @@ use clap::ValueEnum;
 
 use crate::policy::problem::Problems;
 use crate::policy::problem::Source;
-use crate::record::checkpoint::KeyError;
 use crate::reload::ReadError;
 use crate::serve::StartError;
+use crate::signature::KeyError;
 use crate::telemetry;
 use crate::telemetry::LogFormat;
 
@@ -69,6 +71,10 @@ enum CliError {
     Demo(#[source] io::Error),
     #[error("cannot write the key `{path}`")]
     Key { path: PathBuf, source: io::Error },
+    #[error("cannot read the key `{path}`")]
+    UnreadKey { path: PathBuf, source: io::Error },
+    #[error("cannot write `{path}`")]
+    Put { path: PathBuf, source: io::Error },
     #[error("the key `{path}` cannot be used")]
     BadKey { path: PathBuf, source: KeyError },
     #[error("cannot prepare the demo in `{path}`")]
@@ -83,6 +89,7 @@ Examples:
   dpa-sidecar check sidecar.yaml policy.yaml
   dpa-sidecar test policy-tests.yaml
   dpa-sidecar diff agreed.yaml policy.yaml                     what a change permits, and for whom
+  dpa-sidecar sign --key policy.key policy.yaml                so that nobody else can change it
   dpa-sidecar audit tail -f decisions.ndjson                   decisions, as a person reads them
   dpa-sidecar audit verify --key audit.key.pub /var/lib/dpa-sidecar
   dpa-sidecar schema policy > policy.schema.json               for editors and validators
@@ -116,7 +123,9 @@ enum Command {
     Diff(diff::Arguments),
     /// Verify a decision log, or read it as it grows.
     Audit(audit::Arguments),
-    /// Make a key pair that signs the checkpoints of a decision log.
+    /// Sign a policy: every file that it is made of.
+    Sign(sign::Arguments),
+    /// Make a key pair that signs policies, or the checkpoints of a decision log.
     Keygen(keygen::Arguments),
     /// Print the JSON Schema (draft 2020-12) of a file, or of the lines of the decision log.
     Schema(schema::Arguments),
@@ -162,6 +171,7 @@ pub fn run() -> Exit {
         Command::Test(test) => test::test(test, &mut out, &mut err),
         Command::Diff(diff) => diff::diff(diff, &mut out, &mut err),
         Command::Audit(audit) => audit::audit(audit, &mut out, &mut err),
+        Command::Sign(sign) => sign::sign(sign, &mut out, &mut err),
         Command::Keygen(keygen) => keygen::keygen(keygen, &mut out),
         Command::Schema(schema) => schema::schema(schema, &mut out),
     };

@@ -12,8 +12,8 @@ use super::Exit;
 use super::ask::Ask;
 use super::ask::AskedSubscriber;
 use super::ask::CLEAR;
-use super::check::unreadable_policy;
 use super::colour;
+use super::offered::offered;
 use super::print_problems;
 use crate::config;
 use crate::config::Settings;
@@ -27,7 +27,9 @@ use crate::policy::terms::Identity;
 use crate::policy::terms::Location;
 use crate::policy::terms::Operation;
 use crate::reload;
+use crate::reload::Accepted;
 use crate::serve;
+use crate::serve::StartError;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -72,14 +74,18 @@ pub(super) fn run(arguments: &Arguments, err: &mut dyn Write) -> Result<Exit, Cl
             ));
         }
     };
-    let Some((settings, policy)) = prepare(&source, err)? else { return Ok(Exit::No) };
+    let Some((settings, accepted)) = prepare(&source, err)? else { return Ok(Exit::No) };
+    let policy = &accepted.policy;
     if settings.enforcement == crate::policy::Enforcement::Observe {
         tracing::warn!("this sidecar observes: denied requests are recorded and pass");
     }
-    tracing::info!(policy = %policy.name, revision = policy.revision, digest = %policy.digest, "policy loaded");
-    let told = is_short.then(|| how_to_try(arguments, &settings, &policy));
+    tracing::info!(
+        policy = %policy.name, revision = policy.revision, digest = %policy.digest,
+        signed = accepted.key_id.is_some(), "policy loaded"
+    );
+    let told = is_short.then(|| how_to_try(arguments, &settings, policy));
     let signals = serve::Signals::listen()?;
-    let sidecar = serve::start(settings, policy, Clock::default())?;
+    let sidecar = serve::start(settings, accepted, Clock::default())?;
     for (name, address) in &sidecar.addresses {
         tracing::info!(%name, %address, "listening");
     }
@@ -91,37 +97,34 @@ pub(super) fn run(arguments: &Arguments, err: &mut dyn Write) -> Result<Exit, Cl
 }
 
 /// Settings and policy, or nothing after what is wrong was told.
-pub(super) fn prepare(source: &Source, err: &mut dyn Write) -> Result<Option<(Settings, Policy)>, CliError> {
+pub(super) fn prepare(source: &Source, err: &mut dyn Write) -> Result<Option<(Settings, Accepted)>, CliError> {
     let (settings, mut problems) = config::compile(source, &config::environment);
-    let sources = std::slice::from_ref(source);
+    let (sources, colour) = (std::slice::from_ref(source), colour(&std::io::stderr()));
     let Some(settings) = settings else {
-        print_problems(err, &problems, sources, colour(&std::io::stderr()))?;
+        print_problems(err, &problems, sources, colour)?;
         return Ok(None);
     };
+    let now = Timestamp::now();
     problems.0.extend(settings.read_keys().0);
-    let loaded = match reload::load(&settings.policy_file, None, Some(Timestamp::now())) {
-        Ok(loaded) => loaded,
-        Err(error) => {
-            problems.push(unreadable_policy(&settings, &error));
-            print_problems(err, &problems, sources, colour(&std::io::stderr()))?;
-            return Ok(None);
+    let offered = offered(&settings, Some(now), now, &mut problems);
+    problems.0.extend(settings.check_files(now).0);
+    let loaded = offered.loaded.as_ref();
+    if problems.has_errors() || loaded.is_none_or(|loaded| loaded.policy.is_none()) {
+        print_problems(err, &problems, sources, colour)?;
+        if let Some(loaded) = loaded {
+            print_problems(err, &loaded.problems, &loaded.sources, colour)?;
         }
-    };
-    problems.0.extend(settings.check_files(Timestamp::now()).0);
-    if let Some(policy) = &loaded.policy {
-        problems.0.extend(settings.check_against(policy).0);
+        offered.print_weaker(&settings, err)?;
+        if let Some(refusal) = &offered.refusal {
+            serve::record_refused(&settings, refusal, Clock::default()).map_err(StartError::from)?;
+        }
+        return Ok(None);
     }
-    if problems.has_errors() || loaded.policy.is_none() {
-        print_problems(err, &problems, sources, colour(&std::io::stderr()))?;
-        print_problems(err, &loaded.problems, &loaded.sources, colour(&std::io::stderr()))?;
-    } else if !problems.0.is_empty() || !loaded.problems.0.is_empty() {
-        let count = problems.0.len() + loaded.problems.0.len();
+    let count = problems.0.len() + loaded.map_or(0, |loaded| loaded.problems.0.len());
+    if count > 0 {
         tracing::warn!(count, "settings and policy have warnings: `dpa-sidecar check` shows them");
     }
-    match loaded.policy {
-        Some(policy) if !problems.has_errors() => Ok(Some((settings, policy))),
-        Some(_) | None => Ok(None),
-    }
+    Ok(offered.accepted().map(|accepted| (settings, accepted)))
 }
 
 /// The settings that the short form stands for, as the text of a sidecar.yaml.

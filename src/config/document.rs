@@ -17,6 +17,7 @@ use serde::de;
 use serde::de::IgnoredAny;
 use serde_json::json;
 
+use super::policy::PolicyFile;
 use super::tls::CertificateWay;
 use super::tls::ListenerTls;
 use super::tls::UpstreamTls;
@@ -97,21 +98,6 @@ pub(super) struct Service {
     /// Who the service is in the policy when it asks subprocessors: the id of a caller. Needed with
     /// `direction: egress`.
     pub(super) caller: Option<Spanned<Id>>,
-}
-
-#[derive(Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct PolicyFile {
-    /// Path of the policy, from the folder of this file. It is read once, at the start.
-    pub(super) file: Spanned<String>,
-    #[schemars(skip)]
-    pub(super) public_key: Later,
-    #[schemars(skip)]
-    pub(super) baseline: Later,
-    #[schemars(skip)]
-    pub(super) max_age: Later,
-    #[schemars(skip)]
-    pub(super) on_stale: Later,
 }
 
 #[derive(Clone, Copy, Deserialize, JsonSchema, PartialEq, Eq)]

@@ -6,6 +6,7 @@ mod document;
 mod egress;
 mod headers;
 mod identity;
+mod policy;
 mod tls;
 mod tokens;
 
@@ -23,6 +24,7 @@ use self::document::Take as TakeDocument;
 pub use self::document::schema;
 use self::egress::Ends;
 use self::egress::help_for;
+pub use self::policy::PolicyTerms;
 use self::tokens::Believed;
 use self::tokens::Claimed;
 use crate::accept::Limits;
@@ -54,10 +56,10 @@ use crate::policy::problem::Source;
 use crate::policy::problem::nearest;
 use crate::policy::terms::Identity;
 use crate::policy::terms::Location;
-use crate::record::checkpoint::Signer;
 use crate::record::log::Copy;
 use crate::record::log::FileSettings;
 use crate::record::log::LogSettings;
+use crate::signature::Signer;
 use crate::sockets;
 use crate::telemetry::chain;
 use crate::tls::ServerSettings;
@@ -100,6 +102,8 @@ pub struct Settings {
     pub policy_file: PathBuf,
     /// Where in the settings it is named.
     pub policy_file_at: At,
+    /// What else `policy` says.
+    pub policy: PolicyTerms,
     /// `enforcement`.
     pub enforcement: Enforcement,
     /// `listeners`.
@@ -111,7 +115,7 @@ pub struct Settings {
     /// Where the keys of the issuers come from, in the order of the issuers.
     pub key_sources: Vec<Arc<KeySource>>,
     /// `routes` and `probes`.
-    pub routes: Routes,
+    pub routes: Arc<Routes>,
     /// `decision_log`.
     pub log: LogSettings,
     /// `health.address`.
@@ -186,10 +190,7 @@ impl Settings {
             let help = "write `durability: synced`, or ask the policy's owner what was promised";
             below(self.log_at, "the policy promises a decision log that is `synced` to disk", help);
         }
-        if policy.security.signed_policy {
-            let help = "this version cannot check signatures: ask the policy's owner what was promised";
-            below(self.policy_file_at, "the policy promises to be signed", help);
-        }
+        self.check_policy_terms(policy, &mut problems);
         for (constant, Spanned { value, at }) in &self.constants {
             let (found, what, help) = help_for(*constant, value, policy);
             if !found {
@@ -343,12 +344,7 @@ impl Compiler<'_> {
         let decision_log = self.needed(decision_log, "decision_log", root_at);
         let workers = workers.given();
         self.later("admin", &admin);
-        if let Some(policy) = &policy {
-            self.later("policy.public_key", &policy.public_key);
-            self.later("policy.baseline", &policy.baseline);
-            self.later("policy.max_age", &policy.max_age);
-            self.later("policy.on_stale", &policy.on_stale);
-        }
+        let policy_terms = policy.as_ref().map(|policy| self.policy_terms(policy));
         if let Some(Spanned { value: 0, at }) = workers {
             self.error(Code::Invalid, at, "there has to be a worker", "write 1 or more, or leave `workers` out");
         }
@@ -397,12 +393,13 @@ impl Compiler<'_> {
             workers,
             policy_file: self.folder.join(&policy.file.value),
             policy_file_at: policy.file.at,
+            policy: policy_terms?,
             enforcement: enforcement.given().unwrap_or(Enforcement::Enforce),
             listeners,
             upstreams,
             trust,
             key_sources,
-            routes: routes.with_egress_hosts(egress_hosts),
+            routes: Arc::new(routes.with_egress_hosts(egress_hosts)),
             log: log?,
             health,
             headers,

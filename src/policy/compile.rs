@@ -35,8 +35,10 @@ use super::problem::Problem;
 use super::problem::Problems;
 use super::problem::Source;
 use super::problem::nearest;
+use super::terms::Date;
 use super::terms::Id;
 use super::terms::Identity;
+use crate::signature::sha256;
 use crate::yaml;
 use crate::yaml::At;
 use crate::yaml::List;
@@ -77,22 +79,17 @@ pub fn compile(
     if problems.has_errors() { (None, problems) } else { (policy, problems) }
 }
 
-fn digest(sources: &[Source], names: &[String]) -> Box<str> {
-    let hex = |text: &[u8]| {
-        let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, text);
-        digest.as_ref().iter().fold(String::new(), |mut hex, byte| {
-            let _infallible = write!(hex, "{byte:02x}");
-            hex
-        })
-    };
+/// The digest of a policy of these files, see [`Policy::digest`].
+#[must_use]
+pub fn digest(sources: &[Source], names: &[String]) -> Box<str> {
     let mut lines: Vec<(&String, String)> =
-        names.iter().zip(sources).map(|(name, source)| (name, hex(source.text.as_bytes()))).collect();
+        names.iter().zip(sources).map(|(name, source)| (name, sha256(source.text.as_bytes()))).collect();
     lines.sort();
     let list: String = lines.iter().fold(String::new(), |mut list, (name, hash)| {
         let _infallible = writeln!(list, "{hash}  {name}");
         list
     });
-    hex(list.as_bytes()).into()
+    sha256(list.as_bytes()).into()
 }
 
 #[derive(Default)]
@@ -264,6 +261,7 @@ impl Compiler {
         Some(Policy {
             name: metadata.name,
             revision: metadata.revision,
+            issued_at: metadata.issued_at.map(Date::begins),
             digest,
             enforcement,
             require_enforce: require_enforce.given().unwrap_or_default(),
@@ -490,15 +488,15 @@ impl Compiler {
         list.items
     }
 
-    fn period(&mut self, from: &Spanned<super::terms::Date>, until: Option<super::terms::Date>) -> Period {
-        let period = Period { from: from.value.begins(), until: until.map(super::terms::Date::ends) };
+    fn period(&mut self, from: &Spanned<Date>, until: Option<Date>) -> Period {
+        let period = Period { from: from.value.begins(), until: until.map(Date::ends) };
         if period.until.is_some_and(|until| until <= period.from) {
             self.error(Code::Dates, from.at, "this begins after it ends", "swap the two dates, or correct one");
         }
         period
     }
 
-    fn ends_soon(&mut self, end: &Spanned<super::terms::Date>, even_if_ended: bool, what: &str) {
+    fn ends_soon(&mut self, end: &Spanned<Date>, even_if_ended: bool, what: &str) {
         let Some(now) = self.look_out else { return };
         let ends = end.value.ends();
         let days = ends.duration_since(now).as_hours() / 24;
@@ -643,8 +641,8 @@ impl Compiler {
         let weakened = |consent: &document::Consent| Some((consent.weakening?, consent.given_at.value.begins()));
         self.number(instructions.iter().map(|instruction| &instruction.id), |number| number);
         Customer {
-            accepted_at: dpa.accepted_at.map(super::terms::Date::begins),
-            suspended_at: dpa.suspended_by_law_at.map(super::terms::Date::begins),
+            accepted_at: dpa.accepted_at.map(Date::begins),
+            suspended_at: dpa.suspended_by_law_at.map(Date::begins),
             ending,
             permitted_purposes: {
                 let set = self.purpose_list(&permitted_purposes, PurposeList::Customer);

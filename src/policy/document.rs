@@ -88,8 +88,7 @@ pub(super) struct Metadata {
     /// Raise it with every change: each record names it.
     pub(super) revision: u64,
     /// When this revision was issued. Default: none.
-    #[expect(dead_code, reason = "evidence: checked for its form only")]
-    issued_at: Option<Date>,
+    pub(super) issued_at: Option<Date>,
 }
 
 #[derive(Deserialize, JsonSchema)]

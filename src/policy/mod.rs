@@ -7,6 +7,7 @@ mod compile;
 pub mod diff;
 mod document;
 mod identities;
+pub mod manifest;
 pub mod places;
 pub mod problem;
 pub mod terms;
@@ -25,6 +26,7 @@ use serde::Deserialize;
 
 pub use self::compile::compile;
 pub use self::compile::customer_file_globs;
+pub use self::compile::digest;
 pub use self::document::Measure;
 pub use self::document::customers_schema;
 pub use self::document::schema;
@@ -424,6 +426,8 @@ pub struct Policy {
     pub name: Id,
     /// `metadata.revision`.
     pub revision: u64,
+    /// `metadata.issued_at`.
+    pub issued_at: Option<Timestamp>,
     /// SHA-256, in hex, over the list of files it was made of (`HASH  NAME` lines sorted by name).
     pub digest: Box<str>,
     /// The default of customers that say nothing.
@@ -446,6 +450,23 @@ pub struct Policy {
     caller_ids: HashMap<Id, CallerId>,
     identities: HashMap<Identity, Party>,
     identity_patterns: identities::Tree,
+}
+
+/// What a policy is called: enough to find it again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Named {
+    /// `metadata.name`.
+    pub name: String,
+    /// `metadata.revision`.
+    pub revision: u64,
+    /// Its digest, see [`Policy::digest`].
+    pub digest: Box<str>,
+}
+
+impl fmt::Display for Named {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{} revision {} digest {}", self.name, self.revision, self.digest)
+    }
 }
 
 // An id is made by `compile` alone, for the list it points into, so the lookups below always find something
@@ -477,6 +498,12 @@ impl Policy {
         /// The customer; `None` only for an id of another policy.
         customer, CustomerId, customers, Customer
     );
+
+    /// What it is called.
+    #[must_use]
+    pub fn named(&self) -> Named {
+        Named { name: self.name.to_string(), revision: self.revision, digest: self.digest.clone() }
+    }
 
     /// The purpose of a name.
     #[must_use]

@@ -96,13 +96,17 @@ pub enum Code {
     Unreadable,
     /// DPA050: a certificate, key or revocation list that does not do what it is named for.
     Credentials,
+    /// DPA051: a policy that is not as it was signed.
+    Signature,
+    /// DPA052: a policy that may not follow the one that was agreed last.
+    Baseline,
     /// DPA060: a test case that asks for something impossible.
     Case,
 }
 
 impl Code {
     /// All of them.
-    pub const ALL: [Self; 36] = [
+    pub const ALL: [Self; 38] = [
         Self::Syntax,
         Self::Unsupported,
         Self::DuplicateKey,
@@ -138,6 +142,8 @@ impl Code {
         Self::BelowPolicy,
         Self::Unreadable,
         Self::Credentials,
+        Self::Signature,
+        Self::Baseline,
         Self::Case,
     ];
 
@@ -180,6 +186,8 @@ impl Code {
             Self::BelowPolicy => "DPA045",
             Self::Unreadable => "DPA046",
             Self::Credentials => "DPA050",
+            Self::Signature => "DPA051",
+            Self::Baseline => "DPA052",
             Self::Case => "DPA060",
         }
     }
@@ -503,6 +511,27 @@ that fit each other are taken, at the start and when they change.
 
 Example:
   tls: {certificate: tls.crt, private_key: tls.key}   # made for each other"#
+            }
+            Self::Signature => {
+                r#"the policy is not as it was signed.
+
+With `policy.public_key`, the manifest beside the policy (`policy.yaml.manifest.json`) has to bear a good signature
+(`policy.yaml.manifest.sig`) by that key, and list every file of the policy with its content. A file that is changed,
+missing or not listed is refused before anything in it is parsed.
+
+Example:
+  dpa-sidecar sign --key policy.key policy.yaml   # after each change, by whoever has the key"#
+            }
+            Self::Baseline => {
+                r#"the policy may not follow the one that was agreed last.
+
+`policy.baseline` names that one. The policy has a lower revision, the same revision with another content, or
+something in it is weaker without the consent, notice or instruction that it needs (clause 3.2), or the baseline
+itself has mistakes.
+
+Example:
+  weakening_notices:             # 90 days before the measure is weakened
+    - {measure: min_tls_version, from: "1.3", to: "1.2", notice_given_at: 2026-06-15}"#
             }
             Self::Case => {
                 r#"a test case asks for something impossible.

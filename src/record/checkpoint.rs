@@ -3,113 +3,25 @@
 //! A checkpoint is a record `{"event":"dpa.checkpoint",…,"key_id":"K","signature":"S"}`. `S` is the Ed25519
 //! signature (RFC 8032) over the line's bytes before `,"signature":`, in hex.
 
-use std::fmt;
-
-use aws_lc_rs::encoding::AsDer as _;
-use aws_lc_rs::signature;
-use aws_lc_rs::signature::Ed25519KeyPair;
-use aws_lc_rs::signature::KeyPair as _;
-use rustls::pki_types::PrivatePkcs8KeyDer;
-use rustls::pki_types::SubjectPublicKeyInfoDer;
-use rustls::pki_types::pem::PemObject as _;
-
-use super::chain::hex;
-use super::chain::unhex;
-
-/// Why a key cannot be used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum KeyError {
-    /// The file is no such PEM.
-    #[error("there is no `{0}` in it: write one with `dpa-sidecar keygen`")]
-    NotPem(&'static str),
-    /// It is another kind of key.
-    #[error("it is not an Ed25519 key: write one with `dpa-sidecar keygen`")]
-    NotEd25519,
-    /// There is no randomness.
-    #[error("the system gives no randomness")]
-    NoRandomness,
-}
-
-/// The id of a key: the first 16 hex digits of SHA-256 over the 32 bytes of its public half.
-#[must_use]
-pub fn key_id(public: &[u8]) -> String {
-    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, public);
-    hex(digest.as_ref().get(..8).unwrap_or_default())
-}
-
-/// Signs checkpoints.
-pub struct Signer {
-    pair: Ed25519KeyPair,
-    id: String,
-}
-
-impl fmt::Debug for Signer {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "Signer {{ {} }}", self.id)
-    }
-}
+pub use crate::signature::Signer;
+pub use crate::signature::Verifier;
+pub use crate::signature::generate;
+use crate::signature::hex;
+use crate::signature::unhex;
 
 impl Signer {
-    /// Reads a private key: PEM, PKCS #8 (RFC 8410).
-    ///
-    /// # Errors
-    ///
-    /// [`KeyError`].
-    pub fn read(pem: &[u8]) -> Result<Self, KeyError> {
-        let key = PrivatePkcs8KeyDer::from_pem_slice(pem).map_err(|_| KeyError::NotPem("PRIVATE KEY"))?;
-        let der = key.secret_pkcs8_der();
-        let pair = Ed25519KeyPair::from_pkcs8_maybe_unchecked(der).map_err(|_| KeyError::NotEd25519)?;
-        let id = key_id(pair.public_key().as_ref());
-        Ok(Self { pair, id })
-    }
-
-    /// The key's id.
-    #[must_use]
-    pub fn id(&self) -> &str {
-        &self.id
-    }
-
     /// Adds key id and signature to a checkpoint, an object without its closing brace.
     #[must_use]
     pub fn sign(&self, record: &[u8]) -> Vec<u8> {
         let mut signed = record.to_vec();
-        signed.extend_from_slice(format!(",\"key_id\":\"{}\"", self.id).as_bytes());
-        let signature = self.pair.sign(&signed);
-        signed.extend_from_slice(format!(",\"signature\":\"{}\"", hex(signature.as_ref())).as_bytes());
+        signed.extend_from_slice(format!(",\"key_id\":\"{}\"", self.id()).as_bytes());
+        let signature = self.signature(&signed);
+        signed.extend_from_slice(format!(",\"signature\":\"{}\"", hex(&signature)).as_bytes());
         signed
     }
 }
 
-/// Checks signatures of checkpoints.
-#[derive(Clone, Debug)]
-pub struct Verifier {
-    public: Vec<u8>,
-    id: String,
-}
-
-/// The DER of an Ed25519 public key (RFC 8410 section 4) before its 32 bytes.
-const SPKI_PREFIX: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
-
 impl Verifier {
-    /// Reads a public key: PEM, SubjectPublicKeyInfo (RFC 8410).
-    ///
-    /// # Errors
-    ///
-    /// [`KeyError`].
-    pub fn read(pem: &[u8]) -> Result<Self, KeyError> {
-        let key = SubjectPublicKeyInfoDer::from_pem_slice(pem).map_err(|_| KeyError::NotPem("PUBLIC KEY"))?;
-        let public = key.as_ref().strip_prefix(&SPKI_PREFIX).filter(|bytes| bytes.len() == 32);
-        let public = public.ok_or(KeyError::NotEd25519)?.to_vec();
-        let id = key_id(&public);
-        Ok(Self { public, id })
-    }
-
-    /// The key's id.
-    #[must_use]
-    pub fn id(&self) -> &str {
-        &self.id
-    }
-
     /// Whether this key made the signature that stands at the end of a checkpoint, an object without its
     /// closing brace.
     #[must_use]
@@ -120,44 +32,6 @@ impl Verifier {
             let (rest, digits) = rest.split_at_checked(rest.len().checked_sub(128)?)?;
             Some((rest.strip_suffix(KEY)?, unhex(str::from_utf8(digits).ok()?)?))
         };
-        parts().is_some_and(|(signed, signature)| {
-            let key = signature::UnparsedPublicKey::new(&signature::ED25519, &self.public);
-            key.verify(signed, &signature).is_ok()
-        })
+        parts().is_some_and(|(signed, signature)| self.is_signature(signed, &signature))
     }
-}
-
-/// A new key pair.
-#[derive(Debug)]
-pub struct NewKey {
-    /// The private half: PEM, PKCS #8.
-    pub private: String,
-    /// The public half: PEM, SubjectPublicKeyInfo.
-    pub public: String,
-    /// Its id.
-    pub id: String,
-}
-
-/// Makes a key pair.
-///
-/// # Errors
-///
-/// [`KeyError::NoRandomness`].
-pub fn generate() -> Result<NewKey, KeyError> {
-    let pair = Ed25519KeyPair::generate().map_err(|_| KeyError::NoRandomness)?;
-    let private = pair.to_pkcs8v1().map_err(|_| KeyError::NoRandomness)?;
-    let public = pair.public_key().as_der().map_err(|_| KeyError::NoRandomness)?;
-    Ok(NewKey {
-        private: pem("PRIVATE KEY", private.as_ref()),
-        public: pem("PUBLIC KEY", public.as_ref()),
-        id: key_id(pair.public_key().as_ref()),
-    })
-}
-
-/// RFC 7468.
-fn pem(label: &str, der: &[u8]) -> String {
-    use base64::Engine as _;
-    let text = base64::engine::general_purpose::STANDARD.encode(der);
-    let lines: Vec<&str> = text.as_bytes().chunks(64).filter_map(|line| str::from_utf8(line).ok()).collect();
-    format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", lines.join("\n"))
 }

@@ -21,6 +21,8 @@ use serde_json::json;
 use uuid::Uuid;
 
 use super::log::OnFailure;
+use super::policy_event::POLICY_EVENTS;
+use super::policy_event::PolicyDetail;
 use crate::decide::decision::Authority;
 use crate::decide::decision::Decision;
 use crate::decide::decision::Outcome;
@@ -129,6 +131,8 @@ pub struct About<'a> {
     pub trace_id: &'a str,
     /// The method.
     pub method: &'a Method,
+    /// Whether the policy is older than the settings allow: that alone denies.
+    pub is_stale: bool,
 }
 
 /// A request and what was decided about it: one record for each customer that it concerns.
@@ -395,14 +399,14 @@ impl Unknown {
 }
 
 #[derive(Serialize, JsonSchema)]
-struct PolicyRecord<'a> {
+pub(super) struct PolicyRecord<'a> {
     /// `metadata.name`.
-    name: &'a str,
+    pub(super) name: &'a str,
     /// `metadata.revision`.
-    revision: u64,
+    pub(super) revision: u64,
     /// SHA-256 over the list of its files, 64 hex digits.
     #[schemars(extend("pattern" = "^[0-9a-f]{64}$"))]
-    digest: &'a str,
+    pub(super) digest: &'a str,
 }
 
 impl<'a> From<&'a Policy> for PolicyRecord<'a> {
@@ -412,7 +416,7 @@ impl<'a> From<&'a Policy> for PolicyRecord<'a> {
 }
 
 /// A moment, as RFC 3339 with microseconds.
-struct Time(Timestamp);
+pub(super) struct Time(pub(super) Timestamp);
 
 impl Serialize for Time {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -556,10 +560,14 @@ pub fn decision(
     enforcement: Enforcement,
     action: Action,
 ) {
-    let reasons: Vec<ReasonRecord<'_>> = decision.reasons().iter().map(ReasonRecord::from).collect();
-    let (authority, transfer_ref) = match &decision.outcome {
-        Outcome::Permit { authority, transfer_ref } => (Some(authority.as_str()), *transfer_ref),
-        Outcome::Deny(_) => (None, None),
+    let stale = about.is_stale.then_some(STALE);
+    let reasons: Vec<ReasonRecord<'_>> =
+        stale.into_iter().chain(decision.reasons().iter().map(ReasonRecord::from)).collect();
+    let (word, authority, transfer_ref) = match &decision.outcome {
+        Outcome::Permit { authority, transfer_ref } if !about.is_stale => {
+            ("permit", Some(authority.as_str()), *transfer_ref)
+        }
+        Outcome::Permit { .. } | Outcome::Deny(_) => ("deny", None, None),
     };
     let mut write = |customer: Option<CustomerId>| {
         let customer = customer.and_then(|id| policy.customer(id));
@@ -573,7 +581,7 @@ pub fn decision(
             service: &writer.service,
             instance: &writer.instance,
             log: writer.log,
-            decision: decision.as_str(),
+            decision: word,
             action: action.as_str(),
             enforcement: enforcement.as_str(),
             on_failure: writer.on_failure,
@@ -619,6 +627,12 @@ pub fn decision(
         Some(Customers::Several { known, .. }) => known.iter().for_each(|id| write(Some(*id))),
     }
 }
+
+/// The code of a request that was denied since the policy is older than the settings allow.
+pub const POLICY_STALE: &str = "policy_stale";
+
+const STALE: ReasonRecord<'static> =
+    ReasonRecord { code: POLICY_STALE, clause: "4.5", obligation: "cannot-comply-notice", kind: "gap" };
 
 /// The code of a request that was refused with 400; no rule was weighed.
 pub const REQUEST_UNREADABLE: &str = "request_unreadable";
@@ -734,21 +748,21 @@ pub fn outcome(out: &mut super::Batch, writer: &Writer, ended: &Ended) {
 }
 
 #[derive(Serialize, JsonSchema)]
-struct EventRecord<'a, D> {
+pub(super) struct EventRecord<'a, D> {
     /// Which kind of record.
-    event: &'static str,
+    pub(super) event: &'static str,
     /// What happened.
-    what: &'static str,
+    pub(super) what: &'static str,
     /// When, RFC 3339 with microseconds, UTC.
-    time: Time,
+    pub(super) time: Time,
     /// `service.name` of the settings.
-    service: &'a str,
+    pub(super) service: &'a str,
     /// `service.instance` of the settings.
-    instance: &'a str,
+    pub(super) instance: &'a str,
     /// The log's id: the same in each record of one log.
-    log: Uuid,
+    pub(super) log: Uuid,
     #[serde(flatten)]
-    detail: D,
+    pub(super) detail: D,
 }
 
 /// What happened to the log itself.
@@ -827,16 +841,6 @@ pub fn checkpoint(out: &mut super::Batch, writer: &Writer, time: Timestamp, stan
     });
 }
 
-/// A policy was loaded.
-#[derive(Serialize, JsonSchema)]
-struct PolicyDetail<'a> {
-    /// Whether the sidecar as a whole observes.
-    #[schemars(with = "Enforcement")]
-    enforcement: &'static str,
-    /// Which.
-    policy: PolicyRecord<'a>,
-}
-
 /// Encodes what happened to the log itself: `opened`, `torn`, `lost`, `regained`, `retention`.
 pub fn log_event(out: &mut super::Batch, writer: &Writer, time: Timestamp, what: &'static str, detail: &LogDetail) {
     out.push(&EventRecord {
@@ -847,25 +851,6 @@ pub fn log_event(out: &mut super::Batch, writer: &Writer, time: Timestamp, what:
         instance: &writer.instance,
         log: writer.log,
         detail,
-    });
-}
-
-/// Encodes that a policy was loaded, and whether the sidecar as a whole observes.
-pub fn policy_event(
-    out: &mut super::Batch,
-    writer: &Writer,
-    time: Timestamp,
-    policy: &Policy,
-    enforcement: Enforcement,
-) {
-    out.push(&EventRecord {
-        event: "dpa.policy",
-        what: "loaded",
-        time: Time(time),
-        service: &writer.service,
-        instance: &writer.instance,
-        log: writer.log,
-        detail: PolicyDetail { enforcement: enforcement.as_str(), policy: PolicyRecord::from(policy) },
     });
 }
 
@@ -913,7 +898,8 @@ impl JsonSchema for ReasonCode {
         "ReasonCode".into()
     }
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        let codes: Vec<&str> = Code::ALL.iter().map(|code| code.as_str()).chain([REQUEST_UNREADABLE]).collect();
+        let codes: Vec<&str> =
+            Code::ALL.iter().map(|code| code.as_str()).chain([POLICY_STALE, REQUEST_UNREADABLE]).collect();
         json_schema!({"type": "string", "enum": codes})
     }
 }
@@ -928,7 +914,7 @@ pub fn schema() -> Schema {
     let events = [
         event::<DecisionRecord<'_>>(&mut generator, "dpa.decision", &[]),
         event::<OutcomeRecord<'_>>(&mut generator, "dpa.outcome", &[]),
-        event::<EventRecord<'_, PolicyDetail<'_>>>(&mut generator, "dpa.policy", &["loaded"]),
+        event::<EventRecord<'_, PolicyDetail<'_>>>(&mut generator, "dpa.policy", &POLICY_EVENTS),
         event::<EventRecord<'_, LogDetail>>(&mut generator, "dpa.log", &LOG_EVENTS),
         event::<CheckpointRecord<'_>>(&mut generator, "dpa.checkpoint", &[]),
         event::<EventRecord<'_, Unread>>(&mut generator, "dpa.unread", &["refused"]),

@@ -6,6 +6,7 @@ mod copies;
 pub mod entry;
 mod json;
 pub mod log;
+pub mod policy_event;
 pub mod recorder;
 mod scribe;
 pub mod segment;

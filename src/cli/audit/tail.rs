@@ -124,6 +124,8 @@ struct Record {
     refused: Option<u64>,
     lost_bytes: Option<u64>,
     policy: Policy,
+    why: Option<String>,
+    offered: Option<Policy>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -219,8 +221,17 @@ impl Lines<'_> {
                 Some(self.event(&record, "log", &detail))
             }
             "dpa.policy" if self.filter.is_open() => {
-                let Policy { name, revision } = &record.policy;
-                Some(self.event(&record, "policy", &format!("{} {name} revision {revision}", record.what)))
+                let shown = |Policy { name, revision }: &Policy| format!("{name} revision {revision}");
+                let stays = match record.policy.name.is_empty() {
+                    true => "nothing starts".to_owned(),
+                    false => format!("{} stays", shown(&record.policy)),
+                };
+                let detail = match (record.why.as_deref(), &record.offered) {
+                    (Some(why), Some(offered)) => format!("{}, {why}; {stays}", shown(offered)),
+                    (Some(why), None) => format!("{why}; {stays}"),
+                    (None, _) => shown(&record.policy),
+                };
+                Some(self.event(&record, "policy", &format!("{} {detail}", record.what)))
             }
             _ => None,
         }

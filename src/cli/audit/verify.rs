@@ -17,10 +17,10 @@ use super::super::colour;
 use super::files;
 use super::files::Files;
 use super::said::Said;
-use crate::record::checkpoint::Verifier;
 use crate::record::verify::Anchors;
 use crate::record::verify::Keys;
 use crate::record::verify::judge::judge;
+use crate::signature::Verifier;
 
 /// How long work takes before its progress is shown, and how often that is drawn.
 const UNSEEN: Duration = Duration::from_secs(1);

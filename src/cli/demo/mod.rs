@@ -64,10 +64,10 @@ pub(super) fn demo(arguments: &Arguments, out: &mut dyn Write) -> Result<Exit, C
     let signals = serve::Signals::listen()?;
     let sidecar = loop {
         std::fs::write(&settings_file, settings(&service, port, arguments.tls)).map_err(unprepared)?;
-        let Some((settings, policy)) = prepare(&reload::read(&settings_file)?, &mut std::io::stderr())? else {
+        let Some((settings, accepted)) = prepare(&reload::read(&settings_file)?, &mut std::io::stderr())? else {
             return Ok(Exit::Unable);
         };
-        match serve::start(settings, policy, Clock::starting_at(begin)) {
+        match serve::start(settings, accepted, Clock::starting_at(begin)) {
             Err(StartError::Listen { .. }) if port != 0 => port = 0,
             started => break started?,
         }

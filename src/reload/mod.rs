@@ -1,4 +1,7 @@
-//! Reads files from disk: the policy's once, certificates and keys again when they change.
+//! Reads files from disk, and again when they change: the policy's, certificates, keys.
+
+pub mod gather;
+mod policy;
 
 use std::path::Path;
 use std::path::PathBuf;
@@ -9,14 +12,17 @@ use jiff::Timestamp;
 use tokio::sync::Notify;
 use tokio::sync::watch;
 
+pub use self::gather::Gathered;
+pub use self::gather::PolicySource;
+pub use self::policy::Accepted;
+pub use self::policy::PolicyWatch;
+pub use self::policy::Refusal;
+pub use self::policy::held_against;
 use crate::doors::proxy::Clock;
 use crate::files;
 use crate::keys::KeySource;
 use crate::keys::Origin;
-use crate::policy;
 use crate::policy::Policy;
-use crate::policy::problem::Code;
-use crate::policy::problem::Problem;
 use crate::policy::problem::Problems;
 use crate::policy::problem::Source;
 use crate::telemetry::chain;
@@ -68,7 +74,8 @@ pub fn read(path: &Path) -> Result<Source, ReadError> {
 /// Largest file that is read. A policy of 10,000 customers has about 6 MiB.
 const MAX_BYTES: u64 = 16 * 1024 * 1024;
 
-/// Reads and compiles a policy with its customer files. See [`policy::compile`] for `amend` and `look_out`.
+/// Reads and compiles a policy with its customer files, signed or not. See [`crate::policy::compile`] for `amend` and
+/// `look_out`.
 ///
 /// # Errors
 ///
@@ -81,47 +88,7 @@ pub fn load(path: &Path, amend: Option<&Node>, look_out: Option<Timestamp>) -> R
 /// Compiles a policy that was read, with its customer files.
 #[must_use]
 pub fn compile(first: Source, amend: Option<&Node>, look_out: Option<Timestamp>) -> Loaded {
-    let folder = Path::new(&first.path).parent().map(Path::to_path_buf).unwrap_or_default();
-    let mut names = vec![Path::new(&first.path).file_name().unwrap_or_default().to_string_lossy().into_owned()];
-    let mut problems = Problems::default();
-    let globs = policy::customer_file_globs(&first.text);
-    let mut sources = vec![first];
-    for (glob, at) in globs {
-        let mut wrong =
-            |message: String, help: &str| problems.push(Problem::error(Code::CustomerFiles, at, message, help));
-        let pattern = Path::new(&glob::Pattern::escape(&folder.to_string_lossy())).join(&glob);
-        let Ok(paths) = glob::glob(&pattern.to_string_lossy()) else {
-            wrong(format!("`{glob}` is not a pattern of file names"), "write one such as `customers.d/*.yaml`");
-            continue;
-        };
-        let mut found = false;
-        for path in paths {
-            let read = path.map_err(std::io::Error::from).and_then(|path| {
-                let name = path.strip_prefix(&folder).unwrap_or(&path).to_string_lossy().into_owned();
-                read(&path).map(|source| (name, source)).map_err(|error| error.source)
-            });
-            match read {
-                Ok((name, _)) if names.first() == Some(&name) => {}
-                Ok((name, _)) if names.contains(&name) => found = true,
-                Ok((name, source)) => {
-                    found = true;
-                    names.push(name);
-                    sources.push(source);
-                }
-                Err(error) => {
-                    found = true;
-                    wrong(format!("a file of `{glob}` cannot be read: {error}"), "make it readable, or remove it");
-                }
-            }
-        }
-        if !found {
-            wrong(format!("no file matches `{glob}`"), "correct the pattern, or add the file");
-        }
-    }
-    let (policy, more) = policy::compile(&sources, &names, amend, look_out);
-    problems.0.extend(more.0);
-    let policy = policy.filter(|_| !problems.has_errors());
-    Loaded { sources, policy, problems }
+    Gathered::around(first).compile(amend, look_out)
 }
 
 /// How often files are looked at again. What is the same at two looks is taken.
@@ -217,11 +184,26 @@ fn look(watched: &mut Watched, seen: &mut Seen) {
     *seen = Seen { settled: Some((now, refused.is_none())), fresh: None, looks: 0 };
 }
 
+/// Somebody who says that the files are whole: they are read again at once.
+#[derive(Debug, Default)]
+pub struct Again {
+    credentials: Notify,
+    policy: Notify,
+}
+
+impl Again {
+    /// Has all files read again.
+    pub fn now(&self) {
+        self.credentials.notify_one();
+        self.policy.notify_one();
+    }
+}
+
 /// How often ends of certificates are looked for.
 const LOOK_OUT: Duration = Duration::from_secs(60);
 
-/// Starts the thread `dpa-reload`, which renews what is made of files and warns of what in them ends. It goes away
-/// when the drain begins.
+/// Starts the thread `dpa-reload`, which renews what is made of files, the policy too, and warns of what in them ends.
+/// It goes away when the drain begins.
 ///
 /// # Errors
 ///
@@ -229,16 +211,14 @@ const LOOK_OUT: Duration = Duration::from_secs(60);
 pub fn start(
     all: tls::All,
     keys: Vec<Arc<KeySource>>,
+    policy: PolicyWatch,
     clock: Clock,
     draining: watch::Receiver<bool>,
-    again: Arc<Notify>,
+    again: Arc<Again>,
 ) -> std::io::Result<()> {
     let servers = all.servers.iter().flat_map(|server| of_server(server, clock));
     let clients = all.clients.iter().flat_map(|client| of_client(client, clock));
     let watched: Vec<Watched> = servers.chain(clients).chain(keys.iter().filter_map(of_keys)).collect();
-    if watched.is_empty() && keys.is_empty() {
-        return Ok(());
-    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let look_out = async move {
         let mut look_out = tls::LookOut::default();
@@ -253,7 +233,8 @@ pub fn start(
                 tokio::spawn(source.keep_fetched(draining.clone()));
             }
             tokio::select! {
-                () = watch(watched, draining, &again) => {}
+                () = watch(watched, draining.clone(), &again.credentials) => {}
+                () = policy.watch(draining, &again.policy) => {}
                 () = look_out => {}
             }
         });

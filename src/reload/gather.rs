@@ -1,0 +1,222 @@
+//! The files of a policy, read once each at one moment, and verified before anything in them is parsed.
+
+use std::path::Path;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use super::Loaded;
+use super::ReadError;
+use super::read;
+use crate::files;
+use crate::policy;
+use crate::policy::manifest::MANIFEST;
+use crate::policy::manifest::Manifest;
+use crate::policy::manifest::SIGNATURE;
+use crate::policy::manifest::Unsigned;
+use crate::policy::problem::Code;
+use crate::policy::problem::Problem;
+use crate::policy::problem::Problems;
+use crate::policy::problem::Source;
+use crate::signature::Verifier;
+use crate::yaml::At;
+use crate::yaml::Node;
+
+/// Where a policy is, and whose signature it needs.
+#[derive(Clone, Debug)]
+pub struct PolicySource {
+    /// Its file.
+    pub path: PathBuf,
+    /// The key that its manifest has to be signed with; none: nobody has to have signed it.
+    pub key: Option<Arc<Verifier>>,
+}
+
+/// Why files do not come as far as being parsed.
+#[derive(Debug, thiserror::Error)]
+pub enum NotGathered {
+    /// The policy's file cannot be read.
+    #[error(transparent)]
+    Unread(#[from] ReadError),
+    /// The files are not what was signed.
+    #[error(transparent)]
+    Unsigned(#[from] Unsigned),
+}
+
+/// The files of a policy as they were read.
+#[derive(Debug)]
+pub struct Gathered {
+    /// The files, the policy first.
+    pub sources: Vec<Source>,
+    names: Vec<String>,
+    globs: Vec<String>,
+    problems: Problems,
+    manifest: Option<Manifest>,
+}
+
+/// Most bytes of a signature file; a good one has 89.
+const MAX_SIGNATURE: u64 = 1024;
+
+/// A path with something added to the name of its file.
+#[must_use]
+pub fn beside(path: &Path, what: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(what);
+    PathBuf::from(name)
+}
+
+impl PolicySource {
+    /// Reads the files, and verifies them if they have to be signed.
+    ///
+    /// # Errors
+    ///
+    /// [`NotGathered`]; a customer file that cannot be read is a problem with a place.
+    pub fn gather(&self) -> Result<Gathered, NotGathered> {
+        let Some(key) = &self.key else { return Ok(Gathered::around(read(&self.path)?)) };
+        let read_beside = |what, most| {
+            let path = beside(&self.path, what);
+            let why = |error: std::io::Error| error.to_string();
+            let bytes = files::read(&path, most).map_err(why);
+            bytes.map_err(|why| Unsigned::Unreadable { path: path.display().to_string(), why })
+        };
+        let manifest = read_beside(MANIFEST, super::MAX_BYTES)?;
+        let signature = read_beside(SIGNATURE, MAX_SIGNATURE)?;
+        let manifest = Manifest::verified(&manifest, &signature, key)?;
+        let first = read(&self.path)?;
+        manifest.holds(&file_name(&first.path), first.text.as_bytes())?;
+        let mut gathered = Gathered::around_listed(first, Some(&manifest))?;
+        manifest.is_whole(&gathered.names)?;
+        gathered.manifest = Some(manifest);
+        Ok(gathered)
+    }
+
+    /// What there is to look at: the policy's file, what signs it, and the files that these globs find.
+    #[must_use]
+    pub fn paths(&self, globs: &[String]) -> Vec<PathBuf> {
+        let mut paths = vec![self.path.clone()];
+        if self.key.is_some() {
+            paths.extend([MANIFEST, SIGNATURE].map(|what| beside(&self.path, what)));
+        }
+        let folder = self.path.parent().map(Path::to_path_buf).unwrap_or_default();
+        paths.extend(globs.iter().filter_map(|glob| found(&folder, glob)).flatten().flatten());
+        paths
+    }
+}
+
+/// Files that a glob finds, in a row that is always the same; none if it is no glob.
+fn found(folder: &Path, glob: &str) -> Option<glob::Paths> {
+    let pattern = Path::new(&glob::Pattern::escape(&folder.to_string_lossy())).join(glob);
+    glob::glob(&pattern.to_string_lossy()).ok()
+}
+
+fn file_name(path: &str) -> String {
+    Path::new(path).file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+impl Gathered {
+    /// The files of the policy whose first one is this.
+    #[must_use]
+    pub fn around(first: Source) -> Self {
+        // Without a manifest no file can be missing in it.
+        Self::around_listed(first, None).unwrap_or_else(|_| Self {
+            sources: Vec::new(),
+            names: Vec::new(),
+            globs: Vec::new(),
+            problems: Problems::default(),
+            manifest: None,
+        })
+    }
+
+    fn around_listed(first: Source, manifest: Option<&Manifest>) -> Result<Self, Unsigned> {
+        let folder = Path::new(&first.path).parent().map(Path::to_path_buf).unwrap_or_default();
+        let mut names = vec![file_name(&first.path)];
+        let mut problems = Problems::default();
+        let globs = policy::customer_file_globs(&first.text);
+        let mut sources = vec![first];
+        for (glob, at) in &globs {
+            let mut wrong =
+                |message: String, help: &str| problems.push(Problem::error(Code::CustomerFiles, *at, message, help));
+            let Some(paths) = found(&folder, glob) else {
+                wrong(format!("`{glob}` is not a pattern of file names"), "write one such as `customers.d/*.yaml`");
+                continue;
+            };
+            let mut is_any = false;
+            for path in paths {
+                let read = path.map_err(std::io::Error::from).and_then(|path| {
+                    let name = path.strip_prefix(&folder).unwrap_or(&path).to_string_lossy().into_owned();
+                    read(&path).map(|source| (name, source)).map_err(|error| error.source)
+                });
+                match read {
+                    Ok((name, _)) if names.first() == Some(&name) => {}
+                    Ok((name, _)) if names.contains(&name) => is_any = true,
+                    Ok((name, source)) => {
+                        is_any = true;
+                        manifest.map_or(Ok(()), |manifest| manifest.holds(&name, source.text.as_bytes()))?;
+                        names.push(name);
+                        sources.push(source);
+                    }
+                    Err(error) => {
+                        is_any = true;
+                        wrong(format!("a file of `{glob}` cannot be read: {error}"), "make it readable, or remove it");
+                    }
+                }
+            }
+            if !is_any {
+                wrong(format!("no file matches `{glob}`"), "correct the pattern, or add the file");
+            }
+        }
+        let globs = globs.into_iter().map(|(glob, _): (String, At)| glob).collect();
+        Ok(Self { sources, names, globs, problems, manifest: None })
+    }
+
+    /// Compiles them. See [`policy::compile`] for `amend` and `look_out`.
+    #[must_use]
+    pub fn compile(self, amend: Option<&Node>, look_out: Option<Timestamp>) -> Loaded {
+        let Self { sources, names, globs: _, mut problems, manifest: _ } = self;
+        let (policy, more) = policy::compile(&sources, &names, amend, look_out);
+        problems.0.extend(more.0);
+        let policy = policy.filter(|_| !problems.has_errors());
+        Loaded { sources, policy, problems }
+    }
+
+    /// The same, as if the policy's file had this name: names count for the digest.
+    #[must_use]
+    pub fn called(mut self, name: &Path) -> Self {
+        if let Some(first) = self.names.first_mut() {
+            *first = file_name(&name.to_string_lossy());
+        }
+        self
+    }
+
+    /// The names of the files, from the folder of the policy, in the order of the sources.
+    #[must_use]
+    pub fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    /// The globs of its customer files.
+    #[must_use]
+    pub fn globs(&self) -> &[String] {
+        &self.globs
+    }
+
+    /// What was signed, if that was asked for.
+    #[must_use]
+    pub fn manifest(&self) -> Option<&Manifest> {
+        self.manifest.as_ref()
+    }
+
+    /// Whether some file of it is not there or cannot be read: more may be on its way.
+    #[must_use]
+    pub fn is_partial(&self) -> bool {
+        self.problems.has_errors()
+    }
+
+    /// The digest that the policy will have; with it, what else is wrong. The same files have the same one.
+    #[must_use]
+    pub fn fingerprint(&self) -> String {
+        let mut text = policy::digest(&self.sources, &self.names).into_string();
+        text.extend(self.problems.0.iter().map(|problem| problem.message.as_str()));
+        text
+    }
+}

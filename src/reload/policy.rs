@@ -1,0 +1,462 @@
+//! A policy on its way into force: compiled apart from requests, held against the one before it, and swapped whole.
+
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use std::time::Instant;
+
+use jiff::Timestamp;
+use tokio::sync::Notify;
+use tokio::sync::oneshot;
+use tokio::sync::watch;
+
+use super::Gathered;
+use super::LOOK_AGAIN;
+use super::PolicySource;
+use super::gather::NotGathered;
+use crate::doors::proxy::Clock;
+use crate::policy::Enforcement;
+use crate::policy::Named;
+use crate::policy::Policy;
+use crate::policy::diff::Direction;
+use crate::policy::diff::diff;
+use crate::policy::problem::Problems;
+use crate::policy::problem::Severity;
+use crate::policy::problem::Source;
+use crate::policy::problem::position;
+use crate::policy::weakening;
+use crate::policy::weakening::Refused;
+use crate::record::log::Counters;
+use crate::record::policy_event;
+use crate::record::policy_event::Load;
+use crate::record::policy_event::ProblemRecord;
+use crate::record::policy_event::Why;
+use crate::record::recorder::Recorder;
+use crate::standing::InForce;
+use crate::standing::RefusedLoad;
+use crate::standing::Standing;
+use crate::telemetry::Metrics;
+use crate::telemetry::chain;
+
+/// A policy that may take effect.
+#[derive(Debug)]
+pub struct Accepted {
+    /// The policy.
+    pub policy: Policy,
+    /// The id of the key that it is signed with; none: it is not signed.
+    pub key_id: Option<String>,
+    /// What it was held against.
+    pub against: Option<Named>,
+    /// How many of its changes since are weaker, and agreed.
+    pub weaker: usize,
+}
+
+impl Accepted {
+    /// As it is put into the decision log.
+    pub fn recorded<T>(&self, record: impl FnOnce(&Load<'_>) -> T) -> T {
+        let Self { policy, key_id, against, weaker } = self;
+        let named = policy.named();
+        record(&Load { policy: &named, key_id: key_id.as_deref(), against: against.as_ref(), weaker: *weaker })
+    }
+}
+
+/// Why a policy may not take effect.
+#[derive(Debug)]
+pub struct Refusal {
+    /// As a word.
+    pub why: Why,
+    /// Which policy, if it could be read that far.
+    pub offered: Option<Named>,
+    /// As a sentence: words of the policies, and names of files.
+    pub text: Box<str>,
+    /// Mistakes in its files.
+    pub problems: Vec<ProblemRecord>,
+    /// What is weaker and not agreed.
+    pub weaker: Vec<Refused>,
+}
+
+impl From<NotGathered> for Refusal {
+    fn from(error: NotGathered) -> Self {
+        let why = match error {
+            NotGathered::Unread(_) => Why::Unreadable,
+            NotGathered::Unsigned(_) => Why::Signature,
+        };
+        Self::unread(why, chain(&error).to_string())
+    }
+}
+
+/// Customers and changes that a sentence names.
+const MOST_NAMED: usize = 5;
+
+impl Refusal {
+    /// Of files that did not come as far as being a policy.
+    fn unread(why: Why, text: String) -> Self {
+        Self { why, offered: None, text: text.into(), problems: Vec::new(), weaker: Vec::new() }
+    }
+
+    fn of(why: Why, policy: &Policy, text: String) -> Self {
+        Self { why, offered: Some(policy.named()), text: text.into(), problems: Vec::new(), weaker: Vec::new() }
+    }
+
+    /// Of a policy with mistakes, or that the settings do not fit.
+    #[must_use]
+    pub fn of_problems(why: Why, offered: Option<Named>, problems: &Problems, sources: &[Source]) -> Self {
+        let errors = problems.0.iter().filter(|problem| problem.severity == Severity::Error);
+        let problems: Vec<ProblemRecord> = errors
+            .map(|problem| {
+                let source = sources.get(usize::from(problem.at.file));
+                let name = |source: &Source| Path::new(&source.path).file_name().map(|it| it.to_string_lossy().into());
+                let file = source.and_then(name).unwrap_or_default();
+                let line = source.map_or(0, |source| position(&source.text, problem.at.start).0);
+                ProblemRecord { code: problem.code.as_str(), file, line }
+            })
+            .collect();
+        let shown = |ProblemRecord { code, file, line }: &ProblemRecord| format!("{code} at {file}:{line}");
+        let first: Vec<String> = problems.iter().take(MOST_NAMED).map(shown).collect();
+        let rest = problems.len().saturating_sub(first.len());
+        let more = if rest > 0 { format!(" and {rest} more") } else { String::new() };
+        let text = format!("{}{more}; `dpa-sidecar check` says more", first.join(", "));
+        Self { why, offered, text: text.into(), problems, weaker: Vec::new() }
+    }
+
+    fn of_weaker(policy: &Policy, weaker: Vec<Refused>) -> Self {
+        let told = |refused: &Refused| {
+            let named: Vec<&str> = refused.customers.iter().take(MOST_NAMED).map(String::as_str).collect();
+            let rest = refused.customers.len().saturating_sub(named.len());
+            let more = if rest > 0 { format!(" and {rest} more") } else { String::new() };
+            let whom = if named.is_empty() { String::new() } else { format!(" (for {}{more})", named.join(", ")) };
+            format!("{}{whom}", refused.change.text)
+        };
+        let first: Vec<String> = weaker.iter().take(MOST_NAMED).map(told).collect();
+        let rest = weaker.len().saturating_sub(first.len());
+        let more = if rest > 0 { format!("; and {rest} more") } else { String::new() };
+        let text = format!("weaker and not agreed: {}{more}", first.join("; "));
+        Self { weaker, ..Self::of(Why::Weaker, policy, text) }
+    }
+
+    /// As it is put into the decision log; `in_force` is what stays.
+    #[must_use]
+    pub fn recorded<'a>(&'a self, in_force: Option<&'a Named>) -> policy_event::Refusal<'a> {
+        policy_event::Refusal {
+            why: self.why,
+            text: &self.text,
+            policy: in_force,
+            offered: self.offered.as_ref(),
+            problems: &self.problems,
+            weaker: &self.weaker,
+        }
+    }
+}
+
+/// Holds a policy against the one before it: the revision only grows, and what is weaker has to be agreed. How many
+/// of its changes are weaker.
+///
+/// # Errors
+///
+/// [`Refusal`].
+pub fn held_against(new: &Policy, old: &Policy, now: Timestamp) -> Result<usize, Refusal> {
+    if new.revision < old.revision {
+        let text = format!("revision {} is lower than {}", new.revision, old.revision);
+        return Err(Refusal::of(Why::Revision, new, text));
+    }
+    if new.revision == old.revision && new.digest != old.digest {
+        let text = format!("revision {} is not what it was: raise the revision with every change", new.revision);
+        return Err(Refusal::of(Why::Revision, new, text));
+    }
+    let changes = diff(old, new, Some(now));
+    let refused = weakening::refused(&changes, old, new, now);
+    if !refused.is_empty() {
+        return Err(Refusal::of_weaker(new, refused));
+    }
+    Ok(changes.iter().filter(|change| change.direction == Direction::Weaker).count())
+}
+
+/// What the settings want of a policy.
+pub(super) type Demands = Arc<dyn Fn(&Policy) -> Problems + Send + Sync>;
+
+/// Compiles files and holds them against the settings and the policy in force.
+fn weighed(
+    gathered: Gathered,
+    key_id: Option<String>,
+    demands: &Demands,
+    old: &Policy,
+    now: Timestamp,
+) -> Result<Accepted, Refusal> {
+    let manifest = gathered.manifest().cloned();
+    let loaded = gathered.compile(None, None);
+    let Some(policy) = loaded.policy else {
+        return Err(Refusal::of_problems(Why::Invalid, None, &loaded.problems, &loaded.sources));
+    };
+    if let Some(Err(error)) = manifest.map(|manifest| manifest.is_of(&policy)) {
+        return Err(Refusal::of(Why::Signature, &policy, error.to_string()));
+    }
+    let problems = demands(&policy);
+    if problems.has_errors() {
+        return Err(Refusal::of_problems(Why::Settings, Some(policy.named()), &problems, &[]));
+    }
+    let weaker = held_against(&policy, old, now)?;
+    Ok(Accepted { policy, key_id, against: Some(old.named()), weaker })
+}
+
+/// How often the files are read even if nothing about them seems to have changed: not every file system tells.
+const READ_AGAIN: Duration = Duration::from_secs(3);
+
+/// How long files that do not fit each other, or are not there, are given to become whole before that is told.
+const BECOMING_WHOLE: Duration = Duration::from_secs(2);
+
+/// How often a policy that was refused for what is weaker is held up again: a notice may have become old enough.
+const AGREED_MEANWHILE: Duration = Duration::from_secs(60);
+
+/// Refusals that are remembered, so that none is recorded twice.
+const MOST_TOLD: usize = 64;
+
+/// Looks after the policy: takes what its files say, if it may be taken.
+pub struct PolicyWatch {
+    /// Where it is.
+    pub source: PolicySource,
+    /// What is in force.
+    pub standing: Arc<Standing>,
+    /// What the settings want of it.
+    pub demands: Demands,
+    /// `enforcement` of the sidecar.
+    pub enforcement: Enforcement,
+    /// Where loads are written down.
+    pub recorder: Recorder,
+    /// What the log knows.
+    pub log: Arc<Counters>,
+    /// What operators see.
+    pub metrics: Metrics,
+    /// What time it is.
+    pub clock: Clock,
+}
+
+/// Of a file: device, number, bytes, and when content and file were changed last.
+type Stat = (u64, u64, u64, (i64, i64), (i64, i64));
+
+/// What the looks saw.
+struct Seen {
+    globs: Vec<String>,
+    stats: Vec<Option<Stat>>,
+    read_at: Instant,
+    /// What was dealt with last.
+    settled: Option<(String, Option<Why>, Instant)>,
+    /// Something else, since when.
+    fresh: Option<(String, Instant)>,
+    /// Refusals that are recorded already.
+    told: Vec<String>,
+    /// What is not in force any more, until nobody decides with it.
+    retired: Vec<Arc<InForce>>,
+    is_stale: bool,
+}
+
+impl PolicyWatch {
+    /// Takes every policy that the files come to say, until the drain begins.
+    ///
+    /// What two looks saw the same is taken, so that files which are being written, and volumes that are being
+    /// swapped, are not taken by halves. `again` is somebody who says that the files are whole.
+    pub(super) async fn watch(self, mut draining: watch::Receiver<bool>, again: &Notify) {
+        let mut seen = Seen {
+            globs: Vec::new(),
+            stats: Vec::new(),
+            read_at: Instant::now(),
+            settled: None,
+            fresh: None,
+            told: Vec::new(),
+            retired: Vec::new(),
+            is_stale: false,
+        };
+        let mut is_told_whole = false;
+        loop {
+            let looks = async {
+                self.look(&mut seen, is_told_whole).await;
+                self.look_at_age(&mut seen).await;
+                // Dropped here, and not by the worker that had it last: that takes its time.
+                seen.retired.retain(|it| Arc::strong_count(it) > 1 || Arc::strong_count(&it.policy) > 1);
+                tokio::select! {
+                    () = tokio::time::sleep(LOOK_AGAIN) => false,
+                    () = again.notified() => true,
+                }
+            };
+            tokio::select! {
+                whole = looks => is_told_whole = whole,
+                // Without its sender the sidecar is gone.
+                _ = draining.wait_for(|is_draining| *is_draining) => return,
+            }
+        }
+    }
+
+    async fn look(&self, seen: &mut Seen, is_told_whole: bool) {
+        let stats: Vec<Option<Stat>> = self.source.paths(&seen.globs).iter().map(|path| stat(path)).collect();
+        let is_same = stats == seen.stats && seen.read_at.elapsed() < READ_AGAIN;
+        if is_same && seen.fresh.is_none() && !is_told_whole && !seen.may_be_agreed() {
+            return;
+        }
+        (seen.stats, seen.read_at) = (stats, Instant::now());
+        let gathered = self.gather(seen);
+        let fingerprint = match &gathered {
+            Ok(gathered) => gathered.fingerprint(),
+            Err(refusal) => refusal.text.to_string(),
+        };
+        if let Ok(gathered) = &gathered {
+            seen.globs = gathered.globs().to_vec();
+        }
+        let settled = seen.settled.as_ref().filter(|(before, ..)| *before == fingerprint);
+        if settled.is_some_and(|(_, refused, _)| refused.is_none() || !(is_told_whole || seen.may_be_agreed())) {
+            seen.fresh = None;
+            return;
+        }
+        let since = match &seen.fresh {
+            Some((fresh, since)) if *fresh == fingerprint => *since,
+            Some(_) | None if settled.is_some() || is_told_whole => Instant::now(),
+            Some(_) | None => {
+                seen.fresh = Some((fingerprint, Instant::now()));
+                return;
+            }
+        };
+        let is_partial = gathered.as_ref().map_or(true, Gathered::is_partial);
+        let is_becoming = is_partial && since.elapsed() < BECOMING_WHOLE;
+        if is_becoming && !is_told_whole && settled.is_none() {
+            return;
+        }
+        let refused = match self.take(gathered, seen).await {
+            Ok(()) => None,
+            Err(refusal) => {
+                let why = refusal.why;
+                self.refuse(refusal, &fingerprint, is_told_whole, seen).await;
+                Some(why)
+            }
+        };
+        (seen.settled, seen.fresh) = (Some((fingerprint, refused, Instant::now())), None);
+    }
+
+    fn gather(&self, seen: &Seen) -> Result<Gathered, Refusal> {
+        // A pipe would be waited for.
+        let odd = self.source.paths(&seen.globs).into_iter().find(|path| path.exists() && !path.is_file());
+        if let Some(path) = odd {
+            return Err(Refusal::unread(Why::Unreadable, format!("`{}` is no file", path.display())));
+        }
+        self.source.gather().map_err(Refusal::from)
+    }
+
+    /// Puts what was read into force, unless it is in force already.
+    async fn take(&self, gathered: Result<Gathered, Refusal>, seen: &mut Seen) -> Result<(), Refusal> {
+        let gathered = gathered?;
+        let in_force = self.standing.in_force();
+        if gathered.fingerprint() == *in_force.policy.digest {
+            if self.standing.refused().is_some() {
+                tracing::info!(revision = in_force.policy.revision, "the files say again what is in force");
+            }
+            self.standing.settle();
+            return Ok(());
+        }
+        let (demands, old, now) = (Arc::clone(&self.demands), Arc::clone(&in_force.policy), self.clock.now());
+        let key_id = self.source.key.as_ref().map(|key| key.id().to_owned());
+        drop(in_force);
+        let begin = Instant::now();
+        let accepted = apart(move || weighed(gathered, key_id, &demands, &old, now)).await?;
+        let now = self.clock.now();
+        let Accepted { policy, key_id, weaker, .. } = &accepted;
+        tracing::info!(
+            policy = %policy.name, revision = policy.revision, digest = %policy.digest, signed = key_id.is_some(),
+            weaker, took_ms = begin.elapsed().as_millis(), "policy loaded"
+        );
+        // It is in the log before the first decision that is made with it.
+        self.note(|recorder| {
+            accepted.recorded(|load| {
+                recorder.note(|batch| policy_event::loaded(batch, recorder.writer(), now, self.enforcement, load));
+            });
+        })
+        .await;
+        self.log.set_policy(accepted.policy.digest.clone());
+        self.metrics.policy_loaded(accepted.policy.revision);
+        let next = InForce { policy: Arc::new(accepted.policy), since: now, key_id: accepted.key_id };
+        seen.retired.push(self.standing.replace(next));
+        seen.told.clear();
+        Ok(())
+    }
+
+    async fn refuse(&self, refusal: Refusal, fingerprint: &str, is_asked: bool, seen: &mut Seen) {
+        let now = self.clock.now();
+        let Refusal { why, offered, text, .. } = &refusal;
+        let is_told = self.standing.refused().is_some_and(|before| *before.text == **text);
+        if !is_told || is_asked {
+            self.metrics.policy_refused(why.as_str());
+            let revision = offered.as_ref().map(|offered| offered.revision);
+            tracing::error!(why = why.as_str(), revision, text, "a policy is refused; the one in force stays");
+            let (offered, why, text) = (offered.clone(), why.as_str(), text.to_string());
+            self.standing.refuse(RefusedLoad { at: now, offered, why, text });
+        }
+        let mark = format!("{} {fingerprint}", why.as_str());
+        if seen.told.contains(&mark) {
+            return;
+        }
+        let named = self.standing.policy().named();
+        self.note(|recorder| {
+            let refusal = refusal.recorded(Some(&named));
+            recorder.note(|batch| {
+                policy_event::refused(batch, recorder.writer(), now, self.enforcement, &refusal);
+            });
+        })
+        .await;
+        if seen.told.len() >= MOST_TOLD {
+            seen.told.remove(0);
+        }
+        seen.told.push(mark);
+    }
+
+    /// Tells once when the policy has become older than the settings allow.
+    async fn look_at_age(&self, seen: &mut Seen) {
+        let (policy, now) = (self.standing.policy(), self.clock.now());
+        let is_stale = self.standing.is_stale(&policy, now);
+        if is_stale && !seen.is_stale {
+            tracing::error!(revision = policy.revision, "the policy is older than `policy.max_age`");
+            let named = policy.named();
+            self.note(|recorder| {
+                recorder.note(|batch| policy_event::stale(batch, recorder.writer(), now, self.enforcement, &named));
+            })
+            .await;
+        }
+        seen.is_stale = is_stale;
+    }
+
+    /// Writes a record and waits until it is with the kernel, as long as a request would.
+    async fn note(&self, note: impl FnOnce(&Recorder)) {
+        note(&self.recorder);
+        self.recorder.flush_all(self.recorder.deadline()).await;
+    }
+}
+
+impl Seen {
+    /// Whether what was refused for being weaker may be agreed by now.
+    fn may_be_agreed(&self) -> bool {
+        let is_due = |at: &Instant| at.elapsed() >= AGREED_MEANWHILE;
+        self.settled.as_ref().is_some_and(|(_, why, at)| *why == Some(Why::Weaker) && is_due(at))
+    }
+}
+
+fn stat(path: &Path) -> Option<Stat> {
+    let of = std::fs::metadata(path).ok()?;
+    Some((of.dev(), of.ino(), of.size(), (of.mtime(), of.mtime_nsec()), (of.ctime(), of.ctime_nsec())))
+}
+
+/// How much a load gives way to requests, as `nice` counts: beside a busy worker it has a quarter of a processor.
+const NICE: i32 = 5;
+
+/// Runs on a thread of its own, which gives way to those that serve requests.
+async fn apart<T: Send + 'static>(work: impl FnOnce() -> Result<T, Refusal> + Send + 'static) -> Result<T, Refusal> {
+    let (answer, answered) = oneshot::channel();
+    let started = std::thread::Builder::new().name("dpa-policy".to_owned()).spawn(move || {
+        // Of this thread alone. Where it may not, it competes.
+        let _same_as_before = rustix::process::setpriority_process(None, NICE);
+        let _nobody_waits = answer.send(work());
+    });
+    let failed = |text: String| Refusal::unread(Why::Unreadable, text);
+    match started {
+        Ok(_detached) => match answered.await {
+            Ok(result) => result,
+            Err(_panicked) => Err(failed("it could not be compiled: a mistake in this program".to_owned())),
+        },
+        Err(error) => Err(failed(format!("no thread to compile it: {error}"))),
+    }
+}
