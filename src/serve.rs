@@ -150,6 +150,7 @@ pub fn start(settings: Settings, policy: Policy, clock: Clock) -> Result<Sidecar
         log: Uuid::now_v7(),
         on_failure: settings.log.on_failure.as_str(),
         durability: settings.log.durability.as_str(),
+        enforcement: settings.enforcement,
     };
     let metrics = Metrics::default();
     let enforcement = settings.enforcement;

@@ -7,6 +7,8 @@ mod demo;
 mod diff;
 mod explain;
 mod keygen;
+mod progress;
+mod replay;
 mod run;
 mod schema;
 mod test;
@@ -83,6 +85,7 @@ Examples:
   dpa-sidecar check sidecar.yaml policy.yaml
   dpa-sidecar test policy-tests.yaml
   dpa-sidecar diff agreed.yaml policy.yaml                     what a change permits, and for whom
+  dpa-sidecar replay /var/lib/dpa-sidecar --policy policy.yaml what a change would have done to recorded requests
   dpa-sidecar audit tail -f decisions.ndjson                   decisions, as a person reads them
   dpa-sidecar audit verify --key audit.key.pub /var/lib/dpa-sidecar
   dpa-sidecar schema policy > policy.schema.json               for editors and validators
@@ -114,6 +117,8 @@ enum Command {
     Test(test::Arguments),
     /// Compare two policies: what is weaker, what is tighter, and for whom.
     Diff(diff::Arguments),
+    /// Decide the requests of a decision log again with another policy: what would have come out otherwise.
+    Replay(replay::Arguments),
     /// Verify a decision log, or read it as it grows.
     Audit(audit::Arguments),
     /// Make a key pair that signs the checkpoints of a decision log.
@@ -161,6 +166,7 @@ pub fn run() -> Exit {
         Command::Explain(explain) => explain::explain(explain, &mut out, &mut err),
         Command::Test(test) => test::test(test, &mut out, &mut err),
         Command::Diff(diff) => diff::diff(diff, &mut out, &mut err),
+        Command::Replay(replay) => replay::replay(replay, &mut out, &mut err),
         Command::Audit(audit) => audit::audit(audit, &mut out, &mut err),
         Command::Keygen(keygen) => keygen::keygen(keygen, &mut out),
         Command::Schema(schema) => schema::schema(schema, &mut out),

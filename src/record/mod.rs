@@ -5,9 +5,11 @@ pub mod checkpoint;
 mod copies;
 pub mod entry;
 pub mod log;
+pub mod recorded;
 pub mod recorder;
 mod scribe;
 pub mod segment;
+mod shown;
 pub mod verify;
 
 pub use self::recorder::Batch;
