@@ -35,6 +35,7 @@ mod pool;
 mod properties;
 mod proxy;
 mod record;
+mod replay;
 mod schema;
 mod segments;
 mod slow_callers;

@@ -25,6 +25,9 @@ use crate::decide::facts::Scope;
 use crate::decide::facts::Source;
 use crate::decide::facts::Transport;
 use crate::decide::facts::Why;
+use crate::decide::is_exempt_of_restrictions;
+use crate::decide::reason::Class;
+use crate::decide::reason::Code;
 use crate::policy::Customer;
 use crate::policy::Enforcement;
 use crate::policy::Party;
@@ -368,7 +371,8 @@ impl Recorded<'_> {
     }
 
     /// The facts of the request, in the terms of this policy, at the moment `now`. `others` are the further records of
-    /// the same decision: one for each further customer.
+    /// the same decision: one for each further customer. `then` is the policy that decided, if it is at hand: a name
+    /// that it has is none that was unknown to it, and whom it restricts it knew.
     ///
     /// # Errors
     ///
@@ -378,8 +382,10 @@ impl Recorded<'_> {
         others: &[Recorded<'_>],
         data_categories: &'a [DataCategory],
         policy: &Policy,
+        then: Option<&Policy>,
         now: Timestamp,
     ) -> Result<Possible<'a>, Undecidable> {
+        let then = if self.is_by(policy) { Some(policy) } else { then.filter(|then| self.is_by(then)) };
         if self.customers.is_none() && !others.is_empty() {
             return Err(Undecidable::Lacks(vec![Lack::Customer]));
         }
@@ -430,24 +436,24 @@ impl Recorded<'_> {
         };
         let mut possible = Possible { facts: vec![base], lacks: Vec::new() };
         if is_egress {
-            let to = self.directions(policy)?;
+            let to = self.directions(policy, then)?;
             possible.spread(Lack::Recipient, |_| to.clone(), |facts, to| facts.direction = to)?;
         }
         let certificates = self.certificates(transport, policy);
         let certify = |facts: &mut Facts<'a>, is_there| facts.transport.client_certificate = is_there;
         possible.spread(Lack::ClientCertificate, |_| certificates.clone(), certify)?;
-        let callers = self.callers(is_egress, policy)?;
+        let callers = self.callers(is_egress, policy, then)?;
         possible.spread(Lack::Caller, |_| callers.clone(), |facts, caller| facts.caller = caller)?;
         if scope == Scope::Unmapped {
             return Ok(possible);
         }
-        let customers = self.customers(others, policy);
+        let customers = self.customers(others, policy, then);
         possible.spread(Lack::Customer, |_| customers.clone(), |facts, customers| facts.customers = customers)?;
-        let purposes = self.purposes(policy);
+        let purposes = self.purposes(policy, then);
         possible.spread(Lack::Purpose, |_| purposes.clone(), |facts, purpose| facts.purpose = purpose)?;
-        let instructions = |facts: &Facts<'_>| self.instructions(facts, policy);
+        let instructions = |facts: &Facts<'_>| self.instructions(facts, policy, then);
         possible.spread(Lack::Instruction, instructions, |facts, instruction| facts.instruction = instruction)?;
-        let subscribers = |facts: &Facts<'_>| self.subscribers(facts, policy, now);
+        let subscribers = |facts: &Facts<'_>| self.subscribers(facts, policy, then, now);
         possible.spread(Lack::Subscriber, subscribers, |facts, subscriber| facts.subscriber = subscriber)?;
         let claimed = self.claimed()?;
         let locations = |facts: &Facts<'_>| match claimed {
@@ -459,15 +465,15 @@ impl Recorded<'_> {
         Ok(possible)
     }
 
-    fn directions(&self, policy: &Policy) -> Result<Vec<Direction>, Undecidable> {
+    fn directions(&self, policy: &Policy, then: Option<&Policy>) -> Result<Vec<Direction>, Undecidable> {
         let recipient = self.recipient.as_ref().ok_or(Undecidable::Unreadable)?;
         let to = |name: &str| policy.subprocessor_named(name).map_or(Direction::EgressToNobody, Direction::Egress);
         Ok(match &recipient.id {
             Some(id) => vec![to(id.as_str())],
-            None if self.is_by(policy) => vec![Direction::EgressToNobody],
             None => {
-                let names = policy.subprocessor_names().take(MOST_TRIED).map(|id| to(id.as_str()));
-                names.chain([Direction::EgressToNobody]).collect()
+                let is_known = |id: &&Id| then.is_some_and(|then| then.subprocessor_named(id.as_str()).is_some());
+                let names = policy.subprocessor_names().filter(|id| !is_known(id)).take(MOST_TRIED);
+                names.map(|id| to(id.as_str())).chain([Direction::EgressToNobody]).collect()
             }
         })
     }
@@ -484,13 +490,19 @@ impl Recorded<'_> {
     }
 
     /// Who the caller is in this policy.
-    fn callers(&self, is_egress: bool, policy: &Policy) -> Result<Vec<Fact<Caller>>, Undecidable> {
+    fn callers(
+        &self,
+        is_egress: bool,
+        policy: &Policy,
+        then: Option<&Policy>,
+    ) -> Result<Vec<Fact<Caller>>, Undecidable> {
         let known = |party: Option<Party>| Fact::Known(Caller { identity: None, party }, Source::Settings);
         let unknown = || Fact::Unknown(Why::Missing);
         let id = self.caller_id.as_ref().map(Word::as_str);
         if self.sources.caller.is_none() {
             let length = self.unknown.caller.as_ref().and_then(|unknown| unknown.length).filter(|_| is_egress);
-            let names = self.names_of(length, policy, policy.caller_names());
+            let is_known = |name: &str| then.is_some_and(|then| then.caller_named(name).is_some());
+            let names = names_of(length, policy.caller_names(), is_known);
             let callers = names.filter_map(|name| policy.caller_named(name)).map(|id| known(Some(Party::Own(id))));
             return Ok([unknown()].into_iter().chain(callers).collect());
         }
@@ -503,11 +515,11 @@ impl Recorded<'_> {
         let parties = match (&self.caller_identity, kind, id) {
             (Some(identity), _, _) => policy.parties_of(&parsed(identity.as_str())?),
             (None, Some("third_party"), Some(identity)) => vec![policy.party(&parsed(identity)?)],
-            (None, Some("third_party"), None) if self.is_by(policy) => vec![None],
             (None, Some("third_party"), None) => {
                 // A name that is no SPIFFE ID is not recorded.
+                let is_known = |identity: &Identity| then.is_some_and(|then| then.party(identity).is_some());
                 let mut parties = vec![None];
-                for (_, party) in policy.all_identities().filter(|(identity, _)| !identity.is_spiffe()) {
+                for (_, party) in policy.all_identities().filter(|(it, _)| !it.is_spiffe() && !is_known(it)) {
                     if !parties.contains(&Some(party)) && parties.len() <= MOST_TRIED {
                         parties.push(Some(party));
                     }
@@ -526,7 +538,7 @@ impl Recorded<'_> {
         Ok(parties.into_iter().map(known).collect())
     }
 
-    fn customers(&self, others: &[Recorded<'_>], policy: &Policy) -> Vec<Fact<Customers>> {
+    fn customers(&self, others: &[Recorded<'_>], policy: &Policy, then: Option<&Policy>) -> Vec<Fact<Customers>> {
         let fact = |customers| Fact::Known(customers, Source::Context);
         if let Some(count) = self.customers {
             let ids = || std::iter::once(self).chain(others).filter_map(|record| record.customer_id.as_ref());
@@ -534,17 +546,16 @@ impl Recorded<'_> {
             let unknown = count.saturating_sub(known.len());
             let nameless = count.saturating_sub(ids().count());
             let mut all = vec![fact(Customers::Several { known: known.clone(), unknown })];
-            if nameless == 0 || self.is_by(policy) {
+            if nameless == 0 {
                 return all;
             }
             // Names that were unknown then may be customers of this policy. Rules ask only whether all are known, and
             // whether all are observed.
+            let is_new = |id: &&Id| then.is_none_or(|then| then.customer_named(id.as_str()).is_none());
             for enforcement in [Enforcement::Enforce, Enforcement::Observe] {
-                let is_such = |customer: &&Customer| customer.enforcement == enforcement;
-                let some = policy.customer_names().filter_map(|id| policy.customer_named(id.as_str()));
-                let mut some =
-                    some.filter(|id| !known.contains(id) && policy.customer(*id).as_ref().is_some_and(is_such));
-                let Some(one) = some.next() else { continue };
+                let some = policy.customer_names().filter(is_new).filter_map(|id| policy.customer_named(id.as_str()));
+                let is_such = |id: &_| policy.customer(*id).is_some_and(|customer| customer.enforcement == enforcement);
+                let Some(one) = some.filter(|id| !known.contains(id)).find(is_such) else { continue };
                 let more = || known.iter().copied().chain([one]).collect();
                 all.push(fact(Customers::Several { known: more(), unknown: unknown.saturating_sub(nameless) }));
                 all.push(fact(Customers::Several { known: more(), unknown: unknown.saturating_sub(1) }));
@@ -559,12 +570,13 @@ impl Recorded<'_> {
             }];
         }
         let unknown = self.unknown.customer.as_ref();
-        let names = self.names_of(unknown.and_then(|it| it.length), policy, policy.customer_names());
+        let is_known = |name: &str| then.is_some_and(|then| then.customer_named(name).is_some());
+        let names = names_of(unknown.and_then(|it| it.length), policy.customer_names(), is_known);
         let customers = names.filter_map(|name| policy.customer_named(name)).map(|id| fact(Customers::One(id)));
         [Fact::Unknown(why(unknown))].into_iter().chain(customers).collect()
     }
 
-    fn purposes(&self, policy: &Policy) -> Vec<Fact<PurposeId>> {
+    fn purposes(&self, policy: &Policy, then: Option<&Policy>) -> Vec<Fact<PurposeId>> {
         if let Some(name) = &self.purpose {
             let length = name.as_str().len();
             return vec![match policy.purpose_named(name.as_str()) {
@@ -573,12 +585,13 @@ impl Recorded<'_> {
             }];
         }
         let unknown = self.unknown.purpose.as_ref();
-        let names = self.names_of(unknown.and_then(|it| it.length), policy, policy.purpose_names());
+        let is_known = |name: &str| then.is_some_and(|then| then.purpose_named(name).is_some());
+        let names = names_of(unknown.and_then(|it| it.length), policy.purpose_names(), is_known);
         let purposes = names.filter_map(|name| policy.purpose_named(name)).map(|id| Fact::Known(id, Source::Context));
         [Fact::Unknown(why(unknown))].into_iter().chain(purposes).collect()
     }
 
-    fn instructions(&self, facts: &Facts<'_>, policy: &Policy) -> Vec<Fact<usize>> {
+    fn instructions(&self, facts: &Facts<'_>, policy: &Policy, then: Option<&Policy>) -> Vec<Fact<usize>> {
         let all = one(facts, policy).map_or(&[][..], |customer| &customer.instructions);
         let place = |name: &str| all.iter().position(|instruction| instruction.id.as_str() == name);
         let fact = |place: Option<usize>, length| match place {
@@ -589,26 +602,56 @@ impl Recorded<'_> {
             (Some(name), _) => vec![fact(place(name.as_str()), name.as_str().len())],
             (None, None) => vec![Fact::None],
             (None, Some(unknown)) => {
-                let names = self.names_of(unknown.length, policy, all.iter().map(|instruction| &instruction.id));
+                // What was not this customer's then may have been nobody's.
+                let before = self.customer_then(then).map(|customer| &customer.instructions);
+                let is_known = |name: &str| before.is_some_and(|all| all.iter().any(|it| it.id.as_str() == name));
+                let names = names_of(unknown.length, all.iter().map(|instruction| &instruction.id), is_known);
                 let places = names.map(|name| fact(place(name), 0));
                 [fact(None, unknown.length.unwrap_or(0))].into_iter().chain(places).collect()
             }
         }
     }
 
-    /// One that no instruction restricts and, if some instruction of the customer restricts one now, that one.
-    fn subscribers(&self, facts: &Facts<'_>, policy: &Policy, now: Timestamp) -> Vec<Fact<String>> {
+    /// Its one customer, in the policy that decided.
+    fn customer_then<'p>(&self, then: Option<&'p Policy>) -> Option<&'p Customer> {
+        let then = then?;
+        then.customer(then.customer_named(self.customer_id.as_ref()?.as_str())?).filter(|_| self.customers.is_none())
+    }
+
+    /// Whom the policy of then restricted, and whether the request was about one of them; nothing if it did not ask.
+    fn asked_of_subscriber<'p>(&self, then: Option<&'p Policy>) -> Option<(Vec<&'p str>, bool)> {
+        let customer = self.customer_then(then)?;
+        let purpose = then.and_then(|then| then.purpose(then.purpose_named(self.purpose.as_ref()?.as_str())?))?;
+        let codes =
+            || Code::ALL.into_iter().filter(|code| self.reasons.iter().any(|it| it.code.as_str() == code.as_str()));
+        let is_asked = !is_exempt_of_restrictions(purpose.kind) && codes().all(|code| code.class() > Class::Agreement);
+        let restricted = restricted(customer, self.at().ok()?);
+        is_asked.then(|| (restricted, codes().any(|code| code == Code::SubscriberRestricted)))
+    }
+
+    /// One that no instruction restricts and, if some instruction of the customer restricts one now, that one. Less, if
+    /// the policy of then is at hand and asked.
+    fn subscribers(
+        &self,
+        facts: &Facts<'_>,
+        policy: &Policy,
+        then: Option<&Policy>,
+        now: Timestamp,
+    ) -> Vec<Fact<String>> {
         match (&self.sources.subscriber, &self.unknown.subscriber) {
             (None, None) => return vec![Fact::None],
             (None, Some(_)) => return vec![Fact::Unknown(Why::Missing)],
             (Some(_), _) => {}
         }
-        let all = one(facts, policy).map_or(&[][..], |customer| &customer.instructions);
-        let in_force = all.iter().filter(|it| it.in_force.is_some_and(|period| period.contains(now)));
-        let restricted: Vec<&str> = in_force.filter_map(|it| it.restricts.as_deref()).collect();
+        let mut restricted = one(facts, policy).map(|customer| restricted(customer, now)).unwrap_or_default();
         // Longer than each of them, so none of them.
         let other = restricted.concat() + ".";
         let known = |name: &str| Fact::Known(name.to_owned(), Source::Path);
+        match self.asked_of_subscriber(then) {
+            Some((before, true)) if !before.is_empty() => return before.into_iter().map(known).collect(),
+            Some((before, false)) => restricted.retain(|name| !before.contains(name)),
+            Some((_, true)) | None => {}
+        }
         [known(&other)].into_iter().chain(restricted.first().map(|name| known(name))).collect()
     }
 
@@ -621,8 +664,8 @@ impl Recorded<'_> {
         place.as_str().parse().map(Some).map_err(|_| Undecidable::Unreadable)
     }
 
-    /// Nowhere known and, if this policy asks for a claim and that of then did not, a place that was agreed on: any
-    /// other place is denied as none is.
+    /// Nowhere known and, if this policy asks for a claim and that of then did not, a place that was agreed on, and one
+    /// that nobody agrees on.
     fn locations(&self, facts: &Facts<'_>, policy: &Policy) -> Vec<Fact<Location>> {
         let nowhere = Fact::Unknown(Why::Missing);
         let party = facts.caller.known().and_then(|caller| caller.party);
@@ -634,18 +677,9 @@ impl Recorded<'_> {
             return vec![nowhere];
         }
         let agreed = one(facts, policy).and_then(|customer| policy.residency(customer).access_locations.first());
-        [nowhere].into_iter().chain(agreed.map(|place| Fact::Known(*place, Source::Claim))).collect()
-    }
-
-    /// Names of this policy that a name of this length may have been, which the policy of then did not have.
-    fn names_of<'p>(
-        &self,
-        length: Option<usize>,
-        policy: &Policy,
-        names: impl Iterator<Item = &'p Id>,
-    ) -> impl Iterator<Item = &'p str> {
-        let length = length.filter(|_| !self.is_by(policy));
-        names.map(Id::as_str).filter(move |name| Some(name.len()) == length).take(MOST_TRIED)
+        let antarctica: Option<Location> = "AQ".parse().ok();
+        let places = agreed.copied().into_iter().chain(antarctica);
+        [nowhere].into_iter().chain(places.map(|place| Fact::Known(place, Source::Claim))).collect()
     }
 }
 
@@ -683,6 +717,21 @@ fn one<'p>(facts: &Facts<'_>, policy: &'p Policy) -> Option<&'p Customer> {
         Customers::One(id) => policy.customer(*id),
         Customers::Several { .. } => None,
     }
+}
+
+/// Whose data instructions of a customer restrict at that time.
+fn restricted(customer: &Customer, now: Timestamp) -> Vec<&str> {
+    let in_force = customer.instructions.iter().filter(|it| it.in_force.is_some_and(|period| period.contains(now)));
+    in_force.filter_map(|it| it.restricts.as_deref()).collect()
+}
+
+/// Names that a name of this length may have been, which the policy of then did not know.
+fn names_of<'p>(
+    length: Option<usize>,
+    names: impl Iterator<Item = &'p Id>,
+    is_known: impl Fn(&str) -> bool,
+) -> impl Iterator<Item = &'p str> {
+    names.map(Id::as_str).filter(move |name| Some(name.len()) == length && !is_known(name)).take(MOST_TRIED)
 }
 
 /// Why a name was not known. Rules ask only whether there was one.

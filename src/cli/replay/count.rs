@@ -160,6 +160,16 @@ impl Flips {
     }
 }
 
+/// What is asked of a log.
+pub(super) struct Question {
+    /// The policy that decides.
+    pub(super) policy: Policy,
+    /// Policies of then, as far as they are at hand.
+    pub(super) earlier: Vec<Policy>,
+    /// When all count as asked; none: each at its own time.
+    pub(super) at: Option<Timestamp>,
+}
+
 /// What a policy says to a request, as far as it is the same whatever the record leaves open.
 struct Again {
     is_permitted: bool,
@@ -183,27 +193,19 @@ impl Again {
     }
 
     /// Decides again.
-    fn decide(records: &[Recorded<'_>], policy: &Policy, at: Option<Timestamp>) -> Result<Self, Undecidable> {
+    fn decide(records: &[Recorded<'_>], question: &Question) -> Result<Self, Undecidable> {
         let (first, others) = records.split_first().ok_or(Undecidable::Unreadable)?;
-        let then = first.at()?;
-        let now = at.unwrap_or(then);
+        let Question { policy, earlier, at } = question;
+        let now = at.map_or_else(|| first.at(), Ok)?;
+        let then = earlier.iter().find(|then| first.is_by(then));
         let sidecar = match first.observed_by {
             Some(_) => Enforcement::Observe,
             None => Enforcement::Enforce,
         };
         let data = first.data()?;
-        let possible = first.facts(others, &data, policy, now)?;
-        let mut all: Vec<Self> =
+        let possible = first.facts(others, &data, policy, then, now)?;
+        let all: Vec<Self> =
             possible.facts.iter().map(|facts| Self::of(&decide(policy, facts, now), sidecar)).collect();
-        if all.len() > 1 && now == then && first.is_by(policy) {
-            // The same policy at the same time said what it says.
-            let recorded = |again: &Self| {
-                again.as_str() == first.decision.as_str() && again.reason == first.reason.as_ref().map(Word::as_str)
-            };
-            if all.iter().any(recorded) {
-                all.retain(recorded);
-            }
-        }
         let mut all = all.into_iter();
         let mut again = all.next().ok_or(Undecidable::Unreadable)?;
         for other in all {
@@ -289,7 +291,7 @@ impl Counts {
     }
 
     /// Decides the requests of a piece again.
-    pub(super) fn take(&mut self, piece: &Piece, policy: &Policy, at: Option<Timestamp>) {
+    pub(super) fn take(&mut self, piece: &Piece, question: &Question) {
         let mut group: Vec<Recorded<'_>> = Vec::new();
         let mut begun = 0;
         for (place, line) in (0_u64..).zip(piece.text.split_inclusive(|byte| *byte == b'\n')) {
@@ -300,13 +302,13 @@ impl Counts {
                 (_, _) => false,
             };
             if !is_one_more {
-                self.decision(piece.file, begun, &group, policy, at);
+                self.decision(piece.file, begun, &group, question);
                 group.clear();
                 begun = number;
             }
             group.extend(record);
         }
-        self.decision(piece.file, begun, &group, policy, at);
+        self.decision(piece.file, begun, &group, question);
     }
 
     /// The record of a decision in a line, if it is one.
@@ -352,7 +354,7 @@ impl Counts {
     }
 
     /// Decides one request again: all records of one decision.
-    fn decision(&mut self, file: usize, line: u64, records: &[Recorded<'_>], policy: &Policy, at: Option<Timestamp>) {
+    fn decision(&mut self, file: usize, line: u64, records: &[Recorded<'_>], question: &Question) {
         let Some(first) = records.first() else { return };
         self.requests += 1;
         first.at().into_iter().for_each(|time| self.saw(time));
@@ -363,7 +365,7 @@ impl Counts {
             self.unweighed += 1;
             return;
         }
-        let again = match Again::decide(records, policy, at) {
+        let again = match Again::decide(records, question) {
             Ok(again) => again,
             Err(undecidable) => {
                 self.undecidable.count += 1;

@@ -8,12 +8,10 @@ use std::sync::PoisonError;
 use std::sync::atomic::AtomicU64;
 use std::sync::mpsc;
 
-use jiff::Timestamp;
-
 use super::super::CliError;
 use super::super::audit::files::Files;
 use super::count::Counts;
-use crate::policy::Policy;
+use super::count::Question;
 use crate::record::chain::Head;
 use crate::record::recorded::DECISION;
 use crate::record::verify::MOST_LINE;
@@ -46,12 +44,7 @@ pub(super) struct Piece {
 /// # Errors
 ///
 /// The first file that cannot be read.
-pub(super) fn read(
-    files: &Files,
-    policy: &Policy,
-    at: Option<Timestamp>,
-    bytes: &AtomicU64,
-) -> Result<Counts, CliError> {
+pub(super) fn read(files: &Files, question: &Question, bytes: &AtomicU64) -> Result<Counts, CliError> {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let (sender, receiver) = mpsc::sync_channel::<Piece>(cores * MOST_WAITING);
     let receiver = Mutex::new(receiver);
@@ -61,7 +54,7 @@ pub(super) fn read(
         loop {
             let next = receiver.lock().unwrap_or_else(PoisonError::into_inner).recv();
             let Ok(piece) = next else { break };
-            counts.take(&piece, policy, at);
+            counts.take(&piece, question);
         }
         all.lock().unwrap_or_else(PoisonError::into_inner).add(counts);
     };

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::io;
 use std::io::Write;
 
-use jiff::Timestamp;
 use serde::Serialize;
 
 use super::super::audit::files::Files;
@@ -12,8 +11,8 @@ use super::super::audit::plain;
 use super::count::Counts;
 use super::count::Example;
 use super::count::Flips;
+use super::count::Question;
 use super::count::Tally;
-use crate::policy::Policy;
 use crate::record::recorded::Lack;
 
 /// Everything that is said.
@@ -145,7 +144,8 @@ fn is_zero(count: &u64) -> bool {
 const MOST_SHOWN: usize = 10;
 
 impl Said {
-    pub(super) fn new(counts: &Counts, files: &Files, path: &str, policy: &Policy, at: Option<Timestamp>) -> Self {
+    pub(super) fn new(counts: &Counts, files: &Files, path: &str, question: &Question) -> Self {
+        let Question { policy, earlier: _, at } = question;
         let file =
             |place: usize| files.found.get(place).map(|found| found.path.display().to_string()).unwrap_or_default();
         let example = |example: &Example| {
