@@ -6,6 +6,7 @@
 pub mod decision;
 pub mod explain;
 pub mod facts;
+pub mod obligation;
 pub mod reason;
 
 use jiff::Timestamp;
