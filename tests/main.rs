@@ -15,6 +15,7 @@ mod bad_input;
 mod bodies;
 mod canary;
 mod cli;
+mod coverage;
 mod datasette;
 mod demo;
 mod diff;

@@ -215,7 +215,7 @@ impl<'s> Service<'s> {
                 draft.note_for(
                     blocked,
                     "not_accepted",
-                    "have not accepted the agreement: nothing is processed for them",
+                    "each request is denied for customers that have not accepted the agreement",
                 );
             }
             Obligation::NoThirdPartyRights => self.no_third_party_rights(&mut draft),
@@ -224,7 +224,7 @@ impl<'s> Service<'s> {
                 draft.note_for(
                     self.customers_that(proposed),
                     "proposed_instructions",
-                    "have instructions that are not accepted: they permit and restrict nothing",
+                    "instructions that are not accepted permit and restrict nothing; customers that have some",
                 );
             }
             Obligation::CustomerOwned => self.proofs(&mut draft),
@@ -236,7 +236,7 @@ impl<'s> Service<'s> {
                 draft.note_for(
                     self.routes(fixed),
                     "fixed_purpose",
-                    "say the purpose themselves: the caller does not declare it",
+                    "the route says the purpose, the caller does not declare it",
                 );
             }
             Obligation::PurposePermitted
@@ -250,7 +250,7 @@ impl<'s> Service<'s> {
                 draft.note_for(
                     without.map(|it| it.id.to_string()).collect(),
                     "no_agreement_in_force",
-                    "have no agreement in force that passes the duties on: they get nothing",
+                    "no agreement in force passes the duties on, so each request is denied, for these subprocessors",
                 );
             }
             Obligation::SubprocessorObjection => {
@@ -258,12 +258,12 @@ impl<'s> Service<'s> {
                 draft.note_for(
                     later.map(|it| it.id.to_string()).collect(),
                     "not_effective_yet",
-                    "may not be used yet, except for customers that consented",
+                    "subprocessors that may not be used yet, except for customers that consented",
                 );
                 draft.note_for(
                     self.customers_that(|it| it.objections.iter().any(|(_, since)| *since <= self.now)),
                     "objections",
-                    "refused subprocessors",
+                    "customers that refused subprocessors",
                 );
             }
             Obligation::StorageResidency => self.storage(&mut draft),
@@ -272,7 +272,7 @@ impl<'s> Service<'s> {
                 draft.note_for(
                     without.collect(),
                     "location_by_claim",
-                    "have no place in the policy: a signed claim has to say where they are, or they get nothing",
+                    "the policy does not say where these callers are: a signed claim has to, or they are denied",
                 );
             }
             Obligation::ReturnOrDelete => self.return_or_delete(&mut draft),
@@ -284,7 +284,7 @@ impl<'s> Service<'s> {
                 draft.note_for(
                     self.customers_that(suspended),
                     "suspended",
-                    "are barred by law: only return is open to them",
+                    "only return is open, since the law bars the service, for",
                 );
                 self.has_purpose(&mut draft, PurposeKind::DataReturn, "data_return");
             }
@@ -314,7 +314,7 @@ impl<'s> Service<'s> {
                 &format!("each request is held against it and blocked, for {} of {all} customers", enforced.len()),
             );
         }
-        let text = "are on observe in the policy: what breaks a rule passes, and is recorded";
+        let text = "what breaks a rule passes, and is recorded, for customers on observe in the policy";
         draft.observed_for(!observed.is_empty(), "customers_observed", text, observed);
     }
 
@@ -324,12 +324,12 @@ impl<'s> Service<'s> {
         draft.gap_for(
             self.routes(is_catch_all),
             "catch_all",
-            "let every path pass that no other route maps, outside the agreement",
+            "every path that no other route maps passes outside the agreement, by",
         );
         draft.note_for(
             self.routes(|route| is_outside(route) && !is_catch_all(route)),
             "out_of_scope",
-            "are declared to be without subscriber data: they pass, and are recorded",
+            "declared to be without subscriber data: requests pass, and are recorded, on",
         );
         draft.observed_for(
             self.policy.enforcement == Enforcement::Observe && !self.is_observed(),
@@ -341,7 +341,7 @@ impl<'s> Service<'s> {
         draft.note_for(
             beside.collect(),
             "reachable_beside",
-            "are reached over the network: whoever can connect to them walks around the sidecar; close that way",
+            "whoever can connect to it over the network walks around the sidecar; close that way to the upstream",
         );
     }
 
@@ -395,12 +395,12 @@ impl<'s> Service<'s> {
         draft.gap_for(
             far,
             "callers_by_address",
-            "are believed for the address alone: whoever sends from there can be any caller",
+            "whoever sends from there can be any caller: believed for the address alone is",
         );
         draft.note_for(
             near,
             "callers_by_this_machine",
-            "are believed on this machine: whatever else runs in the pod can be any caller",
+            "whatever else runs in the pod can be any caller: believed on this machine is",
         );
     }
 
@@ -417,7 +417,7 @@ impl<'s> Service<'s> {
         draft.note_for(
             unseen.collect(),
             "egress_unseen",
-            "have no listener with `direction: egress`: what the service itself sends them is not seen here",
+            "what the service itself sends to these is not seen here, since no listener with `direction: egress` is for them",
         );
     }
 
@@ -431,7 +431,7 @@ impl<'s> Service<'s> {
         draft.note_for(
             self.customers_that(elsewhere),
             "kept_elsewhere",
-            "did not agree to where this service keeps data: they get nothing from it",
+            "each request is denied for customers that did not agree to where this service keeps data",
         );
     }
 
@@ -441,7 +441,7 @@ impl<'s> Service<'s> {
         draft.note_for(
             self.customers_that(ended),
             "ended",
-            "have ended the agreement: only return, erasure and legal duties are open",
+            "only return, erasure and legal duties are open, since the agreement has ended, for",
         );
         self.has_purpose(draft, PurposeKind::DataReturn, "data_return");
         self.has_purpose(draft, PurposeKind::Erasure, "erasure");
@@ -484,17 +484,21 @@ impl<'s> Service<'s> {
         draft.note_for(
             over.map(|it| it.id.to_string()).collect(),
             "undertaking_not_in_force",
-            "have people behind them without an undertaking in force: they get nothing",
+            "denied, since the people behind them have no undertaking in force",
         );
         draft.note_for(
             without.iter().map(|it| it.id.to_string()).collect(),
             "no_people_declared",
-            "say nothing of people (`human_access`): they count as machines, and no undertaking is asked",
+            "count as machines, since they say nothing of people (`human_access`), and no undertaking is asked",
         );
     }
 
     fn measures(&self, draft: &mut Draft) {
         let security = &self.policy.security;
+        if security.min_tls_version.is_none() && !security.client_certificate_required {
+            // The rule has nothing to hold a connection against.
+            draft.held.clear();
+        }
         let in_clear: Vec<String> = self
             .settings
             .listeners
@@ -508,7 +512,7 @@ impl<'s> Service<'s> {
                     Status::Enforced,
                     &format!("a connection below TLS {} is denied, request by request", floor.as_str()),
                 );
-                draft.note_for(in_clear, "denied_in_clear", "listen in clear: each of their requests is denied");
+                draft.note_for(in_clear, "denied_in_clear", "each request is denied on listeners in clear");
             }
             None => {
                 let text = "the policy promises no `security_measures.min_tls_version`: how a connection is protected is not asked";
@@ -516,7 +520,7 @@ impl<'s> Service<'s> {
                 draft.gap_for(
                     in_clear,
                     "listeners_in_clear",
-                    "listen in clear: callers are not protected on their way",
+                    "callers are not protected on their way to listeners in clear",
                 );
             }
         }
@@ -527,7 +531,7 @@ impl<'s> Service<'s> {
         draft.gap_for(
             upstreams.map(|it| it.name.clone()).collect(),
             "upstreams_in_clear",
-            "are spoken to in clear over the network",
+            "data goes on in clear over the network to",
         );
         if self.policy.require_enforce {
             draft.hold(Status::Gated, "the sidecar does not start if it would only observe (`require_enforce`)");
@@ -573,14 +577,18 @@ impl<'s> Service<'s> {
         draft.gap_for(
             self.routes(blind),
             "routes_without_subscriber",
-            "do not say which subscriber a request is about: a restriction is not seen there",
+            "a restriction is not seen on routes that do not say which subscriber a request is about",
         );
         if self.routes(establishes).is_empty() {
             draft.held.clear();
         }
         let restricts =
             |it: &Customer| it.instructions.iter().any(|it| it.restricts.is_some() && it.in_force.is_some());
-        draft.note_for(self.customers_that(restricts), "restrictions", "have restricted the data of subscribers");
+        draft.note_for(
+            self.customers_that(restricts),
+            "restrictions",
+            "customers that restricted the data of subscribers",
+        );
     }
 
     fn cannot_comply(&self, draft: &mut Draft) {
@@ -596,7 +604,7 @@ impl<'s> Service<'s> {
         );
         let (_, observed) = self.by_enforcement();
         let is_partly = !self.is_observed() && !observed.is_empty();
-        draft.observed_for(is_partly, "customers_observed", "are on observe: tell them what that means", observed);
+        draft.observed_for(is_partly, "customers_observed", "to be told what it means: customers on observe", observed);
         draft.gap(
             !Vouched::of(self.settings).has_max_age,
             "policy_never_stale",

@@ -27,6 +27,7 @@ const STYLE: &str = "\
 body{margin:0 auto;padding:2rem 1.25rem 3rem;max-width:72rem;background:var(--ground);color:var(--ink);\
 font:15px/1.5 system-ui,-apple-system,\"Segoe UI\",Roboto,\"Helvetica Neue\",Arial,sans-serif}
 h1{font-size:1.7rem;line-height:1.2;margin:0 0 .25rem}
+a{color:inherit}p.open{margin-top:1rem}
 h2{font-size:1.15rem;margin:2rem 0 .6rem}
 p{margin:.25rem 0}
 .soft,dt,.clause{color:var(--soft)}
@@ -135,7 +136,13 @@ fn write(said: &Said, page: &mut String) -> std::fmt::Result {
     for (status, count) in sums.into_iter().filter(|(status, count)| **count > 0 || *status == "not_met") {
         writeln!(page, "<li><b>{count}</b> {}</li>", mark(status))?;
     }
-    writeln!(page, "</ul>\n</header>\n<main>\n<h2>What was looked at</h2>")?;
+    writeln!(page, "</ul>\n</header>\n<main>")?;
+    let open = said.obligations.iter().filter(|it| it.status == "not_met");
+    let open: Vec<String> = open.map(|it| format!("<a href=\"#{0}\">{0}</a>", it.obligation)).collect();
+    if !open.is_empty() {
+        writeln!(page, "<p class=\"open\">Not met: {}</p>", open.join(", "))?;
+    }
+    writeln!(page, "<h2>What was looked at</h2>")?;
     for service in &said.services {
         write_service(service, page)?;
     }
@@ -232,5 +239,5 @@ fn named(says: &str, names: &[String]) -> String {
     if names.is_empty() || names.iter().any(|name| says.contains(&format!("`{name}`"))) {
         return prose(says);
     }
-    format!("<span class=\"names\">{}</span> {}", names_of(names), prose(says))
+    format!("{}: <span class=\"names\">{}</span>", prose(says), names_of(names))
 }

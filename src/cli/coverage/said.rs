@@ -231,7 +231,7 @@ pub(super) fn named(text: &str, names: &[String]) -> String {
     let more = names.len().saturating_sub(MOST_NAMED);
     let shown: Vec<&str> = names.iter().take(MOST_NAMED).map(String::as_str).collect();
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-    format!("{}{more}: {text}", shown.join(", "))
+    format!("{text}: {}{more}", shown.join(", "))
 }
 
 /// The status of a word.
