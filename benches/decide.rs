@@ -183,6 +183,7 @@ fn records(criterion: &mut Criterion) {
         log: Uuid::now_v7(),
         on_failure: "deny",
         durability: "written",
+        enforcement: Enforcement::Enforce,
     };
     let about = About {
         time: now,

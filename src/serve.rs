@@ -250,6 +250,7 @@ fn writer(settings: &Settings) -> Writer {
         log: Uuid::now_v7(),
         on_failure: settings.log.on_failure.as_str(),
         durability: settings.log.durability.as_str(),
+        enforcement: settings.enforcement,
     }
 }
 

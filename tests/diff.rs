@@ -86,7 +86,7 @@ const IDENTITIES: [&str; 12] = [
 
 /// One thing laid over a policy, or taken out of it.
 #[derive(Clone, Debug)]
-struct Mutation {
+pub(crate) struct Mutation {
     /// Keys, and ids of list entries.
     path: Vec<String>,
     /// What is there then; none: nothing.
@@ -379,24 +379,24 @@ fn of_a_customer() -> BoxedStrategy<Mutation> {
         .boxed()
 }
 
-fn mutation() -> BoxedStrategy<Mutation> {
+pub(crate) fn mutation() -> BoxedStrategy<Mutation> {
     prop_oneof![2 => of_the_whole(), 2 => of_a_caller(), 3 => of_a_subprocessor(), 5 => of_a_customer()].boxed()
 }
 
 // ---- requests --------------------------------------------------------------------------------------
 
 /// Any numbers will do, as long as the seed reproduces them.
-struct Dice(u64);
+pub(crate) struct Dice(pub(crate) u64);
 
 impl Dice {
-    fn roll(&mut self, sides: usize) -> usize {
+    pub(crate) fn roll(&mut self, sides: usize) -> usize {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
         usize::try_from((self.0 >> 11) % u64::try_from(sides.max(1)).unwrap()).unwrap()
     }
 
-    fn one<'t, T>(&mut self, list: &'t [T]) -> Option<&'t T> {
+    pub(crate) fn one<'t, T>(&mut self, list: &'t [T]) -> Option<&'t T> {
         let at = self.roll(list.len());
         list.get(at)
     }
@@ -409,9 +409,9 @@ impl Dice {
 
 /// A request, and what protects its connection.
 #[derive(Clone, Debug)]
-struct Request {
-    asked: Asked,
-    transport: Transport,
+pub(crate) struct Request {
+    pub(crate) asked: Asked,
+    pub(crate) transport: Transport,
 }
 
 fn name_in(names: &[&'static str], id: &str) -> Option<&'static str> {
@@ -595,14 +595,14 @@ static PRINTED: LazyLock<(String, Arc<Policy>)> = LazyLock::new(|| {
     (text, Arc::new(policy))
 });
 
-struct Pair {
-    old: Arc<Policy>,
-    new: Policy,
+pub(crate) struct Pair {
+    pub(crate) old: Arc<Policy>,
+    pub(crate) new: Policy,
     changes: Vec<Change>,
 }
 
 impl Pair {
-    fn of(before: &[Mutation], mutations: &[Mutation]) -> Self {
+    pub(crate) fn of(before: &[Mutation], mutations: &[Mutation]) -> Self {
         let (text, old) = if before.is_empty() {
             PRINTED.clone()
         } else {
@@ -625,7 +625,7 @@ impl Pair {
     }
 
     /// Requests that some policy of the pair might permit.
-    fn requests(&self, seed: u64, count: usize) -> Vec<Request> {
+    pub(crate) fn requests(&self, seed: u64, count: usize) -> Vec<Request> {
         let mut dice = Dice(seed | 1);
         (0..count)
             .map(|_| {
@@ -1373,7 +1373,7 @@ fn what_has_to_be_agreed() {
 }
 
 /// The sample as it was agreed, and as somebody would change it, each with a customer in a file of its own.
-fn agreed_and_next() -> Folder {
+pub(crate) fn agreed_and_next() -> Folder {
     let folder = Folder::new();
     let of_its_own = |enforcement: &str| {
         format!(

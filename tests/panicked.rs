@@ -72,6 +72,7 @@ fn writer() -> Writer {
         log: uuid::Uuid::now_v7(),
         on_failure: "deny",
         durability: "written",
+        enforcement: dpa_sidecar::policy::Enforcement::Enforce,
     }
 }
 

@@ -7,7 +7,6 @@ use std::path::Path;
 use std::path::PathBuf;
 
 use jiff::Timestamp;
-use serde::Deserialize;
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -42,6 +41,11 @@ use crate::policy::terms::Date;
 use crate::policy::terms::Location;
 use crate::policy::terms::Operation;
 use crate::record::entry::REQUEST_UNREADABLE;
+use crate::record::recorded::Recorded;
+use crate::record::recorded::RecordedPlaces;
+use crate::record::recorded::RecordedReason;
+use crate::record::recorded::RecordedUnknown;
+use crate::record::recorded::Word;
 use crate::reload;
 use crate::reload::Loaded;
 
@@ -391,177 +395,139 @@ fn rests_on(authority: Option<&str>, names: &Names, places: &Places<'_>) -> Vec<
 
 // ---- a decision in a log ---------------------------------------------------------------------------
 
-/// What is read of a `dpa.decision` record.
-#[derive(Deserialize)]
-struct Record {
-    event: String,
-    #[serde(default)]
-    time: String,
-    decision_id: Option<Uuid>,
-    #[serde(default)]
-    decision: String,
-    #[serde(default)]
-    enforcement: String,
-    authority: Option<String>,
-    transfer_ref: Option<String>,
-    #[serde(default)]
-    reasons: Vec<RecordReason>,
-    customer_id: Option<String>,
-    caller_id: Option<String>,
-    recipient: Option<RecordRecipient>,
-    purpose: Option<String>,
-    operation: Option<String>,
-    #[serde(default)]
-    data_categories: Vec<String>,
-    instruction_id: Option<String>,
-    request_ref: Option<String>,
-    location: Option<RecordLocation>,
-    route: Option<String>,
-    #[serde(default)]
-    sources: serde_json::Map<String, serde_json::Value>,
-    #[serde(default)]
-    unknown: serde_json::Map<String, serde_json::Value>,
-    policy: Option<RecordPolicy>,
-}
-
-impl Record {
-    /// Whether the service sent it: then the settings say who calls, and nothing else does.
-    fn is_egress(&self) -> bool {
-        self.sources.get("caller").and_then(|source| source.as_str()) == Some(FactSource::Settings.as_str())
-    }
-}
-
-#[derive(Deserialize)]
-struct RecordReason {
-    code: String,
-    clause: String,
-    obligation: String,
-    kind: String,
-}
-
-#[derive(Deserialize)]
-struct RecordRecipient {
-    r#type: String,
-    id: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct RecordLocation {
-    storage: String,
-    access: Option<String>,
-    recipient: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct RecordPolicy {
-    digest: String,
-}
-
 fn recorded(id: Uuid, log: &Path, policy: &Policy, loaded: &Loaded) -> Result<Explanation, CliError> {
     let failed = |source| CliError::Log { path: log.to_owned(), source };
     let file = BufReader::new(std::fs::File::open(log).map_err(failed)?);
-    let mut found: Option<Record> = None;
+    let mut found: Option<Vec<u8>> = None;
     let mut customers = Vec::new();
     for line in file.split(b'\n') {
         let line = line.map_err(failed)?;
         // A line that is no record is for `audit verify` to complain about.
-        let Ok(record) = serde_json::from_slice::<Record>(&line) else { continue };
-        if record.event == "dpa.decision" && record.decision_id == Some(id) {
+        let Ok(record) = serde_json::from_slice::<Recorded<'_>>(&line) else { continue };
+        if record.event.as_str() == "dpa.decision" && record.decision_id == Some(id) {
             // A decision about several customers has a record for each.
-            customers.extend(record.customer_id.clone());
-            found = Some(record);
+            customers.extend(owned(record.customer_id.as_ref()));
+            found = Some(line);
         }
     }
-    let Some(record) = found else {
+    let record = found.as_deref().and_then(|line| serde_json::from_slice::<Recorded<'_>>(line).ok());
+    let Some(record) = record else {
         return Err(CliError::Unknown(format!("`{}` has no decision {id}", log.display())));
     };
-    if let Some(then) =
-        record.policy.as_ref().map(|policy| policy.digest.as_str()).filter(|then| **then != *policy.digest)
-    {
+    if let Some(then) = record.policy.as_ref().map(|policy| policy.digest.as_str()).filter(|_| !record.is_by(policy)) {
         let now = &policy.digest;
         return Err(CliError::Unknown(format!(
             "the decision was made with the policy files of digest {then}; these have {now}: give the files of then"
         )));
     }
     let names = Names {
-        customer: record.customer_id.clone().filter(|_| customers.len() == 1),
-        own_caller: record
-            .caller_id
-            .clone()
-            .filter(|_| record.is_egress() || record.recipient.as_ref().is_none_or(|to| to.r#type == "internal")),
-        subprocessor: record.recipient.as_ref().filter(|to| to.r#type == "subprocessor").and_then(|to| to.id.clone()),
-        purpose: record.purpose.clone(),
-        operation: record.operation.clone(),
-        instruction: record.instruction_id.clone(),
+        customer: owned(record.customer_id.as_ref()).filter(|_| customers.len() == 1),
+        own_caller: owned(record.caller_id.as_ref()).filter(|_| {
+            record.is_egress() || record.recipient.as_ref().is_none_or(|to| to.r#type.as_str() == "internal")
+        }),
+        subprocessor: record
+            .recipient
+            .as_ref()
+            .filter(|to| to.r#type.as_str() == "subprocessor")
+            .and_then(|to| owned(to.id.as_ref())),
+        purpose: owned(record.purpose.as_ref()),
+        operation: owned(record.operation.as_ref()),
+        instruction: owned(record.instruction_id.as_ref()),
     };
     let places = Places::new(&loaded.sources);
     let mut reasons = Vec::new();
-    for reason in &record.reasons {
-        let kind = if reason.kind == "gap" { Kind::Gap } else { Kind::Violation };
-        match Code::ALL.into_iter().find(|code| code.as_str() == reason.code) {
+    for RecordedReason { code, clause, obligation, kind } in &record.reasons {
+        let (code, clause, obligation) = (code.as_str(), clause.as_str(), obligation.as_str());
+        let is_gap = kind.as_str() == "gap";
+        match Code::ALL.into_iter().find(|known| known.as_str() == code) {
             Some(code) => {
-                reasons.push(reason_shown(code, kind, &reason.clause, &reason.obligation, &names, policy, &places));
+                let kind = if is_gap { Kind::Gap } else { Kind::Violation };
+                reasons.push(reason_shown(code, kind, clause, obligation, &names, policy, &places));
             }
-            None if reason.code == REQUEST_UNREADABLE => reasons.push(ReasonShown {
+            None if code == REQUEST_UNREADABLE => reasons.push(ReasonShown {
                 code: REQUEST_UNREADABLE,
-                kind: reason.kind.clone(),
-                clause: reason.clause.clone(),
-                clause_text: clause_text(&reason.clause).to_owned(),
-                obligation: reason.obligation.clone(),
+                kind: kind.as_str().to_owned(),
+                clause: clause.to_owned(),
+                clause_text: clause_text(clause).to_owned(),
+                obligation: obligation.to_owned(),
                 why: "one way to read the request; it was answered with 400".to_owned(),
                 policy: Vec::new(),
             }),
             None => {
-                let code = &reason.code;
                 return Err(CliError::Unknown(format!("the record has a reason of another version: `{code}`")));
             }
         }
     }
     Ok(Explanation {
         schema_version: 1,
-        time: record.time.clone(),
-        rests_on: rests_on(record.authority.as_deref(), &names, &places),
-        decision: record.decision.clone(),
-        enforcement: record.enforcement.clone(),
-        authority: record.authority.clone(),
-        transfer_ref: record.transfer_ref.clone(),
+        time: record.time.as_str().to_owned(),
+        rests_on: rests_on(record.authority.as_ref().map(Word::as_str), &names, &places),
+        decision: record.decision.as_str().to_owned(),
+        enforcement: record.enforcement.as_str().to_owned(),
+        authority: owned(record.authority.as_ref()),
+        transfer_ref: owned(record.transfer_ref.as_ref()),
         facts: record_facts(&record, &customers),
         reasons,
         policy: PolicyShown::of(policy),
     })
 }
 
-fn record_facts(record: &Record, customers: &[String]) -> Vec<FactShown> {
-    let joined = |list: &[String]| (!list.is_empty()).then(|| list.join(", "));
-    let place = |place: fn(&RecordLocation) -> Option<String>| record.location.as_ref().and_then(place);
-    let from = |fact: &str| record.sources.get(fact).and_then(|source| source.as_str()).unwrap_or("policy");
-    let recipient = record.recipient.as_ref().filter(|_| record.is_egress()).and_then(|to| to.id.clone());
-    let facts = [
-        ("caller", record.caller_id.clone(), from("caller")),
-        ("recipient", recipient, "settings"),
-        ("customer", joined(customers), from("customer")),
-        ("purpose", record.purpose.clone(), from("purpose")),
-        ("operation", record.operation.clone(), from("operation")),
-        ("data_categories", joined(&record.data_categories), "route"),
-        ("subscriber", record.sources.get("subscriber").map(|_| "(not recorded)".to_owned()), from("subscriber")),
-        ("instruction", record.instruction_id.clone(), from("instruction")),
-        ("request_ref", record.request_ref.clone(), from("request_ref")),
-        ("access_location", place(|location| location.access.clone()), from("location")),
-        ("recipient_location", place(|location| location.recipient.clone()), "policy"),
-        ("storage_location", place(|location| Some(location.storage.clone())), "settings"),
-        ("route", record.route.clone(), "settings"),
-    ];
-    let mut shown = Vec::new();
-    for (fact, value, source) in facts {
-        let recorded = if fact == "access_location" { "location" } else { fact };
-        let why = record.unknown.get(recorded).and_then(|unknown| unknown.get("why")).and_then(|why| why.as_str());
-        shown.extend(match (value, why) {
-            (Some(value), _) => Some(FactShown::new(fact, value, source)),
-            (None, Some(why)) => Some(FactShown::unknown(fact, why)),
+fn owned(word: Option<&Word<'_>>) -> Option<String> {
+    word.map(|word| word.as_str().to_owned())
+}
+
+fn record_facts(record: &Recorded<'_>, customers: &[String]) -> Vec<FactShown> {
+    type Why<'w> = Option<&'w RecordedUnknown<'w>>;
+    fn fact(
+        name: &str,
+        value: Option<String>,
+        source: Option<&Word<'_>>,
+        other: &str,
+        why: Why<'_>,
+    ) -> Option<FactShown> {
+        match (value, why) {
+            (Some(value), _) => Some(FactShown::new(name, value, source.map_or(other, Word::as_str))),
+            (None, Some(unknown)) => Some(FactShown::unknown(name, unknown.why.as_str())),
             (None, None) => None,
-        });
+        }
     }
-    shown
+    let joined = |list: &[String]| (!list.is_empty()).then(|| list.join(", "));
+    let (sources, unknown) = (&record.sources, &record.unknown);
+    let data: Vec<String> = record.data_categories.iter().map(|data| data.as_str().to_owned()).collect();
+    let place = |place: for<'p> fn(&'p RecordedPlaces<'_>) -> Option<&'p Word<'p>>| {
+        owned(record.location.as_ref().and_then(place))
+    };
+    let recipient = record.recipient.as_ref().filter(|_| record.is_egress()).and_then(|to| owned(to.id.as_ref()));
+    let subscriber = sources.subscriber.as_ref().map(|_| "(not recorded)".to_owned());
+    let text = |word: &Option<Word<'_>>| owned(word.as_ref());
+    let facts = [
+        fact("caller", text(&record.caller_id), sources.caller.as_ref(), "policy", unknown.caller.as_ref()),
+        fact("recipient", recipient, None, "settings", None),
+        fact("customer", joined(customers), sources.customer.as_ref(), "policy", unknown.customer.as_ref()),
+        fact("purpose", text(&record.purpose), sources.purpose.as_ref(), "policy", unknown.purpose.as_ref()),
+        fact("operation", text(&record.operation), sources.operation.as_ref(), "policy", unknown.operation.as_ref()),
+        fact("data_categories", joined(&data), None, "route", None),
+        fact("subscriber", subscriber, sources.subscriber.as_ref(), "policy", unknown.subscriber.as_ref()),
+        fact(
+            "instruction",
+            text(&record.instruction_id),
+            sources.instruction.as_ref(),
+            "policy",
+            unknown.instruction.as_ref(),
+        ),
+        fact("request_ref", text(&record.request_ref), sources.request_ref.as_ref(), "policy", None),
+        fact(
+            "access_location",
+            place(|places| places.access.as_ref()),
+            sources.location.as_ref(),
+            "policy",
+            unknown.location.as_ref(),
+        ),
+        fact("recipient_location", place(|places| places.recipient.as_ref()), None, "policy", None),
+        fact("storage_location", place(|places| Some(&places.storage)), None, "settings", None),
+        fact("route", text(&record.route), None, "settings", None),
+    ];
+    facts.into_iter().flatten().collect()
 }
 
 fn print(explanation: &Explanation, out: &mut dyn Write) -> Result<(), CliError> {

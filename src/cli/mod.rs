@@ -3,11 +3,14 @@
 mod ask;
 mod audit;
 mod check;
+mod coverage;
 mod demo;
 mod diff;
 mod explain;
 mod keygen;
 mod offered;
+mod progress;
+mod replay;
 mod run;
 mod schema;
 mod sign;
@@ -90,6 +93,8 @@ Examples:
   dpa-sidecar test policy-tests.yaml
   dpa-sidecar diff agreed.yaml policy.yaml                     what a change permits, and for whom
   dpa-sidecar sign --key policy.key policy.yaml                so that nobody else can change it
+  dpa-sidecar replay /var/lib/dpa-sidecar --policy policy.yaml what a change would have done to recorded requests
+  dpa-sidecar coverage sidecar.yaml -o html > coverage.html    what is enforced of the agreement, and what is not
   dpa-sidecar audit tail -f decisions.ndjson                   decisions, as a person reads them
   dpa-sidecar audit verify --key audit.key.pub /var/lib/dpa-sidecar
   dpa-sidecar schema policy > policy.schema.json               for editors and validators
@@ -121,6 +126,10 @@ enum Command {
     Test(test::Arguments),
     /// Compare two policies: what is weaker, what is tighter, and for whom.
     Diff(diff::Arguments),
+    /// Decide the requests of a decision log again with another policy: what would have come out otherwise.
+    Replay(replay::Arguments),
+    /// Say of every obligation of the agreement whether it is enforced, observed, gated, recorded or not met, and why.
+    Coverage(coverage::Arguments),
     /// Verify a decision log, or read it as it grows.
     Audit(audit::Arguments),
     /// Sign a policy: every file that it is made of.
@@ -170,6 +179,8 @@ pub fn run() -> Exit {
         Command::Explain(explain) => explain::explain(explain, &mut out, &mut err),
         Command::Test(test) => test::test(test, &mut out, &mut err),
         Command::Diff(diff) => diff::diff(diff, &mut out, &mut err),
+        Command::Replay(replay) => replay::replay(replay, &mut out, &mut err),
+        Command::Coverage(coverage) => coverage::coverage(coverage, &mut out, &mut err),
         Command::Audit(audit) => audit::audit(audit, &mut out, &mut err),
         Command::Sign(sign) => sign::sign(sign, &mut out, &mut err),
         Command::Keygen(keygen) => keygen::keygen(keygen, &mut out),

@@ -6,6 +6,7 @@
 pub mod decision;
 pub mod explain;
 pub mod facts;
+pub mod obligation;
 pub mod reason;
 
 use jiff::Timestamp;
@@ -94,6 +95,12 @@ pub fn decide<'p>(policy: &'p Policy, facts: &Facts<'_>, now: Timestamp) -> Deci
         Some(_) | None => Authority::PermittedPurpose,
     };
     Decision { outcome: Outcome::Permit { authority, transfer_ref }, enforcement }
+}
+
+/// Whether a purpose is carried out whatever is restricted for the subscriber.
+#[must_use]
+pub fn is_exempt_of_restrictions(purpose: PurposeKind) -> bool {
+    matches!(purpose, PurposeKind::RightsFulfilment | PurposeKind::LegalCompliance | PurposeKind::Erasure)
 }
 
 /// Rule (h): the customer's setting, else the default; of several, the strictest.
@@ -489,9 +496,7 @@ impl<'p> Request<'p> {
     fn weigh_data(&self, facts: &Facts<'_>, reasons: &mut Reasons) {
         // Which purposes are exempt cannot be told without one.
         let Some((_, purpose)) = self.purpose else { return };
-        let is_exempt =
-            matches!(purpose.kind, PurposeKind::RightsFulfilment | PurposeKind::LegalCompliance | PurposeKind::Erasure);
-        if is_exempt {
+        if is_exempt_of_restrictions(purpose.kind) {
             return;
         }
         let mut restricted = self

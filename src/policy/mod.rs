@@ -536,6 +536,33 @@ impl Policy {
         self.identities.get(identity).copied().or_else(pattern)
     }
 
+    /// What an identity is listed as: itself, or the pattern that means it.
+    #[must_use]
+    pub fn listed_as<'p>(&'p self, identity: &'p Identity) -> Option<&'p Identity> {
+        let pattern = || self.identity_patterns.find(identity).map(|(pattern, _)| pattern);
+        if self.identities.contains_key(identity) { Some(identity) } else { pattern() }
+    }
+
+    /// Everybody that an identity may belong to of which only this is known: itself, or the pattern that means it.
+    /// `None`: nobody in this agreement.
+    #[must_use]
+    pub fn parties_of(&self, listed: &Identity) -> Vec<Option<Party>> {
+        let meant_whole = || self.identity_patterns.all().find(|(pattern, _)| pattern.covers(listed));
+        if !listed.is_pattern() {
+            return vec![self.party(listed)];
+        }
+        if let Some((_, party)) = meant_whole() {
+            return vec![Some(*party)];
+        }
+        let mut parties = vec![None];
+        for (_, party) in self.all_identities().filter(|(known, _)| known.may_mean(listed)) {
+            if !parties.contains(&Some(party)) {
+                parties.push(Some(party));
+            }
+        }
+        parties
+    }
+
     /// Every identity, and whose it is, in no order.
     pub fn all_identities(&self) -> impl Iterator<Item = (&Identity, Party)> {
         let exact = self.identities.iter().map(|(identity, party)| (identity, *party));
@@ -554,6 +581,11 @@ impl Policy {
     /// The ids of all customers.
     pub fn customer_names(&self) -> impl Iterator<Item = &Id> {
         self.customers.iter().map(|customer| &customer.id)
+    }
+
+    /// The names of all purposes, the built-in ones too.
+    pub fn purpose_names(&self) -> impl Iterator<Item = &Id> {
+        self.purposes.iter().map(|purpose| &purpose.id)
     }
 
     /// The ids of the processor's own callers.

@@ -466,6 +466,14 @@ impl Identity {
         fits && theirs.next().is_none()
     }
 
+    /// Whether some one identity is meant by both, taking `*` on either side as any segment.
+    #[must_use]
+    pub fn may_mean(&self, other: &Self) -> bool {
+        let mut theirs = other.segments();
+        let meets = |ours: &str| theirs.next().is_some_and(|it| ours == "*" || it == "*" || ours == it);
+        self.segments().all(meets) && theirs.next().is_none()
+    }
+
     /// What stands between the slashes.
     pub(super) fn segments(&self) -> impl Iterator<Item = &str> {
         self.0.split('/')

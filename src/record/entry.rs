@@ -23,29 +23,30 @@ use uuid::Uuid;
 use super::log::OnFailure;
 use super::policy_event::POLICY_EVENTS;
 use super::policy_event::PolicyDetail;
+use super::shown::Places;
+use super::shown::Recipient;
+use super::shown::Sources;
+use super::shown::TransportRecord;
+use super::shown::Unknowns;
+use super::shown::caller_id;
+use super::shown::customers_named;
+use super::shown::listed_identity;
+use super::shown::recipient;
+use super::shown::sources;
+use super::shown::transport;
 use crate::decide::decision::Authority;
 use crate::decide::decision::Decision;
 use crate::decide::decision::Outcome;
-use crate::decide::facts::Caller;
-use crate::decide::facts::Carrier;
 use crate::decide::facts::Customers;
-use crate::decide::facts::Direction;
-use crate::decide::facts::Fact;
 use crate::decide::facts::Facts;
-use crate::decide::facts::Flaw;
 use crate::decide::facts::Scope;
-use crate::decide::facts::Source;
-use crate::decide::facts::Why;
 use crate::decide::reason::Code;
 use crate::decide::reason::Kind;
 use crate::decide::reason::Reason;
 use crate::policy::CustomerId;
 use crate::policy::Durability;
 use crate::policy::Enforcement;
-use crate::policy::Party;
 use crate::policy::Policy;
-use crate::policy::terms::Identity;
-use crate::policy::terms::Location;
 use crate::policy::terms::Operation;
 use crate::schema::Ours;
 
@@ -116,6 +117,8 @@ pub struct Writer {
     pub on_failure: &'static str,
     /// `decision_log.durability`.
     pub durability: &'static str,
+    /// `enforcement`, of the sidecar as a whole.
+    pub enforcement: Enforcement,
 }
 
 /// What a record says about the request beside its facts.
@@ -164,6 +167,10 @@ struct DecisionRecord<'a> {
     /// Whether a denial blocks.
     #[schemars(with = "Enforcement")]
     enforcement: &'static str,
+    /// There if the sidecar as a whole observes, whatever the policy says.
+    #[schemars(extend("enum" = ["sidecar"]))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    observed_by: Option<&'static str>,
     /// What happens to a request without a record.
     #[schemars(with = "OnFailure")]
     on_failure: &'static str,
@@ -184,9 +191,15 @@ struct DecisionRecord<'a> {
     /// Whose data, if the policy has the customer.
     #[serde(skip_serializing_if = "Option::is_none")]
     customer_id: Option<&'a str>,
+    /// How many customers the request names, known or not, if more than one; each known one has a record.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    customers: Option<usize>,
     /// Who asks: the party's id, or the SPIFFE ID of a third party.
     #[serde(skip_serializing_if = "Option::is_none")]
     caller_id: Option<&'a str>,
+    /// What a party's proven identity is listed as in the policy; `*` in it stands for one segment.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    caller_identity: Option<&'a str>,
     /// Who gets the data.
     #[serde(skip_serializing_if = "Option::is_none")]
     recipient: Option<Recipient<'a>>,
@@ -258,147 +271,6 @@ impl From<&Reason> for ReasonRecord<'_> {
 }
 
 #[derive(Serialize, JsonSchema)]
-struct Recipient<'a> {
-    /// Who that is to the processor.
-    #[schemars(extend("enum" = ["internal", "subprocessor", "customer", "third_party"]))]
-    r#type: &'static str,
-    /// Its id.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    id: Option<&'a str>,
-}
-
-#[derive(Serialize, JsonSchema)]
-struct Places {
-    /// Where the data is kept.
-    storage: String,
-    /// From where the caller reaches it; several with blanks between.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    access: Option<String>,
-    /// From where the recipient does, if the service sends it out.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    recipient: Option<String>,
-}
-
-#[derive(Serialize, JsonSchema)]
-struct TransportRecord<'a> {
-    /// The TLS version of the connection.
-    #[schemars(extend("enum" = ["none", "unix", "1.2", "1.3"]))]
-    tls_version: &'static str,
-    /// Where the identity comes from.
-    #[schemars(extend("enum" = ["none", "certificate", "token", "forwarded_certificate", "header"]))]
-    proof: &'static str,
-    /// The peer, if it is one of the `trusted_peers`: the SPIFFE ID or `dns:` name that its own certificate proves,
-    /// or `address`, if it is listed with its address.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    peer: Option<&'a str>,
-    /// There if a header named a caller and came from a peer whose word is not taken for it.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    unproven: bool,
-}
-
-#[derive(Default, Serialize, JsonSchema)]
-struct Sources {
-    /// Of the caller.
-    #[schemars(with = "Option<Source>")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    caller: Option<&'static str>,
-    /// Of the customer.
-    #[schemars(with = "Option<Source>")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    customer: Option<&'static str>,
-    /// Of the purpose.
-    #[schemars(with = "Option<Source>")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    purpose: Option<&'static str>,
-    /// Of the operation.
-    #[schemars(with = "Option<Source>")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    operation: Option<&'static str>,
-    /// Of the subscriber.
-    #[schemars(with = "Option<Source>")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    subscriber: Option<&'static str>,
-    /// Of the instruction.
-    #[schemars(with = "Option<Source>")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    instruction: Option<&'static str>,
-    /// Of the reference of a request.
-    #[schemars(with = "Option<Source>")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    request_ref: Option<&'static str>,
-    /// Of the location.
-    #[schemars(with = "Option<Source>")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    location: Option<&'static str>,
-}
-
-/// Facts that are needed and not known, each with why.
-#[derive(Default, Serialize, JsonSchema)]
-struct Unknowns {
-    /// The caller.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    caller: Option<Unknown>,
-    /// The customer.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    customer: Option<Unknown>,
-    /// The purpose.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    purpose: Option<Unknown>,
-    /// The operation.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    operation: Option<Unknown>,
-    /// The subscriber.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    subscriber: Option<Unknown>,
-    /// The instruction.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    instruction: Option<Unknown>,
-    /// Where the caller is, if a claim has to say so.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    location: Option<Unknown>,
-}
-
-impl Unknowns {
-    fn is_empty(&self) -> bool {
-        let Self { caller, customer, purpose, operation, subscriber, instruction, location } = self;
-        [caller, customer, purpose, operation, subscriber, instruction, location]
-            .iter()
-            .all(|unknown| unknown.is_none())
-    }
-}
-
-/// Every word of [`Why`].
-fn whys() -> Vec<&'static str> {
-    let plain = [Why::Missing, Why::NotInPolicy { length: 0 }, Why::Malformed, Why::Unproven, Why::Contradicted];
-    plain.into_iter().chain(Flaw::ALL.map(Why::Flawed)).map(Why::as_str).collect()
-}
-
-#[derive(Serialize, JsonSchema)]
-struct Unknown {
-    /// Why it is not known.
-    #[schemars(extend("enum" = whys()))]
-    why: &'static str,
-    /// Bytes of a value that the policy does not have; the value itself is never recorded.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    length: Option<usize>,
-}
-
-impl Unknown {
-    fn of<T>(fact: &Fact<T>) -> Option<Self> {
-        match fact {
-            Fact::Known(..) | Fact::None => None,
-            Fact::Unknown(why) => Some(Self {
-                why: why.as_str(),
-                length: match why {
-                    Why::NotInPolicy { length } => Some(*length),
-                    Why::Missing | Why::Malformed | Why::Unproven | Why::Contradicted | Why::Flawed(_) => None,
-                },
-            }),
-        }
-    }
-}
-
-#[derive(Serialize, JsonSchema)]
 pub(super) struct PolicyRecord<'a> {
     /// `metadata.name`.
     pub(super) name: &'a str,
@@ -451,102 +323,6 @@ fn method_word(method: &Method) -> &'static str {
     }
 }
 
-/// Who sent the request, as a word that may be logged: a party's id, or the SPIFFE ID of a third party.
-fn caller_id<'a>(caller: &'a Caller, policy: &'a Policy) -> Option<&'a str> {
-    match caller.party {
-        Some(Party::Own(id)) => policy.caller(id).map(|caller| caller.id.as_str()),
-        Some(Party::Subprocessor(id)) => policy.subprocessor(id).map(|entry| entry.id.as_str()),
-        Some(Party::Customer(id)) => policy.customer(id).map(|customer| customer.id.as_str()),
-        None => caller.identity.as_ref().filter(|identity| identity.is_spiffe()).map(Identity::as_str),
-    }
-}
-
-fn recipient<'a>(facts: &'a Facts<'_>, policy: &'a Policy) -> Option<Recipient<'a>> {
-    Some(match facts.direction {
-        Direction::Egress(id) => {
-            Recipient { r#type: "subprocessor", id: policy.subprocessor(id).map(|entry| entry.id.as_str()) }
-        }
-        Direction::EgressToNobody => Recipient { r#type: "third_party", id: None },
-        Direction::Ingress => {
-            let caller = facts.caller.known()?;
-            let kind = match caller.party {
-                Some(Party::Own(_)) => "internal",
-                Some(Party::Subprocessor(_)) => "subprocessor",
-                Some(Party::Customer(_)) => "customer",
-                None => "third_party",
-            };
-            Recipient { r#type: kind, id: caller_id(caller, policy) }
-        }
-    })
-}
-
-/// Where the caller is: by the policy, or by its claim.
-fn access(facts: &Facts<'_>, policy: &Policy) -> Option<String> {
-    match facts.caller.known()?.party? {
-        Party::Own(id) => {
-            let location = policy.caller(id)?.location.or(facts.location.known().copied())?;
-            Some(words(&[location]))
-        }
-        Party::Subprocessor(id) => Some(words(&policy.subprocessor(id)?.access_locations)),
-        Party::Customer(_) => None,
-    }
-}
-
-/// Where the recipient of what the service sends reaches it from.
-fn recipient_places(facts: &Facts<'_>, policy: &Policy) -> Option<String> {
-    match facts.direction {
-        Direction::Egress(id) => policy.subprocessor(id).map(|entry| words(&entry.access_locations)),
-        Direction::Ingress | Direction::EgressToNobody => None,
-    }
-}
-
-fn words(places: &[Location]) -> String {
-    let mut text = String::with_capacity(places.len() * 7);
-    for place in places {
-        if !text.is_empty() {
-            text.push(' ');
-        }
-        place.write(&mut text);
-    }
-    text
-}
-
-/// Whether a claim says where the caller is: only for callers of the processor's own whose entry does not.
-fn is_location_claimed(facts: &Facts<'_>, policy: &Policy) -> bool {
-    match facts.caller.known().and_then(|caller| caller.party) {
-        Some(Party::Own(id)) => policy.caller(id).is_some_and(|caller| caller.location.is_none()),
-        Some(Party::Subprocessor(_) | Party::Customer(_)) | None => false,
-    }
-}
-
-fn sources(facts: &Facts<'_>, policy: &Policy) -> Sources {
-    let word = |source: Option<Source>| source.map(Source::as_str);
-    Sources {
-        caller: word(facts.caller.source()),
-        customer: word(facts.customers.source()),
-        purpose: word(facts.purpose.source()),
-        operation: word(facts.operation.source()),
-        subscriber: word(facts.subscriber.source()),
-        instruction: word(facts.instruction.source()),
-        request_ref: word(facts.request_ref.source()),
-        location: word(facts.location.source().filter(|_| is_location_claimed(facts, policy))),
-    }
-}
-
-fn transport<'a>(facts: &'a Facts<'_>) -> TransportRecord<'a> {
-    let tls_version = match (facts.transport.tls, facts.transport.is_unix) {
-        (Some(version), _) => version.as_str(),
-        (None, true) => "unix",
-        (None, false) => "none",
-    };
-    TransportRecord {
-        tls_version,
-        proof: facts.caller.source().map_or("none", Source::as_str),
-        peer: facts.carried.by.as_ref().map(Carrier::as_str),
-        unproven: facts.carried.has_unproven,
-    }
-}
-
 /// Encodes the records of one decision: one for each customer that it concerns, at least one. Each is a
 /// JSON object without its closing brace: the writer adds what only it knows.
 #[expect(clippy::too_many_arguments, reason = "a record joins everything that is known")]
@@ -584,13 +360,16 @@ pub fn decision(
             decision: word,
             action: action.as_str(),
             enforcement: enforcement.as_str(),
+            observed_by: (writer.enforcement == Enforcement::Observe).then_some("sidecar"),
             on_failure: writer.on_failure,
             durability: writer.durability,
             reason: reasons.first().map(|reason| reason.code),
             reasons: &reasons,
             authority,
             customer_id: customer.map(|customer| customer.id.as_str()),
+            customers: customers_named(facts),
             caller_id: facts.caller.known().and_then(|caller| caller_id(caller, policy)),
+            caller_identity: facts.caller.known().and_then(|caller| listed_identity(caller, policy)),
             recipient: recipient(facts, policy),
             purpose: facts.purpose.known().and_then(|id| policy.purpose(*id)).map(|purpose| purpose.id.as_str()),
             operation: facts.operation.known().map(|operation| operation.as_str()),
@@ -598,25 +377,12 @@ pub fn decision(
             instruction_id: instruction.map(|instruction| instruction.id.as_str()),
             request_ref: facts.request_ref.known().map(String::as_str),
             transfer_ref,
-            location: (facts.scope == Scope::Within).then(|| Places {
-                storage: words(&[facts.storage]),
-                access: access(facts, policy),
-                recipient: recipient_places(facts, policy),
-            }),
+            location: (facts.scope == Scope::Within).then(|| Places::of(facts, policy)),
             transport: Some(transport(facts)),
             route: facts.route,
             method: method_word(about.method),
             sources: Some(sources(facts, policy)),
-            unknown: Unknowns {
-                caller: Unknown::of(&facts.caller).filter(|_| facts.scope != Scope::Outside),
-                customer: Unknown::of(&facts.customers),
-                purpose: Unknown::of(&facts.purpose),
-                operation: Unknown::of(&facts.operation),
-                subscriber: Unknown::of(&facts.subscriber),
-                instruction: Unknown::of(&facts.instruction),
-                location: Unknown::of(&facts.location)
-                    .filter(|_| facts.scope == Scope::Within && is_location_claimed(facts, policy)),
-            },
+            unknown: Unknowns::of(facts, policy),
             policy: PolicyRecord::from(policy),
         });
     };
@@ -658,13 +424,16 @@ pub fn unreadable(
         decision: "deny",
         action: Action::Denied.as_str(),
         enforcement: enforcement.as_str(),
+        observed_by: None,
         on_failure: writer.on_failure,
         durability: writer.durability,
         reason: Some(REQUEST_UNREADABLE),
         reasons: &[ReasonRecord { code: REQUEST_UNREADABLE, clause: "P.3", obligation: "scope", kind: "gap" }],
         authority: None,
         customer_id: None,
+        customers: None,
         caller_id: None,
+        caller_identity: None,
         recipient: None,
         purpose: None,
         operation: None,

@@ -7,9 +7,11 @@ pub mod entry;
 mod json;
 pub mod log;
 pub mod policy_event;
+pub mod recorded;
 pub mod recorder;
 mod scribe;
 pub mod segment;
+mod shown;
 pub mod verify;
 
 pub use self::recorder::Batch;

@@ -120,8 +120,8 @@ impl Batch {
         starts.zip(&self.ends).filter_map(|(start, end)| Some((self.bytes.get(start..end.at)?, end.stays)))
     }
 
-    /// The records.
-    pub(super) fn records(&self) -> impl Iterator<Item = &[u8]> {
+    /// The records, each an object without its closing brace.
+    pub fn records(&self) -> impl Iterator<Item = &[u8]> {
         self.all().map(|(record, _)| record)
     }
 

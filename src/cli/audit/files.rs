@@ -37,32 +37,32 @@ const MOST_LISTINGS: usize = 5;
 const MOST_OPEN: usize = 256;
 
 /// A file of a log.
-pub(super) struct Found {
+pub(in crate::cli) struct Found {
     /// Its path; `-` is standard input.
-    pub(super) path: PathBuf,
+    pub(in crate::cli) path: PathBuf,
     /// Whether it was named itself, rather than its folder.
-    pub(super) is_named: bool,
+    pub(in crate::cli) is_named: bool,
     /// Its size, if it is known before.
-    pub(super) size: u64,
+    pub(in crate::cli) size: u64,
     look: Look,
     /// Whether it is a pipe or standard input.
-    is_stream: bool,
+    pub(in crate::cli) is_stream: bool,
     /// What is not opened again: a pipe, and the newest segment of a log, which may get another name meanwhile.
     open: Mutex<Option<Box<dyn Read + Send>>>,
 }
 
 /// All files of the logs.
 #[derive(Default)]
-pub(super) struct Files {
+pub(in crate::cli) struct Files {
     /// In the order in which the logs go through them.
-    pub(super) found: Vec<Found>,
+    pub(in crate::cli) found: Vec<Found>,
     /// What is in the folders and is no part of a log.
-    pub(super) passed_over: Vec<PathBuf>,
+    pub(in crate::cli) passed_over: Vec<PathBuf>,
 }
 
 impl Files {
     /// Looks at the beginning of each file, and of each in the folders; `aside` is left out.
-    pub(super) fn find(paths: &[PathBuf], aside: Option<&Path>) -> Result<Self, CliError> {
+    pub(in crate::cli) fn find(paths: &[PathBuf], aside: Option<&Path>) -> Result<Self, CliError> {
         let mut files = Self::default();
         let mut seen = BTreeSet::new();
         let aside = aside.and_then(|path| std::fs::metadata(path).ok()).map(|data| (data.dev(), data.ino()));
@@ -164,12 +164,17 @@ impl Files {
     }
 
     /// Bytes of all files, as far as that is known.
-    pub(super) fn size(&self) -> u64 {
+    pub(in crate::cli) fn size(&self) -> u64 {
         self.found.iter().map(|it| it.size).sum()
     }
 
     /// Reads all of them, on all cores; each file on one. Counts the bytes.
-    pub(super) fn read(&self, keys: &Keys, anchors: &Anchors, bytes: &AtomicU64) -> Vec<Result<Piece, CliError>> {
+    pub(in crate::cli) fn read(
+        &self,
+        keys: &Keys,
+        anchors: &Anchors,
+        bytes: &AtomicU64,
+    ) -> Vec<Result<Piece, CliError>> {
         let next = AtomicUsize::new(0);
         let pieces = Mutex::new(BTreeMap::new());
         let work = || {
@@ -202,7 +207,7 @@ impl Files {
     }
 
     /// Where the file after this one goes on, if it begins because a sync failed.
-    fn fork(&self, place: usize) -> Option<Head> {
+    pub(in crate::cli) fn fork(&self, place: usize) -> Option<Head> {
         let here = &self.found.get(place)?.look;
         let same = |it: &&Found| it.look.log == here.log && it.look.first > here.first;
         let next = self.found.iter().skip(place + 1).find(same)?.look.opening.as_ref()?;
@@ -212,12 +217,17 @@ impl Files {
 
 impl Found {
     fn read(&self, plan: &Plan<'_>, bytes: &AtomicU64) -> io::Result<Vec<run::Run>> {
+        run::read(&mut self.open(bytes)?, plan)
+    }
+
+    /// Opens it at its beginning, once if it is a stream. Counts the bytes.
+    pub(in crate::cli) fn open<'b>(&self, bytes: &'b AtomicU64) -> io::Result<impl BufRead + use<'b>> {
         let open = self.open.lock().unwrap_or_else(PoisonError::into_inner).take();
         let from = match open {
             Some(open) => open,
             None => Box::new(File::open(&self.path)?),
         };
-        run::read(&mut BufReader::with_capacity(BUFFER, Counted { from, bytes }), plan)
+        Ok(BufReader::with_capacity(BUFFER, Counted { from, bytes }))
     }
 }
 
@@ -285,7 +295,7 @@ fn is_of_a_log(found: &Found, extensions: &BTreeSet<OsString>) -> bool {
 }
 
 /// Reads a file of lines, or standard input.
-pub(super) fn open(path: &Path) -> io::Result<Box<dyn BufRead>> {
+pub(in crate::cli) fn open(path: &Path) -> io::Result<Box<dyn BufRead>> {
     if path.as_os_str() == "-" {
         return Ok(Box::new(BufReader::new(io::stdin())));
     }

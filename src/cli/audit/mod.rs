@@ -1,6 +1,6 @@
 //! `audit`: what an auditor does with decision logs.
 
-mod files;
+pub(super) mod files;
 mod said;
 mod tail;
 mod verify;
@@ -39,7 +39,7 @@ pub(super) fn audit(arguments: &Arguments, out: &mut dyn Write, err: &mut dyn Wr
 }
 
 /// A word of a log as it may go to a terminal: nothing in it moves the cursor or turns the writing round.
-fn plain(word: &str) -> Cow<'_, str> {
+pub(super) fn plain(word: &str) -> Cow<'_, str> {
     let is_plain = |c: char| c == ' ' || (c.is_alphanumeric() || c.is_ascii_graphic());
     if word.chars().all(is_plain) {
         return Cow::Borrowed(word);

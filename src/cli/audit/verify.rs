@@ -1,19 +1,16 @@
 //! `audit verify`: whether decision logs are as they were written.
 
 use std::io;
-use std::io::IsTerminal as _;
 use std::io::Write;
 use std::path::Path;
 use std::path::PathBuf;
-use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use super::super::CliError;
 use super::super::Exit;
 use super::super::Output;
 use super::super::colour;
+use super::super::progress::with_progress;
 use super::files;
 use super::files::Files;
 use super::said::Said;
@@ -21,9 +18,6 @@ use crate::record::verify::Anchors;
 use crate::record::verify::Keys;
 use crate::record::verify::judge::judge;
 use crate::signature::Verifier;
-
-/// How long work takes before its progress is shown, and how often that is drawn.
-const UNSEEN: Duration = Duration::from_secs(1);
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -114,34 +108,4 @@ fn anchors(path: &Path) -> Result<Anchors, CliError> {
         true => Err(CliError::Usage("the file of --checkpoint holds no checkpoint")),
         false => Ok(anchors),
     }
-}
-
-/// Shows how far work has come, on a terminal, once it takes its time.
-fn with_progress<T>(size: u64, bytes: &AtomicU64, work: impl FnOnce() -> T) -> T {
-    if !io::stderr().is_terminal() {
-        return work();
-    }
-    let is_done = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let shown = scope.spawn(|| {
-            std::thread::park_timeout(UNSEEN);
-            if is_done.load(Ordering::Relaxed) {
-                return;
-            }
-            let bar = indicatif::ProgressBar::new(size);
-            let form = "{wide_bar} {binary_bytes} of {binary_total_bytes}, {binary_bytes_per_sec}, {eta} left";
-            if let Ok(style) = indicatif::ProgressStyle::with_template(form) {
-                bar.set_style(style);
-            }
-            while !is_done.load(Ordering::Relaxed) {
-                bar.set_position(bytes.load(Ordering::Relaxed));
-                std::thread::park_timeout(UNSEEN / 10);
-            }
-            bar.finish_and_clear();
-        });
-        let result = work();
-        is_done.store(true, Ordering::Relaxed);
-        shown.thread().unpark();
-        result
-    })
 }

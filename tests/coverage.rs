@@ -1,0 +1,448 @@
+//! `coverage`: each thing that it says is switched off, and then it says otherwise.
+
+use std::collections::BTreeSet;
+
+use serde_json::Value;
+
+use crate::properties::SAMPLE;
+use crate::support::Folder;
+use crate::support::as_golden;
+use crate::support::err;
+use crate::support::out;
+use crate::support::run;
+
+/// Settings of a service that does all that settings of this version can do.
+const GOOD: &str = "\
+service: {name: subscriber-api, storage_location: US-OR, instance: pod-0, caller: subscriber-api}
+policy: {file: policy.yaml}
+listeners:
+  - {name: main, address: 127.0.0.1:8443, upstream: app, tls: {certificate: tls.crt, private_key: tls.key, client_ca: ca.crt}}
+  - {name: to-meridian, address: 127.0.0.1:9101, upstream: meridian, direction: egress}
+upstreams:
+  - {name: app, address: 127.0.0.1:3000}
+  - {name: meridian, address: api.meridian.example:443, recipient: sp-07, tls: {ca: ca.crt}}
+identity:
+  - certificate: {}
+routes:
+  - {path: '/v1/{customer}/{id}', customer: {from: path, name: customer}, subscriber: {from: path, name: id}, purpose: {from: context}, data_categories: [user.contact]}
+decision_log: {file: {path: log.ndjson}, durability: synced, signing_key: log.key, checkpoint_copy: stdout}
+";
+
+/// Settings of a service that does little.
+const POOR: &str = "\
+service: {name: insights-api, storage_location: CA-QC, instance: pod-1}
+policy: {file: policy.yaml}
+enforcement: observe
+listeners:
+  - {name: main, address: 0.0.0.0:8080, upstream: app}
+upstreams:
+  - {name: app, address: data.internal:3000}
+identity:
+  - header: {name: DPA-Caller, trusted_peers: [127.0.0.1/32, 10.0.0.0/8]}
+routes:
+  - {path: '/v1/usage', customer: {from: query, name: customer}, purpose: customer_analytics, data_categories: [user.telemetry]}
+  - {path: '/{*rest}', subscriber_data: false}
+probes: [/healthz]
+decision_log: {stdout: true, on_failure: allow}
+";
+
+/// The sample with the measures that it leaves out, and nobody on observe.
+fn good_policy() -> String {
+    let text = SAMPLE.replace("    enforcement: observe\n", "");
+    assert_ne!(text, SAMPLE);
+    text + "\nsecurity_measures: {min_tls_version: \"1.3\", client_authentication: required, decision_log: synced}\n"
+}
+
+fn folder() -> Folder {
+    let folder = Folder::new();
+    let authority = rcgen::generate_simple_self_signed(["api.lumenfield.example".to_owned()]).unwrap();
+    folder.write("tls.crt", &authority.cert.pem());
+    folder.write("ca.crt", &authority.cert.pem());
+    folder.write("tls.key", &authority.signing_key.serialize_pem());
+    assert!(run(&folder.file("."), &["keygen", "log.key"]).status.success());
+    folder
+}
+
+fn covered(folder: &Folder, settings: &str, policy: &str) -> Value {
+    folder.write("sidecar.yaml", settings);
+    folder.write("policy.yaml", policy);
+    let output = run(&folder.file("."), &["coverage", "sidecar.yaml", "--at", "2026-06-15T12:00:00Z", "-o", "json"]);
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{settings}\n{}", err(&output)))
+}
+
+/// What is found about an obligation: `status`, and of each gap and note the code and the names.
+fn findings(report: &Value, obligation: &str) -> (String, BTreeSet<(String, Vec<String>)>) {
+    let all = report["obligations"].as_array().unwrap();
+    let of_it = all.iter().find(|it| it["obligation"] == obligation).unwrap_or_else(|| panic!("no {obligation}"));
+    let found = &of_it["services"][0];
+    let of = |key: &str| found[key].as_array().unwrap().clone();
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let named = |it: Value| (text(&it["code"]), it["names"].as_array().unwrap().iter().map(text).collect());
+    (text(&of_it["status"]), of("gaps").into_iter().chain(of("notes")).map(named).collect())
+}
+
+/// The duties that this version cannot carry out whole, whatever is set.
+const NOT_YET: [&str; 2] = ["security-measures", "cannot-comply-notice"];
+
+#[test]
+fn a_service_that_does_all_covers_all() {
+    let report = covered(&folder(), GOOD, &good_policy());
+    for obligation in report["obligations"].as_array().unwrap() {
+        let name = obligation["obligation"].as_str().unwrap();
+        let expected = if NOT_YET.contains(&name) {
+            "not_met"
+        } else {
+            obligation["services"][0]["held"][0]["status"].as_str().unwrap()
+        };
+        assert_eq!(obligation["status"], expected, "{obligation:#}");
+        assert!(expected == "not_met" || obligation["services"][0]["gaps"] == serde_json::json!([]), "{obligation:#}");
+    }
+    let gaps = |name| findings(&report, name).1.into_iter().map(|(code, _)| code).collect::<Vec<_>>();
+    assert_eq!(gaps("security-measures"), ["no_baseline", "policy_unsigned"]);
+    assert_eq!(gaps("cannot-comply-notice"), ["policy_never_stale"]);
+}
+
+/// A sentence; in the settings or the policy, what is replaced by what; the obligation, its status then, and the code of
+/// what is found that was not found before, with its names.
+type Row<'r> = (&'r str, &'r str, &'r str, &'r str, &'r str, &'r str, &'r [&'r str]);
+
+const ROWS: &[Row<'_>] = &[
+    ("a sidecar that observes", "drain", "enforcement: observe", "no-sale", "not_met", "sidecar_observes", &[]),
+    (
+        "the same, for a breach",
+        "drain",
+        "enforcement: observe",
+        "breach-notice",
+        "not_met",
+        "records_may_be_missing_under_observe",
+        &[],
+    ),
+    ("the same, told", "drain", "enforcement: observe", "cannot-comply-notice", "not_met", "sidecar_observes", &[]),
+    (
+        "a log that may miss records",
+        "durability: synced",
+        "on_failure: allow, durability: synced",
+        "audits",
+        "not_met",
+        "records_may_be_missing",
+        &[],
+    ),
+    (
+        "the same, for third parties",
+        "durability: synced",
+        "on_failure: allow, durability: synced",
+        "no-third-party-rights",
+        "not_met",
+        "records_may_be_missing",
+        &[],
+    ),
+    ("a log that nobody signs", "signing_key: log.key, ", "", "audits", "not_met", "log_unsigned", &[]),
+    (
+        "checkpoints that lie beside the log",
+        ", checkpoint_copy: stdout",
+        "",
+        "audits",
+        "not_met",
+        "no_checkpoint_copy",
+        &[],
+    ),
+    ("a log that the power takes", "durability: synced, ", "", "audits", "recorded", "lost_with_the_power", &[]),
+    (
+        "a log on standard output",
+        "{file: {path: log.ndjson}, durability: synced",
+        "{stdout: true",
+        "audits",
+        "recorded",
+        "log_on_stdout",
+        &[],
+    ),
+    (
+        "a log of which little is kept",
+        "{path: log.ndjson}",
+        "{path: log.ndjson, keep: 3}",
+        "audits",
+        "recorded",
+        "retention",
+        &[],
+    ),
+    (
+        "a listener in clear, with a floor",
+        ", tls: {certificate: tls.crt, private_key: tls.key, client_ca: ca.crt}",
+        "",
+        "security-measures",
+        "not_met",
+        "denied_in_clear",
+        &["main (127.0.0.1:8443)"],
+    ),
+    (
+        "an upstream in clear",
+        ", tls: {ca: ca.crt}",
+        "",
+        "security-measures",
+        "not_met",
+        "upstreams_in_clear",
+        &["meridian"],
+    ),
+    (
+        "an upstream that others reach",
+        "127.0.0.1:3000",
+        "data.internal:3000",
+        "scope",
+        "enforced",
+        "reachable_beside",
+        &["app"],
+    ),
+    (
+        "no egress",
+        "  - {name: to-meridian, address: 127.0.0.1:9101, upstream: meridian, direction: egress}\n",
+        "",
+        "subprocessor-authorized",
+        "enforced",
+        "egress_unseen",
+        &["sp-01", "sp-02", "sp-03", "sp-04", "sp-05", "sp-06", "sp-07", "sp-08", "sp-09", "sp-11"],
+    ),
+    (
+        "a header from a network",
+        "  - certificate: {}",
+        "  - certificate: {}\n  - header: {name: X-Caller, trusted_peers: [10.0.0.0/8]}",
+        "on-behalf",
+        "not_met",
+        "callers_by_address",
+        &["header x-caller from 10.0.0.0/8"],
+    ),
+    (
+        "a header from the pod",
+        "  - certificate: {}",
+        "  - certificate: {}\n  - header: {name: X-Caller, trusted_peers: [127.0.0.1/32]}",
+        "customer-owned",
+        "enforced",
+        "callers_by_this_machine",
+        &["header x-caller from 127.0.0.1/32"],
+    ),
+    (
+        "a route without a subscriber",
+        "subscriber: {from: path, name: id}, ",
+        "",
+        "subscriber-requests",
+        "not_met",
+        "routes_without_subscriber",
+        &["/v1/{customer}/{id}"],
+    ),
+    (
+        "a route with one purpose",
+        "purpose: {from: context}",
+        "purpose: customer_support",
+        "on-behalf",
+        "enforced",
+        "fixed_purpose",
+        &["/v1/{customer}/{id}"],
+    ),
+    (
+        "the same, for subscribers' rights",
+        "purpose: {from: context}",
+        "purpose: customer_support",
+        "cooperation",
+        "not_met",
+        "no_route",
+        &["rights_fulfilment"],
+    ),
+    (
+        "everything outside the agreement",
+        "decision_log",
+        "  - {path: '/{*rest}', subscriber_data: false}\ndecision_log",
+        "scope",
+        "not_met",
+        "catch_all",
+        &["/{*rest}"],
+    ),
+    (
+        "something outside the agreement",
+        "decision_log",
+        "  - {path: '/docs', subscriber_data: false}\ndecision_log",
+        "scope",
+        "enforced",
+        "out_of_scope",
+        &["/docs"],
+    ),
+    (
+        "a service elsewhere",
+        "storage_location: US-OR",
+        "storage_location: CA-QC",
+        "storage-residency",
+        "enforced",
+        "kept_elsewhere",
+        &["granite-notch"],
+    ),
+    ("no floor", "min_tls_version: \"1.3\", ", "", "security-measures", "not_met", "no_transport_floor", &[]),
+    (
+        "a customer on observe",
+        "id: redwood-strand",
+        "id: redwood-strand\n    enforcement: observe",
+        "purpose-permitted",
+        "observed",
+        "customers_observed",
+        &["redwood-strand"],
+    ),
+    (
+        "the same, told",
+        "id: redwood-strand",
+        "id: redwood-strand\n    enforcement: observe",
+        "cannot-comply-notice",
+        "not_met",
+        "customers_observed",
+        &["redwood-strand"],
+    ),
+    (
+        "observe by default",
+        "enforcement: enforce",
+        "enforcement: observe",
+        "scope",
+        "observed",
+        "default_observed",
+        &[],
+    ),
+    ("no such purpose", "data_return", "data_regain", "return-or-delete", "not_met", "no_purpose", &["data_return"]),
+    (
+        "the same, where a law bars",
+        "data_return",
+        "data_regain",
+        "change-of-law",
+        "not_met",
+        "no_purpose",
+        &["data_return"],
+    ),
+    (
+        "nobody for subscribers' rights",
+        "permitted_purposes: [customer_support, account_management, rights_fulfilment]",
+        "permitted_purposes: [customer_support]",
+        "cooperation",
+        "not_met",
+        "nobody_may",
+        &["rights_fulfilment"],
+    ),
+    (
+        "a customer that did not accept",
+        "accepted_at: 2024-01-10, ",
+        "",
+        "agreement-in-force",
+        "enforced",
+        "not_accepted",
+        &["redwood-strand", "dusty-fork"],
+    ),
+    (
+        "a subprocessor without an agreement",
+        "agreement: {ref: SPA-2021-03",
+        "agreement: {expires_on: 2025-01-01, ref: SPA-2021-03",
+        "subprocessor-agreement",
+        "enforced",
+        "no_agreement_in_force",
+        &["sp-05", "sp-11"],
+    ),
+];
+
+#[test]
+fn what_is_switched_off_is_seen() {
+    let folder = folder();
+    let policy = good_policy();
+    let good = covered(&folder, GOOD, &policy);
+    let mut wrong = Vec::new();
+    for (name, from, to, obligation, status, code, names) in ROWS {
+        let (settings, changed) = if *from == "drain" {
+            (format!("{GOOD}{to}\n"), policy.clone())
+        } else if GOOD.contains(from) {
+            (GOOD.replace(from, to), policy.clone())
+        } else {
+            (
+                GOOD.to_owned(),
+                if code == &"no_purpose" { policy.replace(from, to) } else { policy.replacen(from, to, 1) },
+            )
+        };
+        if settings == GOOD && changed == policy {
+            wrong.push(format!("{name}: nothing of it is there"));
+            continue;
+        }
+        // What has to be `synced` is so only with a file.
+        let changed = if settings.contains("durability: synced") {
+            changed
+        } else {
+            changed.replace(", decision_log: synced", "")
+        };
+        let report = covered(&folder, &settings, &changed);
+        let expected = ((*code).to_owned(), names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>());
+        let (is, found) = findings(&report, obligation);
+        let before = findings(&good, obligation).1;
+        if is != *status || !found.contains(&expected) || before.contains(&expected) {
+            wrong.push(format!("{name}: {obligation} is {is}: {found:?}; before {before:?}"));
+        }
+    }
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+/// A sentence as the name of its files, the files, the exit code; text, JSON and the page.
+#[test]
+fn what_is_said_of_services() {
+    let folder = folder();
+    folder.write("sidecar.yaml", GOOD);
+    folder.write("policy.yaml", &good_policy());
+    std::fs::create_dir(folder.file("sample")).unwrap();
+    folder.write("sample/policy.yaml", SAMPLE);
+    folder.write("sample/sidecar.yaml", POOR);
+    let table: [(&str, &[&str], i32); 3] = [
+        ("all-that-there-is", &["sidecar.yaml"], 1),
+        ("little", &["sample/sidecar.yaml"], 1),
+        ("two-services", &["sidecar.yaml", "sample/sidecar.yaml"], 1),
+    ];
+    let mut wrong = Vec::new();
+    for (name, files, expected) in table {
+        for form in ["text", "json", "html"] {
+            let arguments = [&["coverage"], files, &["--at", "2026-06-15T12:00:00Z", "-o", form]].concat();
+            let output = run(&folder.file("."), &arguments);
+            if output.status.code() != Some(expected) {
+                wrong.push(format!("{name}: {}: {}", output.status, err(&output)));
+            }
+            // The keys of the folder are made anew each time, and nothing of them is shown.
+            let extension = if form == "text" { "txt" } else { form };
+            wrong.extend(as_golden(&format!("coverage/{name}.{extension}"), &out(&output)));
+        }
+    }
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn the_page_needs_nothing_beside_it_and_takes_no_tags() {
+    let folder = folder();
+    folder.write(
+        "sidecar.yaml",
+        &GOOD
+            .replace("/v1/{customer}/{id}", "/v1/a&b/{customer}/{id}")
+            .replace("subscriber: {from: path, name: id}, ", ""),
+    );
+    folder.write("policy.yaml", &good_policy());
+    let page = out(&run(&folder.file("."), &["coverage", "sidecar.yaml", "-o", "html"]));
+    for unwanted in ["<script", "http://", "https://", "src=", "@import", "url(", "<link", "a&b/"] {
+        assert!(!page.contains(unwanted), "{unwanted}");
+    }
+    assert!(page.contains("/v1/a&amp;b/{customer}/{id}"), "{page}");
+    for tag in [
+        "html", "head", "body", "header", "main", "footer", "table", "thead", "tbody", "tr", "td", "th", "ul", "li",
+        "dl", "dt", "dd", "p", "h1", "h2", "code", "span", "strong",
+    ] {
+        let opened = page.matches(&format!("<{tag}>")).count() + page.matches(&format!("<{tag} ")).count();
+        assert_eq!(opened, page.matches(&format!("</{tag}>")).count(), "{tag}");
+    }
+    assert_eq!(page.matches("<th scope=\"row\">").count(), 24);
+}
+
+#[test]
+fn with_what_no_sidecar_starts_nothing_is_covered() {
+    let folder = folder();
+    folder.write("policy.yaml", &(good_policy() + "require_enforce: true\n"));
+    folder.write("observes.yaml", &format!("{GOOD}enforcement: observe\n"));
+    folder.write("broken.yaml", "service: {name: x}\n");
+    folder.write("nowhere.yaml", &GOOD.replace("file: policy.yaml", "file: no-such-file"));
+    for file in ["observes.yaml", "broken.yaml", "nowhere.yaml", "no-such-file"] {
+        let output = run(&folder.file("."), &["coverage", file]);
+        assert_eq!(output.status.code(), Some(2), "{file}: {}", out(&output));
+        assert!(out(&output).is_empty() && !err(&output).is_empty(), "{file}");
+    }
+}
