@@ -144,7 +144,7 @@ decision_log: {{file: {{path: decisions.ndjson}}}}
     for asker in askers:
         asker.start()
     time.sleep(3)
-    before, spans, tooks = memory(child.pid, "VmRSS"), [], []
+    before, spans, tooks, residents = memory(child.pid, "VmRSS"), [], [], []
     for number, text in enumerate(texts[1:], 101):
         fresh = path + ".new"
         with open(fresh, "w") as file:
@@ -153,6 +153,7 @@ decision_log: {{file: {{path: decisions.ndjson}}}}
         os.rename(fresh, path)
         tooks.append(int(wait(rf"policy loaded .*revision={number} .*took_ms=(\d+)").group(1)))
         spans.append((begin, time.monotonic()))
+        residents.append(round(memory(child.pid, "VmRSS"), 1))
         time.sleep(2)
     stop.set()
     for asker in askers:
@@ -181,6 +182,7 @@ decision_log: {{file: {{path: decisions.ndjson}}}}
         "p99_ratio": round(shown(during)["p99_us"] / shown(quiet)["p99_us"], 2),
         "failed": len(failed),
         "resident_mib": round(before, 1),
+        "resident_after_each_mib": residents,
         "resident_after_mib": round(after, 1),
         "peak_mib": round(peak, 1),
         "peak_of_resident": round(peak / before, 2),
