@@ -80,6 +80,7 @@ fn a_record_says_what_the_decision_was_made_from() {
         "action",
         "authority",
         "caller_id",
+        "caller_identity",
         "customer_id",
         "data_categories",
         "decision",

@@ -60,7 +60,7 @@ pub(super) struct TransportRecord<'a> {
     /// Where the identity comes from.
     #[schemars(extend("enum" = ["none", "certificate", "token", "forwarded_certificate", "header"]))]
     proof: &'static str,
-    /// Whether a client certificate was proven on the connection itself; only of a connection with TLS.
+    /// Whether a client certificate was proven on the connection itself; only with TLS and another proof.
     #[serde(skip_serializing_if = "Option::is_none")]
     client_certificate: Option<bool>,
     /// The peer, if it is one of the `trusted_peers`: the SPIFFE ID or `dns:` name that its own certificate proves,
@@ -293,7 +293,9 @@ pub(super) fn transport<'a>(facts: &'a Facts<'_>) -> TransportRecord<'a> {
     TransportRecord {
         tls_version,
         proof: facts.caller.source().map_or("none", Source::as_str),
-        client_certificate: facts.transport.tls.map(|_| facts.transport.client_certificate),
+        // One that is the proof was there.
+        client_certificate: (facts.transport.tls.is_some() && facts.caller.source() != Some(Source::Certificate))
+            .then_some(facts.transport.client_certificate),
         peer: facts.carried.by.as_ref().map(Carrier::as_str),
         unproven: facts.carried.has_unproven,
     }

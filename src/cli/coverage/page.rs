@@ -54,15 +54,17 @@ td h3:first-child{margin-top:0}
 .warn{color:var(--warn);background:var(--warn-bg)}
 .bad{color:var(--bad);background:var(--bad-bg)}
 .names{overflow-wrap:anywhere}
+.n{white-space:nowrap}
+.wide{overflow-x:auto}
 .note{color:var(--soft)}
 footer{margin-top:2rem;border-top:1px solid var(--line);padding-top:.8rem;color:var(--soft);font-size:.88rem}
 @page{size:A4;margin:14mm 12mm}
 @media print{:root{color-scheme:light;--ink:#000;--soft:#444;--line:#999;--ground:#fff;--row:#fff;--good:#0b4a1d;\
 --good-bg:#fff;--warn:#5c3a00;--warn-bg:#fff;--bad:#8c0a1e;--bad-bg:#fff}
-body{padding:0;max-width:none;font-size:9.5pt;line-height:1.35}
-h1{font-size:16pt}h2{font-size:12pt;break-after:avoid}
+html{font-size:9pt}body{padding:0;max-width:none;font-size:1rem;line-height:1.35}
+h2{margin:1.2rem 0 .4rem}h2,h3{break-after:avoid}
 th,td{padding:4pt 5pt}tr,ul.sums li{break-inside:avoid}thead{display:table-header-group}
-.mark{border:1px solid currentColor}ul.sums li{padding:3pt 8pt;min-width:0}ul.sums b{font-size:13pt}}
+.mark{border:1px solid currentColor}ul.sums li{padding:3pt 8pt;min-width:0}.wide{overflow:visible}}
 ";
 
 /// Text of a page: nothing in it is a tag.
@@ -146,7 +148,7 @@ fn write(said: &Said, page: &mut String) -> std::fmt::Result {
     for service in &said.services {
         write_service(service, page)?;
     }
-    writeln!(page, "<h2>Obligations</h2>\n<table>")?;
+    writeln!(page, "<h2>Obligations</h2>\n<div class=\"wide\">\n<table>")?;
     writeln!(
         page,
         "<caption>All {} obligations, in our words, with the clauses of the agreement.</caption>",
@@ -157,7 +159,7 @@ fn write(said: &Said, page: &mut String) -> std::fmt::Result {
     for obligation in &said.obligations {
         write_obligation(obligation, said.services.len() == 1, page)?;
     }
-    writeln!(page, "</tbody>\n</table>\n<h2>The words</h2>\n<dl>")?;
+    writeln!(page, "</tbody>\n</table>\n</div>\n<h2>The words</h2>\n<dl>")?;
     let words = [
         ("enforced", "What breaks it is blocked, request by request."),
         ("gated", "A change that would weaken it is held back."),
@@ -198,8 +200,14 @@ fn write_service(service: &SaidService, page: &mut String) -> std::fmt::Result {
 /// Names that the page shows of each list; the JSON has all.
 const MOST_NAMED: usize = 50;
 
+/// Characters of a name that stays on one line.
+const MOST_UNBROKEN: usize = 32;
+
 fn names_of(names: &[String]) -> String {
-    let shown: Vec<String> = names.iter().take(MOST_NAMED).map(|name| format!("<code>{}</code>", text(name))).collect();
+    // A short one is not broken at its hyphens.
+    let class = |name: &String| if name.len() <= MOST_UNBROKEN { " class=\"n\"" } else { "" };
+    let code = |name: &String| format!("<code{}>{}</code>", class(name), text(name));
+    let shown: Vec<String> = names.iter().take(MOST_NAMED).map(code).collect();
     let more = names.len().saturating_sub(MOST_NAMED);
     shown.join(", ") + &if more > 0 { format!(" and {more} more") } else { String::new() }
 }
