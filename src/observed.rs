@@ -153,6 +153,9 @@ pub enum Unreadable {
     Contradiction,
 }
 
+/// What the content type of a call of gRPC begins with.
+pub const GRPC: &str = "application/grpc";
+
 /// The canonical path and query of a request.
 ///
 /// Percent-encoded unreserved characters are decoded once (RFC 3986 section 6.2.2.2), other escapes are in
@@ -341,6 +344,13 @@ fn hex(byte: u8) -> Option<u8> {
         b'A'..=b'F' => Some(byte - b'A' + 10),
         _ => None,
     }
+}
+
+/// Whether a request is a call of gRPC: it says so in its content type.
+#[must_use]
+pub fn is_call(headers: &HeaderMap) -> bool {
+    let kind = headers.get(header::CONTENT_TYPE).map(header::HeaderValue::as_bytes);
+    kind.and_then(|kind| kind.get(..GRPC.len())).is_some_and(|kind| kind.eq_ignore_ascii_case(GRPC.as_bytes()))
 }
 
 fn host(headers: &HeaderMap) -> Result<&str, Unreadable> {

@@ -41,6 +41,15 @@ impl Pace {
     }
 }
 
+/// Both directions of a stream.
+#[derive(Debug, Default)]
+pub struct Paces {
+    /// Of the request's body.
+    pub body: Pace,
+    /// Of the answer.
+    pub answer: Pace,
+}
+
 /// How long a caller has kept a direction waiting, as the looks at it tell.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Waited {
@@ -68,20 +77,20 @@ impl Waited {
 #[derive(Debug)]
 pub struct Upload {
     body: Incoming,
-    pace: Option<Arc<Pace>>,
+    paces: Option<Arc<Paces>>,
 }
 
 impl Upload {
     /// Of HTTP/1.1: nothing is counted here.
     #[must_use]
     pub fn of(body: Incoming) -> Self {
-        Self { body, pace: None }
+        Self { body, paces: None }
     }
 
     /// Of HTTP/2: counted here.
     #[must_use]
-    pub fn counted(body: Incoming, pace: Arc<Pace>) -> Self {
-        Self { body, pace: Some(pace) }
+    pub fn counted(body: Incoming, paces: Arc<Paces>) -> Self {
+        Self { body, paces: Some(paces) }
     }
 }
 
@@ -91,7 +100,7 @@ impl Body for Upload {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let frame = Pin::new(&mut self.body).poll_frame(cx);
-        if let Some(pace) = &self.pace {
+        if let Some(Paces { body: pace, answer: _ }) = self.paces.as_deref() {
             pace.owed.store(usize::from(frame.is_pending()), Relaxed);
             if let Poll::Ready(Some(Ok(frame))) = &frame {
                 pace.moves(frame.data_ref().map_or(0, Bytes::len));
@@ -112,7 +121,7 @@ impl Body for Upload {
 impl Drop for Upload {
     fn drop(&mut self) {
         // Nobody waits for the rest.
-        if let Some(pace) = &self.pace {
+        if let Some(Paces { body: pace, answer: _ }) = self.paces.as_deref() {
             pace.owed.store(0, Relaxed);
         }
     }
@@ -122,15 +131,15 @@ impl Drop for Upload {
 #[derive(Debug)]
 pub struct Owed {
     bytes: Bytes,
-    pace: Arc<Pace>,
+    paces: Arc<Paces>,
 }
 
 impl Owed {
     /// These bytes, from now on.
     #[must_use]
-    pub fn new(bytes: Bytes, pace: Arc<Pace>) -> Self {
-        pace.owes(bytes.len());
-        Self { bytes, pace }
+    pub fn new(bytes: Bytes, paces: Arc<Paces>) -> Self {
+        paces.answer.owes(bytes.len());
+        Self { bytes, paces }
     }
 }
 
@@ -145,14 +154,14 @@ impl Buf for Owed {
 
     fn advance(&mut self, count: usize) {
         self.bytes.advance(count);
-        self.pace.is_let_off(count);
-        self.pace.moves(count);
+        self.paces.answer.is_let_off(count);
+        self.paces.answer.moves(count);
     }
 }
 
 impl Drop for Owed {
     fn drop(&mut self) {
-        self.pace.is_let_off(self.bytes.len());
+        self.paces.answer.is_let_off(self.bytes.len());
     }
 }
 
@@ -164,22 +173,23 @@ mod tests {
     fn a_caller_is_late_only_where_it_was_waited_for_all_the_time() {
         let second = Duration::from_secs(1);
         let look = |waited: &mut Waited, pace: &Pace| waited.is_late(pace, second, 10, 2 * second);
-        let pace = Arc::new(Pace::default());
+        let paces = Arc::new(Paces::default());
+        let pace = &paces.answer;
         let mut waited = Waited::default();
-        assert!(!(0..9).any(|_| look(&mut waited, &pace)), "nobody waits for it");
+        assert!(!(0..9).any(|_| look(&mut waited, pace)), "nobody waits for it");
 
-        let mut owed = Owed::new(Bytes::from_static(&[0; 100]), Arc::clone(&pace));
-        let late = [(); 3].map(|()| look(&mut waited, &pace));
+        let mut owed = Owed::new(Bytes::from_static(&[0; 100]), Arc::clone(&paces));
+        let late = [(); 3].map(|()| look(&mut waited, pace));
         assert_eq!(late, [false, false, true], "the first look only begins to wait");
 
         owed.advance(10);
-        assert!(!look(&mut waited, &pace), "it took enough");
+        assert!(!look(&mut waited, pace), "it took enough");
         let late = [(); 3].map(|()| {
             owed.advance(1);
-            look(&mut waited, &pace)
+            look(&mut waited, pace)
         });
         assert_eq!(late, [false, true, true], "a trickle is no progress");
         drop(owed);
-        assert!(!look(&mut waited, &pace), "what nobody sends any more is owed by nobody");
+        assert!(!look(&mut waited, pace), "what nobody sends any more is owed by nobody");
     }
 }

@@ -23,6 +23,8 @@ use crate::gate::DPA_DECISION_ID;
 use crate::gate::Refusal;
 use crate::gate::Refused;
 use crate::gate::id_value;
+use crate::observed::GRPC;
+use crate::observed::is_call;
 use crate::record::entry::REQUEST_UNREADABLE;
 
 /// The body of an answer: ours, or the upstream's.
@@ -46,19 +48,12 @@ pub enum Form {
 }
 
 impl Form {
-    /// What a request with these headers understands: a call of gRPC says so in its content type.
+    /// What a request with these headers understands.
     #[must_use]
     pub fn of(headers: &HeaderMap) -> Self {
-        let kind = headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
-        match kind.and_then(|kind| kind.get(..GRPC.len())) {
-            Some(kind) if kind.eq_ignore_ascii_case(GRPC.as_bytes()) => Self::Grpc,
-            Some(_) | None => Self::Problem,
-        }
+        if is_call(headers) { Self::Grpc } else { Self::Problem }
     }
 }
-
-/// What the content type of a call begins with.
-const GRPC: &str = "application/grpc";
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::task::Context;
 use std::task::Poll;
+use std::time::Duration;
 
 use tokio::io::AsyncRead;
 use tokio::io::AsyncReadExt as _;
@@ -55,6 +56,13 @@ const BACKLOG: i32 = 4096;
 /// Bytes of an answer that the kernel takes over before they are on their way.
 #[cfg(target_os = "linux")]
 const UNSENT: u32 = 64 * 1024;
+
+/// When the kernel begins to ask whether the other side of a silent connection is still there, how often, and how many
+/// times in vain: a caller that vanished without a word does not keep its stream for good.
+const SILENT: Duration = Duration::from_secs(60);
+const ASKED_EVERY: Duration = Duration::from_secs(10);
+#[cfg(target_os = "linux")]
+const ASKED_IN_VAIN: u32 = 4;
 
 /// Who may connect to a Unix socket: the user and the group of the sidecar.
 const MODE: u32 = 0o660;
@@ -113,6 +121,10 @@ fn tcp(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     // Accepted connections have it from here: what a caller does not take piles up where it is seen.
     #[cfg(target_os = "linux")]
     socket.set_tcp_notsent_lowat(UNSENT)?;
+    let keep_alive = socket2::TcpKeepalive::new().with_time(SILENT).with_interval(ASKED_EVERY);
+    #[cfg(target_os = "linux")]
+    let keep_alive = keep_alive.with_retries(ASKED_IN_VAIN);
+    socket.set_tcp_keepalive(&keep_alive)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())

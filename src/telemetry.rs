@@ -24,6 +24,11 @@ pub fn start_log(format: LogFormat, colour: bool) {
     let filter = tracing_subscriber::EnvFilter::builder()
         .with_default_directive(tracing::level_filters::LevelFilter::INFO.into())
         .from_env_lossy();
+    // At `debug` the library of HTTP/2 tells what stands in heads that it refuses.
+    let filter = match "h2=off".parse() {
+        Ok(silent) => filter.add_directive(silent),
+        Err(_) => filter,
+    };
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
     // Somebody else's subscriber, in a test, stays.
     let _already_set = match format {

@@ -27,6 +27,7 @@ mod framing;
 mod fuzz_corpus;
 mod hostile_files;
 mod house;
+mod http2;
 mod http2_upstream;
 mod life;
 mod log_failures;

@@ -1,7 +1,8 @@
 //! The frames of a connection of HTTP/2, by their heads, before the library reads them (RFC 9113 section 4.1).
 //!
 //! The library knows no time, and takes any number of frames that ask for nothing. [`Frames`] tells what has begun and
-//! not ended, and what came that brings no request on. It refuses nothing: what is wrong is up to the library.
+//! not ended, what came that brings no request on, and the two mistakes that the library passes over. All other mistakes
+//! are up to the library.
 
 /// What every connection begins with (RFC 9113 section 3.4).
 pub const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -12,12 +13,20 @@ const HEAD: usize = 9;
 /// RFC 9113 section 6.
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
+const SETTINGS: u8 = 4;
 const CONTINUATION: u8 = 9;
 
 /// On DATA and HEADERS.
 const END_STREAM: u8 = 1;
 /// On HEADERS and CONTINUATION.
 const END_HEADERS: u8 = 4;
+/// On DATA and HEADERS.
+const PADDED: u8 = 8;
+/// On HEADERS.
+const PRIORITY: u8 = 32;
+
+/// Bytes of trailers that are looked at.
+const MOST_TRAILERS: usize = 4 * 1024;
 
 /// What has begun and not ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +57,9 @@ pub struct Frames {
     opened: u64,
     whole: u64,
     content: u64,
+    /// The payload of HEADERS with trailers, as far as it came.
+    trailers: Option<Vec<u8>>,
+    is_wrong: bool,
 }
 
 impl Default for Frames {
@@ -64,11 +76,20 @@ impl Default for Frames {
             opened: 0,
             whole: 0,
             content: 0,
+            trailers: None,
+            is_wrong: false,
         }
     }
 }
 
 impl Frames {
+    /// Whether something came that no connection survives and the library passes over: another frame than SETTINGS
+    /// first (RFC 9113 section 3.4), or a pseudo-header in trailers (section 8.1).
+    #[must_use]
+    pub fn is_wrong(&self) -> bool {
+        self.is_wrong
+    }
+
     /// What has begun and not ended.
     #[must_use]
     pub fn due(&self) -> Due {
@@ -108,7 +129,11 @@ impl Frames {
                 if self.is_content {
                     self.content = self.content.saturating_add(u64::try_from(here).unwrap_or(0));
                 }
-                bytes = bytes.get(here..).unwrap_or_default();
+                let (piece, rest) = bytes.split_at(here);
+                if let Some(trailers) = &mut self.trailers {
+                    trailers.extend(piece.iter().take(MOST_TRAILERS.saturating_sub(trailers.len())));
+                }
+                bytes = rest;
                 if self.left == 0 {
                     self.ends();
                 }
@@ -138,8 +163,11 @@ impl Frames {
         self.left = usize::try_from(u32::from_be_bytes([0, a, b, c])).unwrap_or(usize::MAX);
         self.is_content = kind == DATA;
         let stream = u32::from_be_bytes(stream) & (u32::MAX >> 1);
+        // Nothing but the preface was whole before it.
+        self.is_wrong |= self.whole == 1 && kind != SETTINGS;
         if kind == HEADERS {
             self.opens = stream > self.last_stream;
+            self.trailers = (!self.opens).then(Vec::new);
             self.last_stream = self.last_stream.max(stream);
         }
         if matches!(kind, HEADERS | CONTINUATION) {
@@ -150,6 +178,11 @@ impl Frames {
 
     /// The preface or a frame is whole.
     fn ends(&mut self) {
+        if let Some(trailers) = self.trailers.take() {
+            let [_, _, _, _, flags, ..] = self.head;
+            let before = usize::from(flags & PADDED != 0) + 5 * usize::from(flags & PRIORITY != 0);
+            self.is_wrong |= has_pseudo_header(trailers.get(before..).unwrap_or_default()).unwrap_or(false);
+        }
         self.is_preface = false;
         self.is_content = false;
         if !self.is_block {
@@ -157,6 +190,66 @@ impl Frames {
             self.opened = self.opened.wrapping_add(u64::from(std::mem::take(&mut self.opens)));
         }
     }
+}
+
+/// Whether a block of header fields has a pseudo-header that shows without the table of the connection (RFC 7541 section
+/// 6). The library drops what does not show. None if the block is cut off.
+fn has_pseudo_header(mut block: &[u8]) -> Option<bool> {
+    while let Some(first) = block.first() {
+        let bits = match first {
+            0x80.. => 7,
+            0x40.. => 6,
+            0x20.. => 5,
+            _ => 4,
+        };
+        let index = integer(&mut block, bits)?;
+        // Those of the static table (Appendix A).
+        if bits != 5 && (1..=14).contains(&index) {
+            return Some(true);
+        }
+        if bits == 7 || bits == 5 {
+            continue;
+        }
+        if index == 0 {
+            let (name, is_coded) = string(&mut block)?;
+            // A colon, in Huffman's code too (Appendix B).
+            if name.first().is_some_and(|first| if is_coded { first >> 1 == 0x5c } else { *first == b':' }) {
+                return Some(true);
+            }
+        }
+        string(&mut block)?;
+    }
+    Some(false)
+}
+
+/// RFC 7541 section 5.1.
+fn integer(block: &mut &[u8], bits: u32) -> Option<usize> {
+    let most = (1_usize << bits) - 1;
+    let (first, mut rest) = block.split_first()?;
+    let mut number = usize::from(*first) & most;
+    if number == most {
+        for shift in [0, 7, 14, 21] {
+            let (next, behind) = rest.split_first()?;
+            rest = behind;
+            number += usize::from(next & 0x7f) << shift;
+            if next & 0x80 == 0 {
+                *block = rest;
+                return Some(number);
+            }
+        }
+        return None;
+    }
+    *block = rest;
+    Some(number)
+}
+
+/// RFC 7541 section 5.2; whether it is in Huffman's code.
+fn string<'b>(block: &mut &'b [u8]) -> Option<(&'b [u8], bool)> {
+    let is_coded = block.first()? & 0x80 != 0;
+    let length = integer(block, 7)?;
+    let (text, rest) = block.split_at_checked(length)?;
+    *block = rest;
+    Some((text, is_coded))
 }
 
 /// As a pattern.
@@ -196,6 +289,34 @@ mod tests {
             let spare: u32 = whole.chunks(size).map(|piece| frames.read(piece)).sum();
             assert_eq!((spare, frames.opened(), frames.content()), (8, 2, 7), "in pieces of {size}");
             assert_eq!(frames.due(), Due::Nothing, "in pieces of {size}");
+        }
+    }
+
+    #[test]
+    fn what_the_library_passes_over() {
+        let begin = [PREFACE.to_vec(), frame(4, 0, 0, b"")].concat();
+        let trailers = |flags, block: &[u8]| [begin.clone(), frame(1, 4, 1, b""), frame(1, flags, 1, block)].concat();
+        let table: [(&str, Vec<u8>, bool); 11] = [
+            ("SETTINGS first", begin.clone(), false),
+            ("PING first", [PREFACE.to_vec(), frame(6, 0, 0, b"")].concat(), true),
+            ("trailers", trailers(5, b"\x00\x01x\x01y\x40\x01x\x01y"), false),
+            ("a pseudo-header by its index", trailers(5, b"\x82"), true),
+            ("one whose name has an index", trailers(5, b"\x00\x01x\x01y\x42\x01y"), true),
+            ("one that is written out", trailers(5, b"\x00\x01x\x01y\x00\x07:method\x03GET"), true),
+            ("one in Huffman's code", trailers(5, b"\x00\x86\xb9\x49\x53\x39\xe4\xff\x01y"), true),
+            ("one behind padding and a priority", trailers(45, b"\x00\x00\x00\x00\x00\x00\x82"), true),
+            ("another size of the table", trailers(5, b"\x21\x00\x01x\x01y"), false),
+            ("what is cut off", trailers(5, b"\x00\x7f\xff\xff\xff\xff\xff\xff"), false),
+            ("an entry of the connection's own table", trailers(5, b"\xbe"), false),
+        ];
+        for (what, bytes, is_wrong) in table {
+            for size in [1, 5, bytes.len()] {
+                let mut frames = Frames::default();
+                for piece in bytes.chunks(size) {
+                    frames.read(piece);
+                }
+                assert_eq!(frames.is_wrong(), is_wrong, "{what}, in pieces of {size}");
+            }
         }
     }
 

@@ -56,15 +56,18 @@ use crate::doors::entrance::Answer;
 use crate::doors::entrance::entrance;
 use crate::doors::proxy::Proxy;
 use crate::observed::Peer;
+use crate::observed::is_call;
 use crate::pace::Owed;
-use crate::pace::Pace;
+use crate::pace::Paces;
 use crate::pace::Upload;
 use crate::pace::Waited;
 use crate::respond;
-use crate::respond::Form;
 
 /// Bytes of a frame: the least that there may be (RFC 9113 section 6.5.2). More would only be read in larger pieces.
 const FRAME: u32 = 16 * 1024;
+
+/// Streams that may be taken back in one piece with their beginning.
+const MOST_TAKEN_BACK: usize = 20;
 
 /// Bytes of an answer that the library gathers for a stream whose caller does not take them.
 const MOST_UNSENT: usize = 64 * 1024;
@@ -82,7 +85,7 @@ const SPARE_TIME: Duration = Duration::from_secs(60);
 pub struct StreamLimits {
     /// Streams at a time.
     pub streams: u32,
-    /// Streams of a connection that may be wrong, or be taken back before they are looked at.
+    /// Streams of a connection that may be wrong.
     pub wrong_streams: usize,
     /// Frames that bring no request on.
     pub spare_frames: u32,
@@ -114,7 +117,11 @@ impl Line {
     }
 
     fn reads(&self, bytes: &[u8]) -> io::Result<()> {
-        let spare = self.frames.borrow_mut().read(bytes);
+        let mut frames = self.frames.borrow_mut();
+        let spare = frames.read(bytes);
+        if frames.is_wrong() {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
         match self.spare.get().checked_sub(spare) {
             Some(left) => self.spare.set(left),
             None if self.spare_since.get().elapsed() >= SPARE_TIME => {
@@ -185,20 +192,13 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Overseen<S> {
     }
 }
 
-/// Both directions of a stream.
-#[derive(Debug, Default)]
-struct Paces {
-    body: Arc<Pace>,
-    answer: Arc<Pace>,
-    /// A body that may be silent for long: gRPC, whose calls last as long as their watches and leases.
-    may_rest: bool,
-}
-
 /// A request, as the library wants it to be polled: until its answer is handed over.
 struct Exchange<'c> {
     /// None once it is cut: what is dropped is taken back by the library (RFC 9113 section 6.4).
     work: Option<Pin<Box<dyn Future<Output = ()> + 'c>>>,
-    paces: Paces,
+    paces: Arc<Paces>,
+    /// Its body may be silent for long: gRPC, whose calls last as long as their watches and leases.
+    may_rest: bool,
     body: Waited,
     answer: Waited,
     waker: Option<Waker>,
@@ -223,7 +223,7 @@ impl Exchange<'_> {
     fn look(&mut self, since_last: Duration, is_body_due: bool, patience: &Patience) {
         let Patience { stall, stall_bytes, .. } = *patience;
         let is_body_late =
-            is_body_due && !self.paces.may_rest && self.body.is_late(&self.paces.body, since_last, stall_bytes, stall);
+            is_body_due && !self.may_rest && self.body.is_late(&self.paces.body, since_last, stall_bytes, stall);
         // As long and as much as on HTTP/1.1.
         let (times, bytes) = Patience::of_an_answer();
         let enough = stall_bytes.saturating_mul(bytes);
@@ -235,8 +235,12 @@ impl Exchange<'_> {
     }
 }
 
-/// Where the library leaves requests that have begun, with what [`serve`] knows of each.
-struct Begun<'c>(RefCell<VecDeque<Exchange<'c>>>, RefCell<Paces>);
+/// Where the library leaves requests that have begun.
+struct Begun<'c> {
+    all: RefCell<VecDeque<Exchange<'c>>>,
+    /// Of the next one: its counts, and whether its body may be silent.
+    next: Cell<(Arc<Paces>, bool)>,
+}
 
 /// It holds no share: requests hold one of these, and would hold themselves.
 struct Hands<'c>(Weak<Begun<'c>>);
@@ -250,16 +254,17 @@ impl Clone for Hands<'_> {
 impl<'c, F: Future<Output = ()> + 'c> Executor<F> for Hands<'c> {
     fn execute(&self, work: F) {
         let Some(begun) = self.0.upgrade() else { return };
-        let paces = begun.1.take();
+        let (paces, may_rest) = begun.next.take();
         let (body, answer) = (Waited::default(), Waited::default());
-        begun.0.borrow_mut().push_back(Exchange { work: Some(Box::pin(work)), paces, body, answer, waker: None });
+        let work: Option<Pin<Box<dyn Future<Output = ()> + 'c>>> = Some(Box::pin(work));
+        begun.all.borrow_mut().push_back(Exchange { work, paces, may_rest, body, answer, waker: None });
     }
 }
 
 /// The body of an answer: what of it the caller owes to take is counted.
 struct Counted {
     body: Answer,
-    pace: Arc<Pace>,
+    paces: Arc<Paces>,
     line: Rc<Line>,
     /// To HEAD there is a length and no content (RFC 9110 section 9.3.2).
     is_silent: bool,
@@ -276,7 +281,7 @@ impl Body for Counted {
                 continue;
             }
             self.line.answers(frame.data_ref().map_or(0, Bytes::len));
-            return Poll::Ready(Some(Ok(frame.map_data(|bytes| Owed::new(bytes, Arc::clone(&self.pace))))));
+            return Poll::Ready(Some(Ok(frame.map_data(|bytes| Owed::new(bytes, Arc::clone(&self.paces))))));
         }
     }
 
@@ -411,17 +416,16 @@ pub(super) async fn serve<S: AsyncRead + AsyncWrite + Unpin + 'static>(
     let mut ends = std::pin::pin!(ends);
     let entrance = entrance(door, peer, || unread.count_overloaded());
     let (line, wire) = (Line::new(limits.http2.spare_frames), stream.wire());
-    let begun = Rc::new(Begun(RefCell::default(), RefCell::default()));
+    let begun = Rc::new(Begun { all: RefCell::default(), next: Cell::default() });
     let served = Cell::new(0_u64);
     let service = service_fn(|mut request: Request<Incoming>| {
         served.set(served.get() + 1);
         translate(&mut request);
         let is_large = request.headers().len() > limits.headers;
         let is_silent = request.method() == Method::HEAD;
-        let paces = Paces { may_rest: Form::of(request.headers()) == Form::Grpc, ..Paces::default() };
-        let (body, pace) = (Arc::clone(&paces.body), Arc::clone(&paces.answer));
-        begun.1.replace(paces);
-        let answered = entrance.call(request.map(|upload| Upload::counted(upload, body)));
+        let paces = Arc::new(Paces::default());
+        begun.next.set((Arc::clone(&paces), is_call(request.headers())));
+        let answered = entrance.call(request.map(|body| Upload::counted(body, Arc::clone(&paces))));
         let unseen = Unseen(Some(unread));
         let line = Rc::clone(&line);
         async move {
@@ -434,12 +438,12 @@ pub(super) async fn serve<S: AsyncRead + AsyncWrite + Unpin + 'static>(
                 false => answered.await?,
             };
             line.answers(0);
-            Ok::<_, BoxError>(response.map(|body| Counted { body, pace, line, is_silent }))
+            Ok::<_, BoxError>(response.map(|body| Counted { body, paces, line, is_silent }))
         }
     });
     let mut http = http2::Builder::new(Hands(Rc::downgrade(&begun)));
     http.max_concurrent_streams(limits.http2.streams)
-        .max_pending_accept_reset_streams(limits.http2.wrong_streams)
+        .max_pending_accept_reset_streams(MOST_TAKEN_BACK)
         .max_local_error_reset_streams(limits.http2.wrong_streams)
         .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX))
         .initial_stream_window_size(limits.http2.stream_window)
@@ -468,20 +472,19 @@ pub(super) async fn serve<S: AsyncRead + AsyncWrite + Unpin + 'static>(
             while let Poll::Ready(Some(())) = Pin::new(&mut running).poll_next(cx) {}
             if running.is_empty() && !was_at_rest {
                 looks.rest_since = Instant::now();
-                look.as_mut().reset(looks.rest_since);
             }
             // First what has come in: a request that is here already is answered, not closed upon.
             if let Poll::Ready(result) = connection.as_mut().poll(cx) {
                 return Poll::Ready(result.map_err(Some));
             }
-            if !begun.0.borrow().is_empty() {
-                running.extend(begun.0.borrow_mut().drain(..));
+            if !begun.all.borrow().is_empty() {
+                running.extend(begun.all.borrow_mut().drain(..));
                 continue;
             }
+            count_refused(is_closing);
             is_proven = is_proven && ends.as_mut().poll(cx).is_pending();
             is_last = is_last || is_draining || drains.as_mut().poll(cx).is_ready();
             if !is_closing && (is_last || !is_proven) {
-                count_refused(is_closing);
                 is_closing = true;
                 looks.closing_since = Some(Instant::now());
                 look.as_mut().reset(Instant::now());
@@ -491,7 +494,6 @@ pub(super) async fn serve<S: AsyncRead + AsyncWrite + Unpin + 'static>(
             if look.as_mut().poll(cx).is_pending() {
                 return Poll::Pending;
             }
-            count_refused(is_closing);
             match looks.look(&line.frames.borrow(), &limits.patience, &mut running) {
                 Found::Well => look.as_mut().reset(Instant::now() + looks.wait(&limits.patience, running.is_empty())),
                 Found::LateHead => return Poll::Ready(Err(None)),
@@ -509,6 +511,7 @@ pub(super) async fn serve<S: AsyncRead + AsyncWrite + Unpin + 'static>(
     count_refused(is_closing);
     match result {
         _ if line.is_flooded.get() => unread.count_flooded(),
+        _ if line.frames.borrow().is_wrong() => unread.count_malformed(),
         Ok(()) => {}
         Err(Some(error)) => unread.count_http2(&error),
         Err(None) => unread.count_late(),

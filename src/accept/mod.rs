@@ -135,12 +135,14 @@ impl UnreadCounters {
         let why = std::error::Error::source(error).and_then(|source| source.downcast_ref::<h2::Error>());
         match why.filter(|why| why.is_library()).and_then(h2::Error::reason) {
             Some(h2::Reason::ENHANCE_YOUR_CALM) => self.count_flooded(),
-            Some(_) => {
-                self.malformed.fetch_add(1, Ordering::Relaxed);
-                self.metrics.malformed.inc();
-            }
+            Some(_) => self.count_malformed(),
             None => {}
         }
+    }
+
+    fn count_malformed(&self) {
+        self.malformed.fetch_add(1, Ordering::Relaxed);
+        self.metrics.malformed.inc();
     }
 
     /// A connection asked for next to nothing with many frames.

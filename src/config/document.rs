@@ -430,8 +430,8 @@ pub(super) struct Limits {
     /// Requests at a time on a connection of HTTP/2; more are refused by the HTTP layer. Default: 100.
     #[schemars(range(min = 1))]
     pub(super) streams: Option<Spanned<usize>>,
-    /// Streams of a connection of HTTP/2 that may be wrong, and streams that may be taken back before they are looked
-    /// at; then it is closed. Default: 100.
+    /// Streams of a connection of HTTP/2 that may be wrong, such as one whose body is not as long as it says; then it
+    /// is closed. Default: 100.
     #[schemars(range(min = 1))]
     pub(super) wrong_streams: Option<Spanned<usize>>,
     /// Frames of a connection of HTTP/2 that may bring no body on within a minute, beyond four for each answer; then it

@@ -861,6 +861,18 @@ impl Compiler<'_> {
         value
     }
 
+    /// A window of HTTP/2 (RFC 9113 section 6.9.1).
+    fn window(&mut self, least: usize, limit: Option<Spanned<usize>>, default: usize) -> u32 {
+        let most = u32::MAX >> 1;
+        if let Some(Spanned { value, at }) = limit
+            && u32::try_from(value).map_or(true, |value| value > most)
+        {
+            let message = format!("a window of {value} bytes is larger than HTTP/2 has");
+            self.error(Code::Invalid, at, message, format!("write {most} or less; the default is {default}"));
+        }
+        u32::try_from(self.at_least(least, limit, default)).unwrap_or(most).min(most)
+    }
+
     /// The limits of connections, and of a token.
     fn limits(&mut self, limits: document::Limits, least_connections: usize) -> (Limits, usize) {
         let document::Limits {
@@ -903,8 +915,8 @@ impl Compiler<'_> {
                 streams: small(self.at_least(1, streams, 100)),
                 wrong_streams: self.at_least(1, wrong_streams, 100),
                 spare_frames: small(self.at_least(100, spare_frames, 500)),
-                stream_window: small(self.at_least(1024, bytes(stream_window), 64 * 1024)).min(MOST_WINDOW),
-                connection_window: small(self.at_least(64 * 1024, bytes(connection_window), 1 << 20)).min(MOST_WINDOW),
+                stream_window: self.window(1024, bytes(stream_window), 64 * 1024),
+                connection_window: self.window(64 * 1024, bytes(connection_window), 1 << 20),
             },
         };
         // No signed token is smaller than a header, a handful of claims and 64 bytes of signature.
@@ -915,9 +927,6 @@ impl Compiler<'_> {
 fn named(name: &Spanned<crate::policy::terms::Id>) -> Spanned<String> {
     Spanned { value: name.value.to_string(), at: name.at }
 }
-
-/// RFC 9113 section 6.9.1.
-const MOST_WINDOW: u32 = (1 << 31) - 1;
 
 /// min(4, what the machine has).
 fn default_workers() -> usize {

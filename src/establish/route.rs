@@ -5,9 +5,7 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::HeaderMap;
 use http::Method;
-use http::header;
 use matchit::Router;
 
 use crate::observed::Target;
@@ -279,20 +277,10 @@ fn positional(path: &str) -> Result<String, &'static str> {
     Ok(template)
 }
 
-/// Whether a request is a call of gRPC. Each of them is a POST, whatever it does.
+/// The operation that a method means where the route says nothing.
 #[must_use]
-pub fn is_grpc(headers: &HeaderMap) -> bool {
-    let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.as_bytes().get(..GRPC.len()));
-    kind.is_some_and(|kind| kind.eq_ignore_ascii_case(GRPC))
-}
-
-const GRPC: &[u8] = b"application/grpc";
-
-/// The operation that a method means where the route says nothing; for gRPC it means none.
-#[must_use]
-pub fn operation_of(method: &Method, headers: &HeaderMap) -> Option<Operation> {
+pub fn operation_of(method: &Method) -> Option<Operation> {
     match *method {
-        Method::POST if is_grpc(headers) => None,
         Method::GET | Method::HEAD => Some(Operation::Retrieve),
         Method::POST => Some(Operation::Store),
         Method::PUT | Method::PATCH => Some(Operation::Modify),
@@ -310,8 +298,8 @@ mod tests {
     }
 
     fn target(path: &str) -> Target {
-        let mut headers = HeaderMap::new();
-        headers.insert(header::HOST, "a".parse().unwrap());
+        let mut headers = http::HeaderMap::new();
+        headers.insert(http::header::HOST, "a".parse().unwrap());
         Target::read(&path.parse().unwrap(), &headers, http::Version::HTTP_11).unwrap().0
     }
 

@@ -35,10 +35,10 @@ use self::stream::Coming;
 use self::stream::Feed;
 use self::stream::Unanswered;
 use self::upgrade::Tunnel;
-use crate::establish::route::is_grpc;
 use crate::gate::Clearance;
 use crate::gate::OutcomeGuard;
 use crate::gate::Progress;
+use crate::observed::is_call;
 use crate::pace::Upload;
 use crate::policy::terms::Location;
 use crate::record::entry::Ending;
@@ -300,7 +300,7 @@ impl Upstream {
         rules: &Arc<HeaderRules>,
     ) -> Result<Response<Relay>, ForwardError> {
         let passage = clearance.passage();
-        let usual = if is_grpc(request.headers()) { GRPC_TIMEOUT } else { RESPONSE_TIMEOUT };
+        let usual = if is_call(request.headers()) { GRPC_TIMEOUT } else { RESPONSE_TIMEOUT };
         let patience = passage.response_timeout.or(self.settings().response_timeout).unwrap_or(usual);
         let limit = Limit::of(passage.body_limit);
         let mut outcome = clearance.into_outcome();

@@ -246,6 +246,13 @@ impl Caller {
         Self { config: Arc::new(config) }
     }
 
+    /// The same, offering these protocols.
+    pub(super) fn offering(&self, protocols: &[&str]) -> Self {
+        let mut config = ClientConfig::clone(&self.config);
+        config.alpn_protocols = protocols.iter().map(|name| name.as_bytes().to_vec()).collect();
+        Self { config: Arc::new(config) }
+    }
+
     /// Connects. TLS 1.3 tells whether the other side takes the certificate only when something is read.
     pub(super) fn connect(&self, address: &str) -> Result<Secure, String> {
         let name = ServerName::try_from("data.example").unwrap();
@@ -280,6 +287,11 @@ impl Secure {
         std::io::Read::read_exact(&mut self.reader, &mut back)?;
         assert_eq!(back, text);
         Ok(())
+    }
+
+    /// The stream, of which nothing was read.
+    pub(super) fn into_stream(self) -> StreamOwned<ClientConnection, TcpStream> {
+        self.reader.into_inner()
     }
 
     /// What was agreed on.

@@ -1,6 +1,7 @@
 //! TLS: who is let in, who that is, what is shown to whom, and what changes while requests go on.
 
 mod forwarded;
+mod http2;
 mod material;
 mod names;
 mod renewal;
