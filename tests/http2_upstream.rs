@@ -4,6 +4,8 @@ use std::cell::RefCell;
 use std::future::Future;
 use std::net::TcpListener;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::Mutex;
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -207,10 +209,10 @@ fn trailers_pass_both_ways_unless_they_would_be_read_as_something_else() {
         }
         trailers
     };
-    let seen = std::sync::Arc::new(std::sync::Mutex::new(None));
-    let told = std::sync::Arc::clone(&seen);
+    let seen = Arc::new(Mutex::new(None));
+    let told = Arc::clone(&seen);
     let by_http2 = serving(move |mut call| {
-        let told = std::sync::Arc::clone(&told);
+        let told = Arc::clone(&told);
         Box::pin(async move {
             *told.lock().unwrap() = call.read().await.unwrap().1;
             let head = Response::builder().header("trailer", "x-sum, DPA-Decision-Id, Grpc-Status").body(()).unwrap();
@@ -674,6 +676,44 @@ fn an_upstream_that_does_not_speak_http2() {
     assert_eq!((answer.status, answer.reason().as_str()), (502, "upstream_unavailable"));
     assert_eq!(ended(&sidecar, &answer.decision_id()), ("not_forwarded".to_owned(), 502));
     wait_for("the reason", || sidecar.stderr.text().contains("cannot connect to the upstream").then_some(()));
+}
+
+/// Over TLS both sides agree on it, or there is no connection.
+#[test]
+fn over_tls_the_upstream_has_to_choose_http2() {
+    let pair = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let key = rustls::pki_types::PrivateKeyDer::try_from(pair.signing_key.serialize_der()).unwrap();
+    let config = |protocols: &[&[u8]]| {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let builder = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+        let builder = builder.unwrap().with_no_client_auth();
+        let mut config = builder.with_single_cert(vec![pair.cert.der().clone()], key.clone_key()).unwrap();
+        config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+        Arc::new(config)
+    };
+    let table: [(&str, &[&[u8]], &str); 3] = [
+        ("it speaks both", &[b"http/1.1", b"h2"], ""),
+        ("it speaks HTTP/1.1 alone", &[b"http/1.1"], "NoApplicationProtocol"),
+        ("it does not say", &[], "it did not choose HTTP/2 (ALPN)"),
+    ];
+    for (name, protocols, expected) in table {
+        let upstream = Http2Upstream::start(&h2::server::Builder::new(), Some(config(protocols)), |mut call| {
+            Box::pin(async move { call.answer(Response::new(()), &[b"ok"], None).await })
+        });
+        let folder = Folder::new();
+        folder.write("ca.crt", &pair.cert.pem());
+        let (setup, text) = settings(&upstream.address, ", protocol: http2, tls: {ca: ca.crt, server_name: localhost}");
+        let sidecar = setup.start_with(&text, folder);
+        let answer = sidecar.ask(permitted());
+        if expected.is_empty() {
+            assert_eq!((answer.status, answer.text().as_str()), (200, "ok"), "{name}");
+            assert_eq!(upstream.last().uri.scheme_str(), Some("https"), "{name}");
+        } else {
+            assert_eq!((answer.status, upstream.asked().len()), (502, 0), "{name}");
+            assert_eq!(ended(&sidecar, &answer.decision_id()), ("not_forwarded".to_owned(), 502), "{name}");
+            wait_for("the reason", || sidecar.stderr.text().contains(expected).then_some(()));
+        }
+    }
 }
 
 #[test]

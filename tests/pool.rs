@@ -66,7 +66,9 @@ fn an_upstream_that_is_down_is_told_of_at_once_and_found_when_it_is_back() {
     let listener = TcpListener::bind(address).unwrap();
     serve(move || Box::new(listener.accept().unwrap().0));
     wait_for("the upstream", || (sidecar.ask(permitted()).status == 200).then_some(()));
-    let log = sidecar.stderr.text();
+    // The answer may be read before the log is.
+    let again = |log: String| log.contains("an upstream can be reached again").then_some(log);
+    let log = wait_for("the turn in the log", || again(sidecar.stderr.text()));
     for line in ["an upstream cannot be reached", "an upstream can be reached again"] {
         assert_eq!(log.matches(line).count(), 1, "{line}: {log}");
     }

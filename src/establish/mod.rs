@@ -16,6 +16,7 @@ use crate::identify::Proven;
 use crate::observed::Observed;
 use crate::observed::Unreadable;
 use crate::observed::decode;
+use crate::observed::is_call;
 use crate::policy::Party;
 use crate::policy::Policy;
 use crate::policy::PurposeId;
@@ -77,7 +78,9 @@ pub fn establish<'a>(
     };
     let (Some(found), Some(subject)) = (&found, subject) else { return Ok(facts) };
     facts.data_categories = &subject.data_categories;
-    facts.operation = match (subject.operation, operation_of(seen.method, seen.headers)) {
+    // Every call of gRPC is a POST.
+    let by_method = operation_of(seen.method).filter(|_| !is_call(seen.headers));
+    facts.operation = match (subject.operation, by_method) {
         (Some(operation), _) => Fact::Known(operation, Source::Route),
         (None, Some(operation)) => Fact::Known(operation, Source::Method),
         (None, None) => Fact::Unknown(Why::Missing),

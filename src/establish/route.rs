@@ -5,13 +5,11 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::HeaderMap;
 use http::Method;
 use matchit::Router;
 
 use crate::observed::Target;
 use crate::observed::canonical_path;
-use crate::observed::is_call;
 use crate::policy::terms::DataCategory;
 use crate::policy::terms::Operation;
 
@@ -285,11 +283,10 @@ fn positional(path: &str) -> Result<String, &'static str> {
     Ok(template)
 }
 
-/// The operation that a method means where the route says nothing; for gRPC it means none.
+/// The operation that a method means where the route says nothing.
 #[must_use]
-pub fn operation_of(method: &Method, headers: &HeaderMap) -> Option<Operation> {
+pub fn operation_of(method: &Method) -> Option<Operation> {
     match *method {
-        Method::POST if is_call(headers) => None,
         Method::GET | Method::HEAD => Some(Operation::Retrieve),
         Method::POST => Some(Operation::Store),
         Method::PUT | Method::PATCH => Some(Operation::Modify),
@@ -307,7 +304,7 @@ mod tests {
     }
 
     fn target(path: &str) -> Target {
-        let mut headers = HeaderMap::new();
+        let mut headers = http::HeaderMap::new();
         headers.insert(http::header::HOST, "a".parse().unwrap());
         Target::read(&path.parse().unwrap(), &headers, http::Version::HTTP_11).unwrap().0
     }

@@ -281,21 +281,6 @@ fn clean_request(headers: &mut HeaderMap, rules: &HeaderRules, proven: &Proven<'
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
     }
     trailer.into_iter().for_each(|trailer| drop(headers.insert(header::TRAILER, trailer)));
-    if proven.version == Version::HTTP_2 {
-        join_cookies(headers);
-    }
-}
-
-/// HTTP/2 may split them for its compression; elsewhere several lines would be several readings (RFC 9113 section 8.2.3).
-fn join_cookies(headers: &mut HeaderMap) {
-    let mut cookies = headers.get_all(header::COOKIE).iter();
-    if cookies.next().is_none() || cookies.next().is_none() {
-        return;
-    }
-    let all: Vec<&[u8]> = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
-    let joined = HeaderValue::from_bytes(&all.join(b"; ".as_slice()));
-    headers.remove(header::COOKIE);
-    joined.into_iter().for_each(|joined| drop(headers.insert(header::COOKIE, joined)));
 }
 
 /// Whether a request says that trailers of its answer are taken (RFC 9110 section 10.1.4).

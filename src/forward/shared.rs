@@ -47,9 +47,6 @@ const WINDOW_OF_ALL: u32 = WINDOW * 100;
 /// By its default two streams of small pieces that are not read would end a connection.
 const OVERHEAD: usize = 8 * 1024 * 1024;
 
-/// Bytes of the head of an answer, and of its trailers.
-const HEAD: u32 = 64 * 1024;
-
 /// Streams that were reset are remembered a second, so many at most: what still comes on them is expected.
 const RESET_STREAMS: usize = 1024;
 
@@ -81,6 +78,7 @@ impl Shared {
         renewal: u64,
         place: Place,
         deadline: tokio::time::Instant,
+        header_bytes: usize,
     ) -> io::Result<Rc<Self>>
     where
         S: AsyncRead + AsyncWrite + Unpin + 'static,
@@ -90,7 +88,7 @@ impl Shared {
             .initial_window_size(WINDOW)
             .initial_connection_window_size(WINDOW_OF_ALL)
             .data_frame_budget(OVERHEAD)
-            .max_header_list_size(HEAD)
+            .max_header_list_size(u32::try_from(header_bytes).unwrap_or(u32::MAX))
             .max_concurrent_reset_streams(RESET_STREAMS)
             // It never comes down again, and would end the connection.
             .max_local_error_reset_streams(None)
