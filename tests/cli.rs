@@ -36,7 +36,7 @@ const INVALID: [(&str, &str, usize); 60] = [
     ("headers-nobody-may-set", "DPA008", 8),
     ("host-that-is-none", "DPA008", 1),
     ("impossible-case", "DPA060", 1),
-    ("limit-too-small", "DPA008", 4),
+    ("limit-too-small", "DPA008", 7),
     ("methods-that-are-none", "DPA008", 2),
     ("missing-field", "DPA005", 1),
     ("model-training", "DPA014", 1),

@@ -419,24 +419,6 @@ fn what_stands_behind_an_upgrade_waits_for_its_answer() {
 }
 
 #[test]
-fn a_caller_that_speaks_http_2_is_told() {
-    let origin = Strict::start();
-    let mut sidecar = Setup::to(&origin.address).start();
-    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00";
-    for piece in [usize::MAX, 1, 18] {
-        let mut connection = sidecar.connect();
-        send_in_pieces(&mut connection, preface, piece);
-        if let Some(answer) = connection.answer() {
-            assert_eq!(answer.status, 400, "{answer:?}");
-        }
-        assert!(connection.is_closed());
-    }
-    sidecar.unread("malformed");
-    assert_eq!(origin.take("HTTP/2"), (Vec::new(), false));
-    sidecar.is_sound();
-}
-
-#[test]
 fn an_answer_that_breaks_off_never_looks_whole() {
     let table: [(&str, &'static [u8], Then); 4] = [
         ("a length", b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello", Then::Close),

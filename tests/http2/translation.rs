@@ -8,6 +8,7 @@ use http::Response;
 
 use crate::support::CARE_DESK;
 use crate::support::CEILING;
+use crate::support::ROLLUP;
 use crate::support::SUBSCRIBER;
 use crate::support::Setup;
 use crate::support::Sidecar;
@@ -231,7 +232,7 @@ fn a_call_of_grpc_is_refused_in_its_own_words() {
     };
     // What is done shows in no method of HTTP.
     let unmapped = permitted("POST").header("content-type", "application/grpc").body(()).unwrap();
-    let denied = bare("POST").header("dpa-caller", CARE_DESK).header("dpa-context", "purpose=customer_analytics");
+    let denied = bare("POST").header("dpa-caller", ROLLUP).header("dpa-context", "purpose=customer_support");
     let two_hosts = permitted("POST").header("host", "other.example");
     let table = [
         ("nobody", call(bare("POST"), "application/grpc"), "16", "caller_unidentified: "),
