@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use jiff::SignedDuration;
@@ -40,6 +41,8 @@ use rustls::server::danger::ClientCertVerified;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::version::TLS12;
 use rustls::version::TLS13;
+use tokio::io::AsyncReadExt as _;
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
@@ -360,8 +363,27 @@ impl Server {
     /// Whatever the other side lacks, or if it goes away.
     pub async fn accept(&self, stream: TcpStream) -> io::Result<FromCaller> {
         let config = Arc::clone(&self.in_force.made.load().config);
-        TlsAcceptor::from(config).accept(stream).await
+        let shaken = TlsAcceptor::from(config).accept(stream).into_fallible().await;
+        match shaken {
+            Ok(stream) => Ok(stream),
+            Err((error, stream)) => {
+                let _gone = tokio::time::timeout(LAST_WORDS, hear_out(stream)).await;
+                Err(error)
+            }
+        }
     }
+}
+
+/// How long who failed to shake hands may go on before the connection is closed, and how much it may say.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+const LAST_BYTES: u64 = 64 * 1024;
+
+/// Lets the other side read the alert that says what was wrong. A connection that is closed with unread bytes is reset,
+/// and the alert is lost with it.
+async fn hear_out(mut stream: TcpStream) -> io::Result<()> {
+    stream.shutdown().await?;
+    tokio::io::copy(&mut stream.take(LAST_BYTES), &mut tokio::io::sink()).await?;
+    Ok(())
 }
 
 impl Client {
