@@ -401,14 +401,28 @@ impl Looks {
     }
 }
 
-/// Serves a connection on which HTTP/2 is spoken. `first`: what was read of it.
+/// Serves a connection on which HTTP/2 is spoken. In a box of its own: a connection of HTTP/1.1 holds no room for it.
+pub(super) fn begin<'c, S: AsyncRead + AsyncWrite + Unpin + 'static>(
+    stream: Metered<S>,
+    peer: Rc<Peer>,
+    door: Rc<Proxy>,
+    limits: &'c Limits,
+    unread: &'c UnreadCounters,
+    draining: watch::Receiver<bool>,
+    ends: impl Future<Output = ()> + 'c,
+) -> Pin<Box<dyn Future<Output = ()> + 'c>> {
+    let (stream, first) = stream.into_http2();
+    Box::pin(serve(stream, first, peer, door, limits, unread, draining, ends))
+}
+
+/// Serves it. `first`: what was read of it.
 #[expect(clippy::too_many_arguments, reason = "what one connection is made of")]
-pub(super) async fn serve<S: AsyncRead + AsyncWrite + Unpin + 'static>(
+async fn serve<S: AsyncRead + AsyncWrite + Unpin + 'static>(
     stream: Metered<S>,
     first: Bytes,
     peer: Rc<Peer>,
     door: Rc<Proxy>,
-    limits: Limits,
+    limits: &Limits,
     unread: &UnreadCounters,
     mut draining: watch::Receiver<bool>,
     ends: impl Future<Output = ()>,

@@ -19,7 +19,6 @@ use std::task::Poll;
 use std::time::Duration;
 use std::time::Instant;
 
-use bytes::Bytes;
 use http::HeaderValue;
 use http::Request;
 use http::StatusCode;
@@ -274,6 +273,8 @@ pub async fn serve(
     mut draining: watch::Receiver<bool>,
 ) {
     let mut connections = JoinSet::new();
+    // Shared, so that each connection holds no copy of its own.
+    let limits = Rc::new(limits);
     loop {
         // Without its sender the sidecar is gone, and nobody else could begin the drain.
         let is_draining = *draining.borrow() || draining.has_changed().is_err();
@@ -295,11 +296,11 @@ pub async fn serve(
             }
         };
         let door = Rc::clone(&door);
-        let unread = Arc::clone(&unread);
+        let (limits, unread) = (Rc::clone(&limits), Arc::clone(&unread));
         let draining = draining.clone();
         let tls = tls.clone().map(|tls| (tls, Arc::clone(&slots.handshakes)));
         connections.spawn_local(async move {
-            connected(accepted, tls.as_ref(), door, limits, &unread, draining).await;
+            connected(accepted, tls.as_ref(), door, &limits, &unread, draining).await;
             drop(slot);
         });
     }
@@ -318,13 +319,13 @@ async fn connected(
     accepted: Accepted,
     tls: Option<&(Arc<tls::Server>, Arc<Handshakes>)>,
     door: Rc<Proxy>,
-    limits: Limits,
+    limits: &Limits,
     unread: &UnreadCounters,
     draining: watch::Receiver<bool>,
 ) {
     let in_clear = |address, is_unix| {
         let transport = Transport { tls: None, client_certificate: false, is_unix };
-        Peer { address, transport, certificate: Fact::Unknown(Why::Missing), until: None }
+        Rc::new(Peer { address, transport, certificate: Fact::Unknown(Why::Missing), until: None })
     };
     let (stream, address) = match accepted {
         Accepted::Tcp(stream, address) => (stream, Some(address.ip().to_canonical())),
@@ -346,7 +347,8 @@ async fn connected(
     };
     let (now, since) = (door.clock.now(), tokio::time::Instant::now());
     let proven = tls::proven(&stream, now);
-    let peer = Peer { address, transport: proven.transport, certificate: proven.identity, until: proven.until };
+    let (transport, certificate) = (proven.transport, proven.identity);
+    let peer = Rc::new(Peer { address, transport, certificate, until: proven.until });
     // Afterwards nothing that comes on it would prove who sends it.
     let left = proven.until.map(|until| Duration::try_from(until.duration_since(now)).unwrap_or_default());
     let ends = async {
@@ -361,12 +363,11 @@ async fn connected(
     let is_http2 = tls::is_http2(&stream);
     let stream = Metered::new(stream, |stream| SockRef::from(stream.get_ref().0), limits.patience);
     // In a box, so that one in clear is as small as it can be.
-    if is_http2 {
-        let (stream, first) = stream.into_http2();
-        Box::pin(http2::serve(stream, first, Rc::new(peer), door, limits, unread, draining, ends)).await;
-    } else {
-        Box::pin(connection(stream, peer, door, limits, unread, draining, ends)).await;
-    }
+    let served: Pin<Box<dyn Future<Output = ()> + '_>> = match is_http2 {
+        true => http2::begin(stream, peer, door, limits, unread, draining, ends),
+        false => Box::pin(connection(stream, peer, door, limits, unread, draining, ends)),
+    };
+    served.await;
 }
 
 /// Shakes hands. What fails is counted, unless not a byte came and the other side was gone soon: then it was a look
@@ -375,7 +376,7 @@ async fn handshake(
     stream: TcpStream,
     tls: &tls::Server,
     pending: Handshake<'_>,
-    limits: Limits,
+    limits: &Limits,
     unread: &UnreadCounters,
     mut draining: watch::Receiver<bool>,
 ) -> Option<tls::FromCaller> {
@@ -441,129 +442,117 @@ impl Drop for Unseen<'_> {
 /// Serves HTTP/1.1, and HTTP/2 where that is what comes.
 async fn connection<S: AsyncRead + AsyncWrite + Unpin + 'static>(
     stream: Metered<S>,
-    peer: Peer,
+    peer: Rc<Peer>,
     door: Rc<Proxy>,
-    limits: Limits,
+    limits: &Limits,
     unread: &UnreadCounters,
     mut draining: watch::Receiver<bool>,
     ends: impl Future<Output = ()>,
 ) {
     let mut ends = std::pin::pin!(ends);
-    let peer = Rc::new(peer);
-    let http1 = http1(stream, Rc::clone(&peer), Rc::clone(&door), limits, unread, &mut draining, ends.as_mut());
-    if let Some((stream, first)) = http1.await {
-        Box::pin(http2::serve(stream, first, peer, door, limits, unread, draining, ends)).await;
-    }
-}
-
-/// Serves HTTP/1.1. Gives the stream back if the caller begins with HTTP/2, and what came on it.
-async fn http1<S: AsyncRead + AsyncWrite + Unpin + 'static>(
-    stream: Metered<S>,
-    peer: Rc<Peer>,
-    door: Rc<Proxy>,
-    limits: Limits,
-    unread: &UnreadCounters,
-    draining: &mut watch::Receiver<bool>,
-    mut ends: Pin<&mut impl Future<Output = ()>>,
-) -> Option<(Metered<S>, Bytes)> {
-    let switched = Rc::new(Cell::new(None));
-    let switches = Rc::clone(&switched);
-    let entrance = entrance(door, peer, || unread.count_overloaded());
-    let (wire, requests) = (stream.wire(), stream.wire());
-    let service = service_fn(move |request: Request<Incoming>| {
-        // In a box, so that a connection on which nothing is under way holds no room for it.
-        let begun = requests.begin(request.version(), request.body().size_hint().exact());
-        let begun = begun.map(|exchange| (exchange, Box::pin(entrance.call(request.map(Upload::of)))));
-        let unseen = Unseen(Some(unread));
-        let switches = Rc::clone(&switches);
-        async move {
-            unseen.end();
-            let (exchange, answered) = begun?;
-            let mut response = answered.await?;
-            if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-                exchange.switches();
-                switches.set(Tunnel::behind(&mut response));
-            } else if exchange.is_last() {
-                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-            }
-            Ok::<_, BoxError>(response.map(|body| Answer::new(body, exchange)))
-        }
-    });
-    let is_draining = *draining.borrow();
-    if is_draining {
-        wire.drains();
-    }
-    let mut http = http1::Builder::new();
-    http.header_read_timeout(None)
-        .max_header_size(limits.header_bytes)
-        .max_headers(limits.headers)
-        // What is read and not yet taken. The library's own bound is half a mebibyte.
-        .max_buf_size(limits.header_bytes.max(LEAST_BUFFER))
-        .keep_alive(!is_draining);
-    let mut served = http.serve_connection(TokioIo::new(stream), service);
-    let mut connection = Pin::new(&mut served);
-    let mut look = std::pin::pin!(tokio::time::sleep(wire.wait().unwrap_or_default()));
-    let mut drains = std::pin::pin!(async {
-        match is_draining {
-            true => std::future::pending().await,
-            false => drain_begins(draining).await,
-        }
-    });
-    let (mut is_proven, mut is_last, mut is_closing) = (true, false, false);
-    let result = std::future::poll_fn(|cx| {
-        loop {
-            // First what has come in: a request that is here already is answered, not closed upon.
-            if let Poll::Ready(result) = connection.as_mut().poll(cx) {
-                return Poll::Ready(result.map_err(Some));
-            }
-            if wire.is_http2() {
-                return Poll::Ready(Ok(()));
-            }
-            is_proven = is_proven && ends.as_mut().poll(cx).is_pending();
-            if !is_last && drains.as_mut().poll(cx).is_ready() {
-                is_last = true;
-                wire.drains();
-                look.as_mut().reset(tokio::time::Instant::now());
-            }
-            if !is_closing && (is_last || !is_proven || wire.is_over()) {
-                is_closing = true;
-                connection.as_mut().graceful_shutdown();
-                continue;
-            }
-            if look.as_mut().poll(cx).is_pending() {
-                return Poll::Pending;
-            }
-            match wire.wait() {
-                Ok(wait) => {
-                    wire.ask_whether_gone();
-                    look.as_mut().reset(tokio::time::Instant::now() + wait);
+    // A block, and no function: a future holds the arguments of another twice.
+    let stream = {
+        let switched = Rc::new(Cell::new(None));
+        let switches = Rc::clone(&switched);
+        let entrance = entrance(Rc::clone(&door), Rc::clone(&peer), || unread.count_overloaded());
+        let (wire, requests) = (stream.wire(), stream.wire());
+        let service = service_fn(move |request: Request<Incoming>| {
+            // In a box, so that a connection on which nothing is under way holds no room for it.
+            let begun = requests.begin(request.version(), request.body().size_hint().exact());
+            let begun = begun.map(|exchange| (exchange, Box::pin(entrance.call(request.map(Upload::of)))));
+            let unseen = Unseen(Some(unread));
+            let switches = Rc::clone(&switches);
+            async move {
+                unseen.end();
+                let (exchange, answered) = begun?;
+                let mut response = answered.await?;
+                if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+                    exchange.switches();
+                    switches.set(Tunnel::behind(&mut response));
+                } else if exchange.is_last() {
+                    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
                 }
-                Err(Late::Body) => wire.give_up(),
-                Err(Late::Idle) if !is_closing => is_last = true,
-                Err(Late::Idle) => return Poll::Ready(Ok(())),
-                Err(Late::Answer) => {
-                    wire.cut();
+                Ok::<_, BoxError>(response.map(|body| Answer::new(body, exchange)))
+            }
+        });
+        let is_draining = *draining.borrow();
+        if is_draining {
+            wire.drains();
+        }
+        let mut http = http1::Builder::new();
+        http.header_read_timeout(None)
+            .max_header_size(limits.header_bytes)
+            .max_headers(limits.headers)
+            // What is read and not yet taken. The library's own bound is half a mebibyte.
+            .max_buf_size(limits.header_bytes.max(LEAST_BUFFER))
+            .keep_alive(!is_draining);
+        let mut served = http.serve_connection(TokioIo::new(stream), service);
+        let mut connection = Pin::new(&mut served);
+        let mut look = std::pin::pin!(tokio::time::sleep(wire.wait().unwrap_or_default()));
+        let mut drains = std::pin::pin!(async {
+            match is_draining {
+                true => std::future::pending().await,
+                false => drain_begins(&mut draining).await,
+            }
+        });
+        let (mut is_proven, mut is_last, mut is_closing) = (true, false, false);
+        let result = std::future::poll_fn(|cx| {
+            loop {
+                // First what has come in: a request that is here already is answered, not closed upon.
+                if let Poll::Ready(result) = connection.as_mut().poll(cx) {
+                    return Poll::Ready(result.map_err(Some));
+                }
+                if wire.is_http2() {
                     return Poll::Ready(Ok(()));
                 }
-                Err(Late::Head) => return Poll::Ready(Err(None)),
+                is_proven = is_proven && ends.as_mut().poll(cx).is_pending();
+                if !is_last && drains.as_mut().poll(cx).is_ready() {
+                    is_last = true;
+                    wire.drains();
+                    look.as_mut().reset(tokio::time::Instant::now());
+                }
+                if !is_closing && (is_last || !is_proven || wire.is_over()) {
+                    is_closing = true;
+                    connection.as_mut().graceful_shutdown();
+                    continue;
+                }
+                if look.as_mut().poll(cx).is_pending() {
+                    return Poll::Pending;
+                }
+                match wire.wait() {
+                    Ok(wait) => {
+                        wire.ask_whether_gone();
+                        look.as_mut().reset(tokio::time::Instant::now() + wait);
+                    }
+                    Err(Late::Body) => wire.give_up(),
+                    Err(Late::Idle) if !is_closing => is_last = true,
+                    Err(Late::Idle) => return Poll::Ready(Ok(())),
+                    Err(Late::Answer) => {
+                        wire.cut();
+                        return Poll::Ready(Ok(()));
+                    }
+                    Err(Late::Head) => return Poll::Ready(Err(None)),
+                }
             }
-        }
-    })
-    .await;
-    if wire.is_http2() {
-        return Some(served.into_parts().io.into_inner().into_http2());
-    }
-    match (result, switched.take()) {
-        (Ok(()), Some(tunnel)) if is_proven => {
-            let parts = served.into_parts();
-            tokio::select! {
-                () = Box::pin(tunnel.relay(parts.io.into_inner(), parts.read_buf, limits.tunnel_idle_timeout)) => {}
-                () = ends => {}
+        })
+        .await;
+        if !wire.is_http2() {
+            let tunnel = switched.take();
+            match (result, tunnel) {
+                (Ok(()), Some(tunnel)) if is_proven => {
+                    let parts = served.into_parts();
+                    tokio::select! {
+                        () = Box::pin(tunnel.relay(parts.io.into_inner(), parts.read_buf, limits.tunnel_idle_timeout)) => {}
+                        () = ends => {}
+                    }
+                }
+                (Ok(()), _) => {}
+                (Err(Some(error)), _) => unread.count(&error),
+                (Err(None), _) => unread.count_late(),
             }
+            return;
         }
-        (Ok(()), _) => {}
-        (Err(Some(error)), _) => unread.count(&error),
-        (Err(None), _) => unread.count_late(),
-    }
-    None
+        served.into_parts().io.into_inner()
+    };
+    http2::begin(stream, peer, door, limits, unread, draining, ends).await;
 }

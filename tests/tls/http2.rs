@@ -47,8 +47,10 @@ fn what_is_offered_is_spoken() {
         }
         let mut raw = Raw::on(secure.into_stream());
         raw.begin(&[]);
-        raw.send([get(1), get(3)].concat());
-        assert!(raw.answers(1) && raw.answers(3), "{what}");
+        for stream in [1, 3] {
+            raw.send(get(stream));
+            assert!(raw.answers(stream), "{what}");
+        }
         let seen = upstream.last();
         assert_eq!(seen.head.value("x-forwarded-proto"), Some("https"), "{what}");
         let decision = sidecar.decision(seen.head.value("dpa-decision-id").unwrap());
