@@ -33,9 +33,10 @@ const MAX_SPARE_BYTES: usize = 256 * 1024;
 /// the disk. Each sync of its own would be one that requests wait behind.
 const RIDE: Duration = Duration::from_millis(100);
 
-/// Under `synced`: how many turns of a worker's loop may bring further records before those that are there go to
-/// the disk.
-const MOST_TURNS: usize = 64;
+/// How many turns of a worker's loop may bring further records before the writer is called for those that are there:
+/// under `written`, where a call costs as much as a few records, and under `synced`, where it costs a sync.
+const TURNS_WRITTEN: usize = 8;
+const TURNS_SYNCED: usize = 64;
 
 /// Why a request has no record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -418,7 +419,7 @@ impl Recorder {
     /// while it goes on waits for the next.
     async fn gather(&self) {
         let mut before = 0;
-        let most = if self.log.is_synced() { MOST_TURNS } else { 8 };
+        let most = if self.log.is_synced() { TURNS_SYNCED } else { TURNS_WRITTEN };
         for _ in 0..most {
             let now = self.desk.papers().waiting.len();
             if now <= before {
