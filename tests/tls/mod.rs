@@ -8,7 +8,10 @@ mod renewal;
 mod tunnel;
 mod upstream;
 
+use std::io::Read as _;
+use std::io::Write as _;
 use std::process::Command;
+use std::time::Duration;
 
 use self::material::Authority;
 use self::material::Caller;
@@ -229,6 +232,23 @@ fn who_is_let_in() {
             (Ok(_), Err(_)) | (Err(_), Ok(_)) => panic!("{name}: {asked:?}"),
         }
     }
+}
+
+/// The connection was closed with unread bytes, so it was reset: curl never came to read why.
+#[test]
+fn who_went_on_sending_behind_a_failed_handshake_was_reset() {
+    let upstream = Upstream::ok();
+    let mut tls = Tls::to(&upstream.address);
+    tls.listener = format!("{{{SHOWN}, client_ca: ca.crt}}");
+    let (sidecar, authority) = tls.start();
+    let stranger = Authority::new("Other Authority").caller(CARE_DESK);
+    let mut stream = Caller::new(&authority.pem, Some(&stranger)).connect(&sidecar.address).unwrap().into_stream();
+    for _ in 0..3 {
+        stream.write_all(&[b'x'; 1024]).unwrap();
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let error = stream.read(&mut [0]).unwrap_err().to_string();
+    assert!(error.contains("UnknownCA"), "{error}");
 }
 
 #[test]
