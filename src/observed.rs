@@ -354,11 +354,13 @@ fn hex(byte: u8) -> Option<u8> {
     }
 }
 
-/// Whether a request is a call of gRPC: it says so in its content type.
+/// Whether a request is a call of gRPC: it says so in its content type, or in one of them, since a service may read any.
 #[must_use]
 pub fn is_call(headers: &HeaderMap) -> bool {
-    let kind = headers.get(header::CONTENT_TYPE).map(header::HeaderValue::as_bytes);
-    kind.and_then(|kind| kind.get(..GRPC.len())).is_some_and(|kind| kind.eq_ignore_ascii_case(GRPC.as_bytes()))
+    headers.get_all(header::CONTENT_TYPE).iter().any(|kind| {
+        let kind = kind.as_bytes().trim_ascii_start().get(..GRPC.len());
+        kind.is_some_and(|kind| kind.eq_ignore_ascii_case(GRPC.as_bytes()))
+    })
 }
 
 fn host(headers: &HeaderMap) -> Result<&str, Unreadable> {

@@ -656,6 +656,12 @@ fn the_operation_of_a_call_has_to_be_stated() {
         ("a call, stated", "/care.Subscribers/Find", Some("application/grpc+proto"), None),
         ("a call, not stated", "/care.Unsaid/Find", Some("Application/GRPC"), Some("route_unmapped")),
         ("a web call, not stated", "/care.Unsaid/Find", Some("application/grpc-web"), Some("route_unmapped")),
+        (
+            "a call behind another type, not stated",
+            "/care.Unsaid/Find",
+            Some("text/plain\r\nContent-Type: application/grpc"),
+            Some("route_unmapped"),
+        ),
         ("no call", "/care.Unsaid/Find", Some("application/json"), None),
         ("no type", "/care.Unsaid/Find", None, None),
     ];

@@ -432,18 +432,24 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin + 'static>(
     let (line, wire) = (Line::new(limits.http2.spare_frames), stream.wire());
     let begun = Rc::new(Begun { all: RefCell::default(), next: Cell::default() });
     let served = Cell::new(0_u64);
+    // From when on nothing that begins is served: a caller may go on as if it had not been told.
+    let over = Cell::new(None::<Instant>);
     let service = service_fn(|mut request: Request<Incoming>| {
-        served.set(served.get() + 1);
+        let is_over = over.get().is_some_and(|since| since <= Instant::now());
+        if !is_over {
+            served.set(served.get() + 1);
+        }
         translate(&mut request);
         let is_large = request.headers().len() > limits.headers;
         let is_silent = request.method() == Method::HEAD;
         let paces = Arc::new(Paces::default());
         begun.next.set((Arc::clone(&paces), is_call(request.headers())));
-        let answered = entrance.call(request.map(|body| Upload::counted(body, Arc::clone(&paces))));
-        let unseen = Unseen(Some(unread));
+        let answered = (!is_over).then(|| entrance.call(request.map(|body| Upload::counted(body, Arc::clone(&paces)))));
+        let unseen = Unseen((!is_over).then_some(unread));
         let line = Rc::clone(&line);
         async move {
             unseen.end();
+            let Some(answered) = answered else { return Err(h2::Error::from(h2::Reason::REFUSED_STREAM).into()) };
             let response = match is_large {
                 true => {
                     unread.count_too_large();
@@ -497,10 +503,15 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin + 'static>(
             }
             count_refused(is_closing);
             is_proven = is_proven && ends.as_mut().poll(cx).is_pending();
+            if !is_proven && is_closing && over.get().is_none_or(|since| since > Instant::now()) {
+                over.set(Some(Instant::now()));
+            }
             is_last = is_last || is_draining || drains.as_mut().poll(cx).is_ready();
             if !is_closing && (is_last || !is_proven) {
                 is_closing = true;
-                looks.closing_since = Some(Instant::now());
+                let now = Instant::now();
+                looks.closing_since = Some(now);
+                over.set(Some(if is_proven { now + DRAIN_PATIENCE } else { now }));
                 look.as_mut().reset(Instant::now());
                 connection.as_mut().graceful_shutdown();
                 continue;

@@ -208,12 +208,17 @@ impl Upstream {
         let _queued = Queued(sharing);
         let deadline = tokio::time::Instant::now() + self.settings().connect_timeout;
         let mut waiting = None;
+        // A connection that does not come about is not tried again and again for one request.
+        let mut has_opened = false;
         loop {
             let opened = sharing.opened.notified();
             let mut is_opening = sharing.is_opening.get();
-            if !is_opening && let Some(place) = self.to().place() {
+            if !is_opening
+                && !has_opened
+                && let Some(place) = self.to().place()
+            {
                 self.open(place);
-                is_opening = true;
+                (is_opening, has_opened) = (true, true);
             }
             if !is_opening {
                 waiting.get_or_insert_with(|| Waiting::begin(self));
@@ -226,7 +231,10 @@ impl Upstream {
                 }
                 // It has a bound of its own.
                 () = opened, if is_opening => {}
-                Ok(place) = place, if !is_opening => self.open(Place::new(place)),
+                Ok(place) = place, if !is_opening && !has_opened => {
+                    self.open(Place::new(place));
+                    has_opened = true;
+                }
                 () = tokio::time::sleep_until(deadline), if !is_opening => {
                     return Err(ForwardError::Overloaded { name: self.name() });
                 }

@@ -216,6 +216,28 @@ fn a_drain_ends_what_is_under_way_and_takes_nothing_new() {
     assert_eq!((outcomes.len(), &outcomes[0]["outcome"]), (1, &"completed".into()));
 }
 
+/// It went on being served for as long as it liked: the library waits for an answer to its PING.
+#[test]
+fn who_did_not_hear_of_a_drain_was_served_on() {
+    let upstream = Upstream::ok();
+    let sidecar = Setup::to(&upstream.address).start();
+    let mut raw = Raw::begun(&sidecar);
+    raw.send(get(1));
+    assert!(raw.answers(1));
+    terminate(&sidecar);
+    let mut stream = 1;
+    let refused = wait_for("a stream that is refused", || {
+        stream += 2;
+        raw.send(get(stream));
+        raw.until(|frame| frame.stream == stream && matches!(frame.kind, HEADERS | RST_STREAM))
+            .filter(|frame| frame.kind == RST_STREAM)
+    });
+    assert_eq!(refused.number(0), 7, "REFUSED_STREAM: it may be sent again elsewhere");
+    let decided = sidecar.records().into_iter().filter(|record| record["event"] == "dpa.decision").count();
+    assert_eq!(decided, upstream.seen().len(), "what is refused is not decided");
+    assert_eq!(u32::try_from(decided).unwrap(), (stream - 1) / 2);
+}
+
 /// A connection that is cut takes its requests with it, and each has its outcome.
 #[test]
 fn every_stream_of_a_broken_connection_has_its_outcome() {
