@@ -5,7 +5,10 @@
 #![expect(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "a benchmark that cannot go on stops")]
 
 use std::fmt::Write as _;
+use std::fs;
 use std::hint::black_box;
+use std::path::Path;
+use std::time::Duration;
 use std::time::Instant;
 
 use criterion::Criterion;
@@ -24,6 +27,7 @@ use dpa_sidecar::decide::facts::Source;
 use dpa_sidecar::decide::facts::Transport;
 use dpa_sidecar::gate::act;
 use dpa_sidecar::policy;
+use dpa_sidecar::policy::Durability;
 use dpa_sidecar::policy::Enforcement;
 use dpa_sidecar::policy::Party;
 use dpa_sidecar::policy::Policy;
@@ -34,7 +38,15 @@ use dpa_sidecar::record::Batch;
 use dpa_sidecar::record::chain::Head;
 use dpa_sidecar::record::entry;
 use dpa_sidecar::record::entry::About;
+use dpa_sidecar::record::entry::Unread;
 use dpa_sidecar::record::entry::Writer;
+use dpa_sidecar::record::log::Counters;
+use dpa_sidecar::record::log::FileSettings;
+use dpa_sidecar::record::log::Log;
+use dpa_sidecar::record::log::LogSettings;
+use dpa_sidecar::record::log::OnFailure;
+use dpa_sidecar::record::recorder::Pass;
+use futures_util::future::join_all;
 use http::Method;
 use jiff::Timestamp;
 use uuid::Uuid;
@@ -139,7 +151,7 @@ fn requests<'a>(policy: &Policy, customers: usize, subprocessors: usize, data: &
 }
 
 fn resident() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let status = fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
     line.trim().trim_end_matches(" kB").parse().unwrap()
 }
@@ -168,6 +180,17 @@ fn decisions(criterion: &mut Criterion) {
     }
 }
 
+fn writer() -> Writer {
+    Writer {
+        service: "subscriber-api".to_owned(),
+        instance: "pod-0".to_owned(),
+        log: Uuid::now_v7(),
+        on_failure: "deny",
+        durability: "written",
+        enforcement: Enforcement::Enforce,
+    }
+}
+
 /// The record of a permit: encoded by the worker; numbered, hashed and sealed by the writer.
 fn records(criterion: &mut Criterion) {
     let now: Timestamp = "2026-06-15T12:00:00Z".parse().unwrap();
@@ -177,14 +200,7 @@ fn records(criterion: &mut Criterion) {
     let facts = requests.iter().find(|facts| matches!(decide(&policy, facts, now).outcome, Outcome::Permit { .. }));
     let facts = facts.unwrap();
     let decision = decide(&policy, facts, now);
-    let writer = Writer {
-        service: "subscriber-api".to_owned(),
-        instance: "pod-0".to_owned(),
-        log: Uuid::now_v7(),
-        on_failure: "deny",
-        durability: "written",
-        enforcement: Enforcement::Enforce,
-    };
+    let writer = writer();
     let about = About {
         time: now,
         decision_id: Uuid::now_v7(),
@@ -217,6 +233,66 @@ fn records(criterion: &mut Criterion) {
     });
 }
 
+/// Nanoseconds that a thread of this process has run.
+fn ran(thread: &Path) -> u64 {
+    fs::read_to_string(thread.join("schedstat")).unwrap().split(' ').next().unwrap().parse().unwrap()
+}
+
+fn thread_named(name: &str) -> std::path::PathBuf {
+    let all = fs::read_dir("/proc/self/task").unwrap().map(|thread| thread.unwrap().path());
+    let is_named = |path: &std::path::PathBuf| fs::read_to_string(path.join("comm")).is_ok_and(|it| it.trim() == name);
+    all.into_iter().find(is_named).unwrap()
+}
+
+/// From a worker to the writer and back, without what the record costs to encode: it is a copy of the shortest one.
+/// 64 requests wait at a time, as many as a turn of a busy worker's loop brings.
+fn hand_over(criterion: &mut Criterion) {
+    const WAITING: u32 = 64;
+    const ROUNDS: u32 = 20_000;
+    let now: Timestamp = "2026-06-15T12:00:00Z".parse().unwrap();
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("hand-over-{}", std::process::id()));
+    fs::create_dir_all(&folder).unwrap();
+    let file = FileSettings { path: folder.join("log"), rotate_bytes: 1 << 26, rotate_after: None, keep: Some(1) };
+    let settings = LogSettings {
+        file: Some(file),
+        stdout: false,
+        durability: Durability::Written,
+        timeout: Duration::from_secs(10),
+        on_failure: OnFailure::Deny,
+        signer: None,
+        checkpoint_every: Duration::from_secs(1),
+        checkpoint_copy: None,
+    };
+    let (log, closing) = Log::open(&settings, writer(), Box::new(move || now), Counters::default(), |_, _| {}).unwrap();
+    let recorder = log.recorder();
+    drop(log);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let local = tokio::task::LocalSet::new();
+    let handing_over = local.spawn_local(recorder.clone().hand_over());
+    let one = async || {
+        let pass = Pass { decision_id: Uuid::now_v7(), time: now, is_permitted: true, may_be_lost: false };
+        recorder.append(pass, |batch| entry::unread(batch, recorder.writer(), now, Unread::default())).await.unwrap()
+    };
+    let round = || local.block_on(&runtime, join_all((0..WAITING).map(|_| one())));
+    // A thread bears its name once it runs.
+    drop(round());
+    let (worker, log) = (Path::new("/proc/thread-self").canonicalize().unwrap(), thread_named("dpa-log"));
+    let (worker_before, log_before) = (ran(&worker), ran(&log));
+    (0..ROUNDS).for_each(|_| drop(black_box(round())));
+    let each = |since: u64, thread: &Path| (ran(thread) - since) / u64::from(WAITING * ROUNDS);
+    println!(
+        "a record on its way, {WAITING} waiting: the worker runs for {} ns, the writer for {} ns",
+        each(worker_before, &worker),
+        each(log_before, &log)
+    );
+    criterion.bench_function("hand over 64 records and wait for them", |bencher| bencher.iter(round));
+    let deadline = Instant::now() + Duration::from_secs(10);
+    local.block_on(&runtime, recorder.finish(handing_over, deadline));
+    drop(recorder);
+    closing.wait(deadline);
+    fs::remove_dir_all(&folder).unwrap();
+}
+
 fn load(criterion: &mut Criterion) {
     let text = text(10_000, 200);
     let before = resident();
@@ -236,6 +312,6 @@ fn load(criterion: &mut Criterion) {
 criterion_group! {
     name = benches;
     config = Criterion::default().sample_size(20);
-    targets = decisions, records, load
+    targets = decisions, records, hand_over, load
 }
 criterion_main!(benches);
