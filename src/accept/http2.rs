@@ -444,7 +444,9 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin + 'static>(
         let is_silent = request.method() == Method::HEAD;
         let paces = Arc::new(Paces::default());
         begun.next.set((Arc::clone(&paces), is_call(request.headers())));
-        let answered = (!is_over).then(|| entrance.call(request.map(|body| Upload::counted(body, Arc::clone(&paces)))));
+        // In a box: what is captured is held twice.
+        let begin = || Box::pin(entrance.call(request.map(|body| Upload::counted(body, Arc::clone(&paces)))));
+        let answered = (!is_over).then(begin);
         let unseen = Unseen((!is_over).then_some(unread));
         let line = Rc::clone(&line);
         async move {

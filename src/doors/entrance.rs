@@ -9,6 +9,7 @@ use std::task::Poll;
 use std::task::ready;
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use http::Request;
 use http::Response;
 use http_body::Body;
@@ -46,14 +47,15 @@ pub fn entrance(
     let shedding = TowerToHyperService::new(ServiceBuilder::new().load_shed().service(Placed::new(places, serve)));
     service_fn(move |request: Request<Upload>| {
         let form = Form::of(request.headers());
-        let (answered, turned_away) = (shedding.call(request), turned_away.clone());
-        async move {
+        let turned_away = turned_away.clone();
+        // Not awaited in a block of its own, which would have room for it twice.
+        shedding.call(request).map(move |answered| {
             // The door itself never fails, so an error says that it was not asked.
-            Ok(answered.await.unwrap_or_else(|_overloaded| {
+            Ok(answered.unwrap_or_else(|_overloaded| {
                 turned_away();
                 respond::overloaded(form).map(Answer::bare)
             }))
-        }
+        })
     })
 }
 

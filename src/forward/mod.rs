@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
 
+use futures_util::future::Either;
 use http::Request;
 use http::Response;
 use http::StatusCode;
@@ -216,16 +217,16 @@ impl Upstream {
     /// # Errors
     ///
     /// [`ForwardError`]; the outcome is recorded then as `not_forwarded`, `aborted` or `cut`.
-    pub async fn send(
+    pub fn send(
         self: &Rc<Self>,
         clearance: Clearance,
         request: Request<Upload>,
         rules: &Arc<HeaderRules>,
-    ) -> Result<Response<Relay>, ForwardError> {
+    ) -> impl Future<Output = Result<Response<Relay>, ForwardError>> {
         match self.settings().protocol {
-            Protocol::Http1 => self.send_alone(clearance, request, rules).await,
+            Protocol::Http1 => Either::Left(self.send_alone(clearance, request, rules)),
             // In a box, so that requests by HTTP/1.1 hold no room for it.
-            Protocol::Http2 => Box::pin(self.send_on_stream(clearance, request, rules)).await,
+            Protocol::Http2 => Either::Right(Box::pin(self.send_on_stream(clearance, request, rules))),
         }
     }
 
