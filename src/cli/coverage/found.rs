@@ -367,7 +367,8 @@ impl<'s> Service<'s> {
                 Way::Certificate { .. } | Way::Tokens(_) | Way::Stated { .. } => continue,
             };
             for network in &peers.networks {
-                let list = if network.addr().is_loopback() { &mut near } else { &mut far };
+                let is_near = network.network().is_loopback() && network.broadcast().is_loopback();
+                let list = if is_near { &mut near } else { &mut far };
                 list.push(format!("{what} from {network}"));
             }
             if peers.on_unix_sockets {
