@@ -723,9 +723,7 @@ fn a_log_from_when_the_policy_was_too_old() {
         assert_eq!(report["requests"]["same"], 1, "what is outside the agreement: {report:#}");
         report["action"].clone()
     };
-    let done = |forwarded: u64, not_known: u64| {
-        serde_json::json!({"refused_to_forwarded": forwarded, "forwarded_to_refused": 0, "not_known": not_known})
-    };
+    let done = |forwarded: u64, not_known: u64| serde_json::json!({"refused_to_forwarded": forwarded, "forwarded_to_refused": 0, "not_known": not_known});
     let (code, report) = replayed(&folder, "decisions.ndjson", "policy.yaml");
     assert_eq!((code, service(&report)), (Some(0), done(0, 0)));
     // How old it may be, no record says: the one that was issued on the next day may be too old, or not.

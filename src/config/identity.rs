@@ -101,10 +101,8 @@ impl Compiler<'_> {
             match (network(value), value.parse::<Identity>()) {
                 (Some(network), _) if network == network.trunc() => peers.networks.push(network),
                 (Some(network), _) => {
-                    let message = format!(
-                        "`{value}` names one address and means the whole network {}",
-                        network.trunc()
-                    );
+                    let message =
+                        format!("`{value}` names one address and means the whole network {}", network.trunc());
                     let help = format!(
                         "write `{}` for the one address, or `{}` for the network",
                         IpNet::from(network.addr()),

@@ -1,6 +1,7 @@
 //! What settings and policy do about each obligation of the agreement. Everything is read off them: nothing is said
 //! of an obligation that does not change when the thing is switched off.
 
+use jiff::SignedDuration;
 use jiff::Timestamp;
 
 use crate::config::Settings;
@@ -13,6 +14,7 @@ use crate::policy::Customer;
 use crate::policy::Durability;
 use crate::policy::Enforcement;
 use crate::policy::OwnCaller;
+use crate::policy::Period;
 use crate::policy::Policy;
 use crate::policy::PurposeId;
 use crate::policy::PurposeKind;
@@ -20,6 +22,8 @@ use crate::policy::Subprocessor;
 use crate::policy::terms::Location;
 use crate::record::log::OnFailure;
 use crate::sockets;
+use crate::standing::MaxAge;
+use crate::standing::OnStale;
 
 /// How an obligation is held. The last is the worst.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -177,6 +181,12 @@ impl<'s> Service<'s> {
         self.settings.enforcement == Enforcement::Observe
     }
 
+    /// What becomes of requests, if the policy is older than the settings allow.
+    fn stale(&self) -> Option<OnStale> {
+        let most = self.settings.policy.max_age.filter(|most| most.is_over(self.policy, self.now));
+        most.map(|most| most.then)
+    }
+
     /// The customers whose violations are blocked, and those whose pass.
     pub(super) fn by_enforcement(&self) -> (Vec<String>, Vec<String>) {
         let observes = |customer: &Customer| self.is_observed() || customer.enforcement == Enforcement::Observe;
@@ -269,6 +279,7 @@ impl<'s> Service<'s> {
                     "only return is open, since the law bars the service, for",
                 );
                 self.has_purpose(&mut draft, PurposeKind::DataReturn, "data_return");
+                self.is_stopped(&mut draft);
             }
             Obligation::SubscriberRequests => self.subscriber_requests(&mut draft),
             Obligation::CannotComplyNotice => self.cannot_comply(&mut draft),
@@ -296,6 +307,12 @@ impl<'s> Service<'s> {
                 &format!("each request is held against it and blocked, for {} of {all} customers", enforced.len()),
             );
         }
+        draft.gap(
+            self.stale() == Some(OnStale::Warn),
+            "policy_stale",
+            "the policy is too old, and requests are decided by it all the same (`on_stale: warn`)",
+            Vec::new(),
+        );
         let text = "what breaks a rule passes, and is recorded, for customers on observe in the policy";
         draft.observed_for(!observed.is_empty(), "customers_observed", text, observed);
     }
@@ -428,6 +445,16 @@ impl<'s> Service<'s> {
         );
         self.has_purpose(draft, PurposeKind::DataReturn, "data_return");
         self.has_purpose(draft, PurposeKind::Erasure, "erasure");
+        self.is_stopped(draft);
+    }
+
+    /// What has to be carried out is denied with everything else while the policy is too old.
+    fn is_stopped(&self, draft: &mut Draft) {
+        let (enforced, _) = self.by_enforcement();
+        if self.stale() == Some(OnStale::Deny) {
+            let text = "the policy is too old, so each request is denied, these as well, for";
+            draft.gap_for(enforced, "policy_stale", text);
+        }
     }
 
     /// A purpose without which a duty cannot be carried out.
@@ -556,6 +583,7 @@ impl<'s> Service<'s> {
         }
         draft.hold(Status::Recorded, "each such request is recorded with its reference, and when it ended");
         self.has_purpose(draft, PurposeKind::RightsFulfilment, "rights_fulfilment");
+        self.is_stopped(draft);
     }
 
     fn subscriber_requests(&self, draft: &mut Draft) {
@@ -569,8 +597,15 @@ impl<'s> Service<'s> {
         if self.routes(establishes).is_empty() {
             draft.held.clear();
         }
+        draft.gap(
+            self.routes(|route| route.subject.is_some()).is_empty(),
+            "no_route_with_data",
+            "no route is inside the agreement: there is nothing that a restriction could be held against",
+            Vec::new(),
+        );
+        let is_now = |period: Period| period.contains(self.now);
         let restricts =
-            |it: &Customer| it.instructions.iter().any(|it| it.restricts.is_some() && it.in_force.is_some());
+            |it: &Customer| it.instructions.iter().any(|it| it.restricts.is_some() && it.in_force.is_some_and(is_now));
         draft.note_for(
             self.customers_that(restricts),
             "restrictions",
@@ -595,9 +630,27 @@ impl<'s> Service<'s> {
         draft.gap(
             self.settings.policy.max_age.is_none(),
             "policy_never_stale",
-            "nothing notices a policy that is no longer brought up to date",
+            "nothing notices a policy that is no longer brought up to date (`policy.max_age`)",
             Vec::new(),
         );
+        let Some(MaxAge { age, then }) = self.settings.policy.max_age else { return };
+        let most = whole(age);
+        if then == OnStale::Deny {
+            let text =
+                format!("when the policy is older than {most}, requests are denied, and recorded as `policy_stale`");
+            draft.hold(Status::Recorded, &text);
+        }
+        draft.observed_for(
+            then == OnStale::Warn,
+            "stale_passes",
+            "when the policy is too old, requests pass by it all the same (`on_stale: warn`): the log says since when",
+            Vec::new(),
+        );
+        let issued = self.policy.issued_at.map(|issued| issued.to_string()).unwrap_or_default();
+        let text = format!(
+            "the policy is too old: issued at {issued}, it may be {most} old. What customers said since is not in it"
+        );
+        draft.gap(self.stale().is_some(), "policy_stale", text, Vec::new());
     }
 
     fn audits(&self, draft: &mut Draft) {
@@ -649,6 +702,16 @@ impl<'s> Service<'s> {
             "the sidecar tells nobody by itself: `audit tail` and the metrics are to be watched",
             Vec::new(),
         );
+    }
+}
+
+/// A time in words: in whole days where it is.
+fn whole(age: SignedDuration) -> String {
+    const HOURS: i64 = 24;
+    match (age.as_hours() / HOURS, SignedDuration::from_hours(age.as_hours() / HOURS * HOURS) == age) {
+        (1, true) => "1 day".to_owned(),
+        (days, true) => format!("{days} days"),
+        (_, false) => format!("{age:#}"),
     }
 }
 
