@@ -728,7 +728,7 @@ fn the_page_needs_nothing_beside_it_and_takes_no_tags() {
     assert!(page.contains("/v1/a&amp;b/{customer}/{id}"), "{page}");
     for tag in [
         "html", "head", "body", "header", "main", "footer", "table", "thead", "tbody", "tr", "td", "th", "ul", "li",
-        "dl", "dt", "dd", "p", "h1", "h2", "code", "span", "strong",
+        "ol", "dl", "dt", "dd", "p", "h1", "h2", "code", "span", "strong", "a", "time",
     ] {
         let opened = page.matches(&format!("<{tag}>")).count() + page.matches(&format!("<{tag} ")).count();
         assert_eq!(opened, page.matches(&format!("</{tag}>")).count(), "{tag}");

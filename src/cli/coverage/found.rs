@@ -207,7 +207,7 @@ impl<'s> Service<'s> {
                 draft.note_for(
                     blocked,
                     "not_accepted",
-                    "each request is denied for customers that have not accepted the agreement",
+                    "each request breaks this rule for customers that have not accepted the agreement",
                 );
             }
             Obligation::NoThirdPartyRights => self.no_third_party_rights(&mut draft),
@@ -242,7 +242,7 @@ impl<'s> Service<'s> {
                 draft.note_for(
                     without.map(|it| it.id.to_string()).collect(),
                     "no_agreement_in_force",
-                    "no agreement in force passes the duties on, so each request is denied, for these subprocessors",
+                    "no agreement in force passes the duties on, so each request breaks this rule, of subprocessors",
                 );
             }
             Obligation::SubprocessorObjection => {
@@ -264,7 +264,7 @@ impl<'s> Service<'s> {
                 draft.note_for(
                     without.collect(),
                     "location_by_claim",
-                    "the policy does not say where these callers are: a signed claim has to, or they are denied",
+                    "a signed claim has to say where they are, since the policy does not: callers",
                 );
             }
             Obligation::ReturnOrDelete => self.return_or_delete(&mut draft),
@@ -296,15 +296,17 @@ impl<'s> Service<'s> {
     fn rules(&self, draft: &mut Draft) {
         let (enforced, observed) = self.by_enforcement();
         if self.is_observed() {
-            let text = "the sidecar as a whole only observes (`enforcement: observe`): what breaks a rule passes";
-            draft.gap(true, "sidecar_observes", text, Vec::new());
+            draft.gap(true, "sidecar_observes", SIDECAR_OBSERVES, Vec::new());
             return;
         }
         if !enforced.is_empty() {
             let all = enforced.len() + observed.len();
             draft.hold(
                 Status::Enforced,
-                &format!("each request is held against it and blocked, for {} of {all} customers", enforced.len()),
+                &format!(
+                    "each request is held against it, and what breaks it is blocked, for {} of {all} customers",
+                    enforced.len()
+                ),
             );
         }
         draft.gap(
@@ -313,8 +315,7 @@ impl<'s> Service<'s> {
             "the policy is too old, and requests are decided by it all the same (`on_stale: warn`)",
             Vec::new(),
         );
-        let text = "what breaks a rule passes, and is recorded, for customers on observe in the policy";
-        draft.observed_for(!observed.is_empty(), "customers_observed", text, observed);
+        draft.observed_for(!observed.is_empty(), "customers_observed", CUSTOMERS_OBSERVED, observed);
     }
 
     fn scope(&self, draft: &mut Draft) {
@@ -395,12 +396,12 @@ impl<'s> Service<'s> {
         draft.gap_for(
             far,
             "callers_by_address",
-            "whoever sends from there can be any caller: believed for the address alone is",
+            "the address alone is believed: whoever sends from there can name any caller, by",
         );
         draft.note_for(
             near,
             "callers_by_this_machine",
-            "whatever else runs in the pod can be any caller: believed on this machine is",
+            "this machine is believed: whatever else runs in the pod can name any caller, by",
         );
     }
 
@@ -431,7 +432,7 @@ impl<'s> Service<'s> {
         draft.note_for(
             self.customers_that(elsewhere),
             "kept_elsewhere",
-            "each request is denied for customers that did not agree to where this service keeps data",
+            "each request breaks this rule for customers that did not agree to where this service keeps data",
         );
     }
 
@@ -494,12 +495,12 @@ impl<'s> Service<'s> {
         draft.note_for(
             over.map(|it| it.id.to_string()).collect(),
             "undertaking_not_in_force",
-            "denied, since the people behind them have no undertaking in force",
+            "the people behind them have no undertaking in force, so each request breaks this rule, of callers",
         );
         draft.note_for(
             without.iter().map(|it| it.id.to_string()).collect(),
             "no_people_declared",
-            "count as machines, since they say nothing of people (`human_access`), and no undertaking is asked",
+            "taken for machines, so that no undertaking is asked, since they say nothing of people (`human_access`): callers",
         );
     }
 
@@ -522,7 +523,7 @@ impl<'s> Service<'s> {
                     Status::Enforced,
                     &format!("a connection below TLS {} is denied, request by request", floor.as_str()),
                 );
-                draft.note_for(in_clear, "denied_in_clear", "each request is denied on listeners in clear");
+                draft.note_for(in_clear, "denied_in_clear", "each request breaks this rule on listeners in clear");
             }
             None => {
                 let text = "the policy promises no `security_measures.min_tls_version`: how a connection is protected is not asked";
@@ -618,15 +619,10 @@ impl<'s> Service<'s> {
             Status::Recorded,
             "this report says what is not met; each denied and each observed decision is recorded",
         );
-        draft.gap(
-            self.is_observed(),
-            "sidecar_observes",
-            "the sidecar as a whole only observes: the rules of the agreement do not bind",
-            Vec::new(),
-        );
+        draft.gap(self.is_observed(), "sidecar_observes", SIDECAR_OBSERVES, Vec::new());
         let (_, observed) = self.by_enforcement();
         let is_partly = !self.is_observed() && !observed.is_empty();
-        draft.observed_for(is_partly, "customers_observed", "to be told what it means: customers on observe", observed);
+        draft.observed_for(is_partly, "customers_observed", CUSTOMERS_OBSERVED, observed);
         draft.gap(
             self.settings.policy.max_age.is_none(),
             "policy_never_stale",
@@ -704,6 +700,11 @@ impl<'s> Service<'s> {
         );
     }
 }
+
+const SIDECAR_OBSERVES: &str =
+    "the sidecar as a whole only observes (`enforcement: observe`): what breaks a rule passes";
+
+const CUSTOMERS_OBSERVED: &str = "what breaks a rule passes, and is recorded, for customers on observe in the policy";
 
 /// A time in words: in whole days where it is.
 fn whole(age: SignedDuration) -> String {
