@@ -33,6 +33,14 @@ pub struct MaxAge {
     pub then: OnStale,
 }
 
+impl MaxAge {
+    /// Whether a policy is older than that.
+    #[must_use]
+    pub fn is_over(&self, policy: &Policy, now: Timestamp) -> bool {
+        age(policy, now).is_none_or(|age| age > self.age)
+    }
+}
+
 /// The policy in force.
 #[derive(Debug)]
 pub struct InForce {
@@ -110,7 +118,7 @@ impl Standing {
     /// Whether a policy is older than the settings allow.
     #[must_use]
     pub fn is_stale(&self, policy: &Policy, now: Timestamp) -> bool {
-        self.max_age.is_some_and(|most| age(policy, now).is_none_or(|age| age > most.age))
+        self.max_age.is_some_and(|most| most.is_over(policy, now))
     }
 
     /// Whether requests are denied because a policy is older than the settings allow.

@@ -12,7 +12,7 @@ use crate::support::repository;
 use crate::support::run;
 
 /// File, its problem, and how many errors there are; a file with none has a warning only.
-const INVALID: [(&str, &str, usize); 60] = [
+const INVALID: [(&str, &str, usize); 61] = [
     ("agreement-ends-soon", "DPA030", 0),
     ("alias", "DPA002", 1),
     ("ambiguous-identity", "DPA016", 1),
@@ -40,6 +40,7 @@ const INVALID: [(&str, &str, usize); 60] = [
     ("methods-that-are-none", "DPA008", 2),
     ("missing-field", "DPA005", 1),
     ("model-training", "DPA014", 1),
+    ("network-of-an-address", "DPA008", 2),
     ("never-signed", "DPA051", 1),
     ("no-customers", "DPA018", 1),
     ("no-policy-file", "DPA046", 1),

@@ -21,6 +21,8 @@ use dpa_sidecar::record::Batch;
 use dpa_sidecar::record::chain::Head;
 use dpa_sidecar::record::entry;
 use dpa_sidecar::record::entry::About;
+use dpa_sidecar::record::entry::Action;
+use dpa_sidecar::record::entry::POLICY_STALE;
 use dpa_sidecar::record::entry::Writer;
 use dpa_sidecar::record::recorded::Recorded;
 use dpa_sidecar::record::recorded::Undecidable;
@@ -55,6 +57,8 @@ struct Came {
     /// On egress: the caller as the settings name it.
     service: Option<&'static str>,
     route: Option<&'static str>,
+    /// Why the service denied it, whatever the rules say.
+    denied_by_service: Option<&'static str>,
 }
 
 impl Came {
@@ -82,7 +86,11 @@ impl Came {
     fn record(&self, place: usize, policy: &Policy, sidecar: Enforcement, head: &mut Head) -> Vec<u8> {
         let facts = self.facts(policy);
         let decision = decide(policy, &facts, self.asked.now);
-        let (enforcement, action) = act(&decision, sidecar);
+        let (enforcement, mut action) = act(&decision, sidecar);
+        let is_stale = self.denied_by_service.is_some();
+        if is_stale && action == Action::Allowed {
+            action = if enforcement == Enforcement::Observe { Action::Observed } else { Action::Denied };
+        }
         let writer = Writer {
             service: "subscriber-api".to_owned(),
             instance: "pod-0".to_owned(),
@@ -96,13 +104,16 @@ impl Came {
             decision_id: Self::id(place),
             request_id: Uuid::from_u128(8),
             trace_id: "2435d99c1e1242cca8ffeb1026da02d1",
-            is_stale: false,
+            is_stale,
             method: &Method::GET,
         };
         let mut batch = Batch::default();
         entry::decision(&mut batch, &writer, &about, policy, &facts, &decision, enforcement, action);
         let mut lines = Vec::new();
-        batch.records().for_each(|record| head.seal(record, &mut lines));
+        batch.records().for_each(|record| {
+            let text = String::from_utf8(record.to_vec()).unwrap();
+            head.seal(text.replace(POLICY_STALE, self.denied_by_service.unwrap_or_default()).as_bytes(), &mut lines);
+        });
         lines
     }
 }
@@ -136,7 +147,7 @@ proptest! {
         let (mut decided, mut open) = (0, 0);
         for (place, request) in pair.requests(seed, 150).into_iter().enumerate() {
             let service = dice.one(&OWN).copied();
-            let came = Came { asked: request.asked, transport: request.transport, service, route: Some("/") };
+            let came = Came { asked: request.asked, transport: request.transport, service, route: Some("/"), denied_by_service: None };
             let lines = came.record(place, &pair.old, Enforcement::Enforce, &mut Head::NONE.clone());
             let records = parse(&lines);
             let (first, others) = records.split_first().unwrap();
@@ -189,6 +200,7 @@ fn permitted() -> Came {
         transport: Transport { tls: None, client_certificate: false, is_unix: false },
         service: None,
         route: Some("/v1/customers/{customer}/contacts.json"),
+        denied_by_service: None,
     }
 }
 
@@ -270,6 +282,10 @@ fn folder() -> Folder {
     let whole = log(&a_day(), &agreed, Enforcement::Enforce);
     write("log.ndjson", &whole);
     write("observed.ndjson", &log(&a_day(), &agreed, Enforcement::Observe));
+    let came = a_day().into_iter().map(|came| Came { denied_by_service: Some(POLICY_STALE), ..came });
+    let stale: Vec<Came> = came.collect();
+    write("stale.ndjson", &log(&stale, &agreed, Enforcement::Enforce));
+    write("stale-observed.ndjson", &log(&stale, &agreed, Enforcement::Observe));
     let mut damaged = whole.clone();
     let at = damaged.len() / 2;
     damaged[at] ^= 1;
@@ -283,12 +299,18 @@ fn folder() -> Folder {
 #[test]
 fn what_is_said_of_a_log() {
     let folder = folder();
-    let table: [(&str, &[&str], i32); 7] = [
+    let table: [(&str, &[&str], i32); 9] = [
         ("with-the-policy-of-then", &["log.ndjson", "--policy", "next/policy.yaml", "--was", "agreed/policy.yaml"], 1),
         ("a-change", &["log.ndjson", "--policy", "next/policy.yaml"], 1),
         ("the-same-policy", &["log.ndjson", "--policy", "agreed/policy.yaml"], 0),
         ("a-sidecar-that-observed", &["observed.ndjson", "--policy", "next/policy.yaml"], 1),
         ("before-it-begins", &["log.ndjson", "--policy", "next/policy.yaml", "--at", "2026-07-19"], 1),
+        (
+            "a-policy-that-was-too-old",
+            &["stale.ndjson", "--policy", "next/policy.yaml", "--was", "agreed/policy.yaml"],
+            1,
+        ),
+        ("too-old-and-observed", &["stale-observed.ndjson", "--policy", "agreed/policy.yaml"], 0),
         ("a-damaged-log", &["damaged.ndjson", "--policy", "agreed/policy.yaml"], 2),
         ("a-year-later", &["log.ndjson", "--policy", "agreed/policy.yaml", "--at", "2027-07-21T12:00:00Z"], 0),
     ];
@@ -448,6 +470,155 @@ fn what_a_record_does_not_say_is_not_guessed() {
     }
 }
 
+/// A denial as `policy_stale` was counted as a flip: from deny to permit, though no rule had denied.
+///
+/// A sentence, why the service denied, what came, the policies, the exit code; by the rules alone: as they were, deny to
+/// permit, permit to deny, not known; forwarded instead of refused, and not known whether forwarded.
+#[test]
+fn a_denial_by_the_service_is_no_flip() {
+    let (care, now) = (CARE_DESK, "issued_at: 2026-06-01");
+    let analyses = from(care, "customer_analytics", "redwood-strand");
+    let granted = "permitted_purposes: [customer_support, account_management, rights_fulfilment, customer_analytics]";
+    let taken = "permitted_purposes: [account_management, rights_fulfilment]";
+    let support = "permitted_purposes: [customer_support, account_management, rights_fulfilment]";
+    let old = |text: &str| text.replacen("revision: 12", "revision: 13", 1);
+    let changed = |to: &str| old(SAMPLE).replacen(support, to, 1);
+    type Expected = (i32, [u64; 4], u64, u64);
+    let table: Vec<(&str, &str, Came, String, bool, Expected)> = vec![
+        ("the rules are the same", POLICY_STALE, permitted(), old(SAMPLE), false, (2, [1, 0, 0, 0], 0, 1)),
+        ("and the policy of then is at hand", POLICY_STALE, permitted(), old(SAMPLE), true, (0, [1, 0, 0, 0], 0, 0)),
+        ("it is the policy of then", POLICY_STALE, permitted(), SAMPLE.to_owned(), false, (0, [1, 0, 0, 0], 0, 0)),
+        (
+            "an older policy is too old as well",
+            POLICY_STALE,
+            permitted(),
+            old(SAMPLE).replace(now, "issued_at: 2026-05-01"),
+            true,
+            (0, [1, 0, 0, 0], 0, 0),
+        ),
+        (
+            "how old a newer one may be is a setting",
+            POLICY_STALE,
+            permitted(),
+            old(SAMPLE).replace(now, "issued_at: 2026-07-01"),
+            true,
+            (2, [1, 0, 0, 0], 0, 1),
+        ),
+        (
+            "one that is issued later is never too old",
+            POLICY_STALE,
+            permitted(),
+            old(SAMPLE).replace(now, "issued_at: 2026-07-22"),
+            false,
+            (1, [1, 0, 0, 0], 1, 0),
+        ),
+        ("a rule denied behind it", POLICY_STALE, analyses.clone(), old(SAMPLE), false, (0, [1, 0, 0, 0], 0, 0)),
+        ("and holds now", POLICY_STALE, analyses.clone(), changed(granted), true, (1, [0, 1, 0, 0], 0, 0)),
+        ("all held, and one denies now", POLICY_STALE, permitted(), changed(taken), false, (1, [0, 0, 1, 0], 0, 0)),
+        ("a reason that no record has", "overloaded", permitted(), old(SAMPLE), false, (2, [0, 0, 0, 1], 0, 0)),
+        ("asked of the policy of then", "overloaded", permitted(), old(SAMPLE), true, (2, [1, 0, 0, 0], 0, 1)),
+        ("and it denies now", "policy_unavailable", permitted(), changed(taken), true, (1, [0, 0, 1, 0], 0, 0)),
+    ];
+    let then = compile(SAMPLE, None);
+    let folder = Folder::new();
+    for name in ["then", "new"] {
+        std::fs::create_dir(folder.file(name)).unwrap();
+    }
+    folder.write("then/policy.yaml", SAMPLE);
+    for (name, reason, came, policy, is_at_hand, expected) in table {
+        let came = Came { denied_by_service: Some(reason), ..came };
+        std::fs::write(folder.file("log.ndjson"), log(&[came], &then, Enforcement::Enforce)).unwrap();
+        folder.write("new/policy.yaml", &policy);
+        let was: &[&str] = if is_at_hand { &["--was", "then/policy.yaml"] } else { &[] };
+        let arguments = [&["replay", "log.ndjson", "--policy", "new/policy.yaml", "-o", "json"], was].concat();
+        let output = run(&folder.file("."), &arguments);
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", err(&output)));
+        let service = &report["service_reasons"];
+        assert_eq!(service["reasons"], serde_json::json!({reason: 1}), "{name}");
+        let by_rules =
+            ["same", "deny_to_permit", "permit_to_deny", "not_known"].map(|key| service[key].as_u64().unwrap());
+        let [forwarded, not_known] =
+            ["refused_to_forwarded", "not_known"].map(|key| report["action"][key].as_u64().unwrap());
+        assert_eq!((output.status.code().unwrap(), by_rules, forwarded, not_known), expected, "{name}: {report:#}");
+        for key in ["deny_to_permit", "permit_to_deny", "undecidable"] {
+            assert_eq!(report[key]["count"], 0, "{name}: {report:#}");
+        }
+        assert_eq!(report["requests"]["same"], 0, "{name}: it is counted apart");
+    }
+}
+
+/// A hostile log of one decision id was held in memory whole: 64 lines of 1 MiB for each piece.
+#[test]
+fn a_decision_with_more_records_than_one_can_have_is_not_held_in_memory() {
+    let old = compile(SAMPLE, None);
+    let folder = Folder::new();
+    folder.write("policy.yaml", SAMPLE);
+    let mut child = Command::new(env!("CARGO_BIN_EXE_dpa-sidecar"))
+        .args(["replay", "-", "--policy", "policy.yaml", "-o", "json"])
+        .current_dir(folder.file("."))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut input = child.stdin.take().unwrap();
+    let (mut head, mut line) = (Head::NONE, permitted().record(0, &old, Enforcement::Enforce, &mut Head::NONE.clone()));
+    let record = String::from_utf8(line.clone()).unwrap();
+    let (record, _) = record.split_once(",\"seq\":").unwrap();
+    // As long as a line can be.
+    let record = format!("{record},\"more\":\"{}\"", "x".repeat(1_000_000));
+    let lines = 400;
+    for _ in 0..lines {
+        line.clear();
+        head.seal(record.as_bytes(), &mut line);
+        std::io::Write::write_all(&mut input, &line).unwrap();
+    }
+    // It has read all of it but what the pipe holds, and waits for more.
+    let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+    let most = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    let most: usize = most.trim().trim_end_matches(" kB").parse().unwrap();
+    let cores = std::thread::available_parallelism().unwrap().get();
+    assert!(most < (96 + 48 * cores) * 1024, "{most} KiB, of {lines} MB");
+    drop(input);
+    let output = child.wait_with_output().unwrap();
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{report:#}");
+    assert_eq!(report["requests"]["count"], 1, "{report:#}");
+    assert_eq!(report["undecidable"]["lacks"], serde_json::json!({"unreadable": 1}), "{report:#}");
+    let damaged = report["damaged"]["count"].as_u64().unwrap();
+    assert!(damaged >= lines - 16 && damaged < lines, "{report:#}");
+    assert_eq!(report["damaged"]["first"][0]["why"], "too_many", "{report:#}");
+}
+
+/// Sixteen customers, as many as a request can name, are one decision; a seventeenth record is of none.
+#[test]
+fn as_many_records_as_a_decision_can_have() {
+    let old = compile(SAMPLE, None);
+    let folder = Folder::new();
+    folder.write("policy.yaml", SAMPLE);
+    let record = String::from_utf8(permitted().record(0, &old, Enforcement::Enforce, &mut Head::NONE.clone())).unwrap();
+    let (record, _) = record.split_once(",\"seq\":").unwrap();
+    let record = record.replace("\"customer_id\"", "\"customers\":16,\"customer_id\"");
+    let other = record.replace(&Came::id(0).to_string(), &Came::id(1).to_string());
+    for (name, count, damaged) in [("sixteen", 16, 0), ("seventeen", 17, 1), ("many", 5_000, 4_984)] {
+        let mut head = Head::NONE;
+        let mut lines = Vec::new();
+        head.seal(other.as_bytes(), &mut lines);
+        (0..count).for_each(|_| head.seal(record.as_bytes(), &mut lines));
+        head.seal(other.as_bytes(), &mut lines);
+        std::fs::write(folder.file("log.ndjson"), lines).unwrap();
+        let (_, report) = replayed(&folder, "log.ndjson", "policy.yaml");
+        assert_eq!(report["requests"]["count"], 3, "{name}: {report:#}");
+        assert_eq!(report["damaged"]["count"], damaged, "{name}: {report:#}");
+        assert_eq!(report["undecidable"]["count"], u64::from(damaged > 0), "{name}: {report:#}");
+        if damaged > 0 {
+            assert_eq!(
+                report["damaged"]["first"][0],
+                serde_json::json!({"file": "log.ndjson", "line": 18, "why": "too_many"})
+            );
+        }
+    }
+}
+
 /// A caller whose identity is another party's with the new policy is that party.
 #[test]
 fn a_caller_is_who_its_identity_is() {
@@ -521,6 +692,48 @@ fn a_log_of_a_sidecar_is_replayed() {
             run(&folder.file("."), &["explain", id, "--log", log.to_str().unwrap(), "--policy", "policy.yaml"]);
         assert_eq!(explained.status.code(), Some(1), "{}", err(&explained));
     }
+}
+
+/// What a sidecar wrote while its policy was too old: it is no change of the policy that lets these requests pass.
+#[test]
+fn a_log_from_when_the_policy_was_too_old() {
+    let upstream = Upstream::ok();
+    let folder = Folder::new();
+    let policy = SAMPLE.replace("issued_at: 2026-06-01", "issued_at: 2020-06-01");
+    folder.write("policy.yaml", &policy);
+    let setup = Setup::to(&upstream.address);
+    let text = setup.text();
+    let line = text.lines().find(|line| line.starts_with("policy:")).unwrap();
+    let settings = text.replace(line, "policy: {file: policy.yaml, max_age: 1d}");
+    let sidecar = setup.start_with(&settings, folder);
+    for _ in 0..2 {
+        assert_eq!(sidecar.ask(Ask::permitted("GET", SUBSCRIBER).end()).reason(), POLICY_STALE);
+        sidecar.ask(Ask::denied("GET", SUBSCRIBER).end());
+    }
+    sidecar.ask(Ask::bare("GET", "/assets/logo.svg").end());
+    let folder = sidecar.stop().folder;
+    let renewed = |day: &str| {
+        let text = policy.replace("revision: 12", "revision: 13");
+        folder.write("renewed.yaml", &text.replace("issued_at: 2020-06-01", &format!("issued_at: {day}")));
+    };
+    let service = |report: &Value| {
+        let service = &report["service_reasons"];
+        assert_eq!(service["reasons"], serde_json::json!({POLICY_STALE: 4}), "{report:#}");
+        assert_eq!((&service["same"], &service["count"]), (&4.into(), &4.into()), "{report:#}");
+        assert_eq!(report["requests"]["same"], 1, "what is outside the agreement: {report:#}");
+        report["action"].clone()
+    };
+    let done = |forwarded: u64, not_known: u64| serde_json::json!({"refused_to_forwarded": forwarded, "forwarded_to_refused": 0, "not_known": not_known});
+    let (code, report) = replayed(&folder, "decisions.ndjson", "policy.yaml");
+    assert_eq!((code, service(&report)), (Some(0), done(0, 0)));
+    // How old it may be, no record says: the one that was issued on the next day may be too old, or not.
+    renewed("2020-06-02");
+    let (code, report) = replayed(&folder, "decisions.ndjson", "renewed.yaml");
+    assert_eq!((code, service(&report)), (Some(2), done(0, 2)));
+    // One that is issued after these requests would not have been.
+    renewed("2199-01-01");
+    let (code, report) = replayed(&folder, "decisions.ndjson", "renewed.yaml");
+    assert_eq!((code, service(&report)), (Some(1), done(2, 0)));
 }
 
 #[test]

@@ -99,7 +99,17 @@ impl Compiler<'_> {
             }
             let is_identity = ["spiffe:", "dns:", "jwt:"].iter().any(|kind| value.starts_with(kind));
             match (network(value), value.parse::<Identity>()) {
-                (Some(network), _) => peers.networks.push(network),
+                (Some(network), _) if network == network.trunc() => peers.networks.push(network),
+                (Some(network), _) => {
+                    let message =
+                        format!("`{value}` names one address and means the whole network {}", network.trunc());
+                    let help = format!(
+                        "write `{}` for the one address, or `{}` for the network",
+                        IpNet::from(network.addr()),
+                        network.trunc()
+                    );
+                    self.error(Code::Invalid, *at, message, help);
+                }
                 (None, Ok(identity)) if identity.issuer().is_none() => peers.identities.push(identity),
                 (None, Ok(_)) => {
                     let message = format!("`{value}` is not an identity that a connection can prove");

@@ -21,7 +21,7 @@ pub const DPA_CONTEXT: HeaderName = HeaderName::from_static("dpa-context");
 
 /// Most customers that a request may name. More than one is denied in any case and recorded once for each,
 /// so a longer list would only be a way to fill the decision log.
-const MAX_CUSTOMERS: usize = 16;
+pub const MAX_CUSTOMERS: usize = 16;
 
 /// What the header says, as it stands there.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -13,6 +13,7 @@ use serde::Deserializer;
 use serde::de;
 use uuid::Uuid;
 
+use super::entry::POLICY_STALE;
 use super::entry::REQUEST_UNREADABLE;
 use crate::decide::decision::Authority;
 use crate::decide::facts::Caller;
@@ -344,6 +345,25 @@ impl Recorded<'_> {
     pub fn is_unweighed(&self) -> bool {
         self.reason.as_ref().is_some_and(|reason| reason.as_str() == REQUEST_UNREADABLE)
             || self.authority.as_ref().is_some_and(|it| it.as_str() == Authority::OutOfScope.as_str())
+    }
+
+    /// The reason of a denial that no rule gave: a service reason such as `policy_stale`, or one that this version does
+    /// not know. It says nothing of the policy.
+    #[must_use]
+    pub fn service_reason(&self) -> Option<&str> {
+        let reason = self.reason.as_ref().filter(|_| self.decision.as_str() == "deny")?.as_str();
+        (!is_rule(reason) && reason != REQUEST_UNREADABLE).then_some(reason)
+    }
+
+    /// The first rule that did not hold then, beside a service reason, if any did not; `None` if the record does not
+    /// tell. Behind `policy_stale` stand the reasons of all rules; behind no other service reason does anybody say so.
+    #[must_use]
+    pub fn rules_behind(&self) -> Option<Option<&str>> {
+        let (stale, rules) = self.reasons.split_first()?;
+        let is_told = self.service_reason() == Some(POLICY_STALE)
+            && stale.code.as_str() == POLICY_STALE
+            && rules.iter().all(|reason| is_rule(reason.code.as_str()));
+        is_told.then(|| rules.first().map(|reason| reason.code.as_str()))
     }
 
     /// Whether these are the files that decided then.
@@ -709,6 +729,11 @@ impl<'a> Possible<'a> {
         self.facts = all;
         if self.facts.len() > MOST_TRIED { Err(Undecidable::Lacks(std::mem::take(&mut self.lacks))) } else { Ok(()) }
     }
+}
+
+/// Whether a code is one of `decide`.
+fn is_rule(code: &str) -> bool {
+    Code::ALL.into_iter().any(|known| known.as_str() == code)
 }
 
 /// The one customer of a request.

@@ -1,6 +1,7 @@
 //! What settings and policy do about each obligation of the agreement. Everything is read off them: nothing is said
 //! of an obligation that does not change when the thing is switched off.
 
+use jiff::SignedDuration;
 use jiff::Timestamp;
 
 use crate::config::Settings;
@@ -13,6 +14,7 @@ use crate::policy::Customer;
 use crate::policy::Durability;
 use crate::policy::Enforcement;
 use crate::policy::OwnCaller;
+use crate::policy::Period;
 use crate::policy::Policy;
 use crate::policy::PurposeId;
 use crate::policy::PurposeKind;
@@ -20,6 +22,8 @@ use crate::policy::Subprocessor;
 use crate::policy::terms::Location;
 use crate::record::log::OnFailure;
 use crate::sockets;
+use crate::standing::MaxAge;
+use crate::standing::OnStale;
 
 /// How an obligation is held. The last is the worst.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -177,6 +181,12 @@ impl<'s> Service<'s> {
         self.settings.enforcement == Enforcement::Observe
     }
 
+    /// What becomes of requests, if the policy is older than the settings allow.
+    fn stale(&self) -> Option<OnStale> {
+        let most = self.settings.policy.max_age.filter(|most| most.is_over(self.policy, self.now));
+        most.map(|most| most.then)
+    }
+
     /// The customers whose violations are blocked, and those whose pass.
     pub(super) fn by_enforcement(&self) -> (Vec<String>, Vec<String>) {
         let observes = |customer: &Customer| self.is_observed() || customer.enforcement == Enforcement::Observe;
@@ -197,7 +207,7 @@ impl<'s> Service<'s> {
                 draft.note_for(
                     blocked,
                     "not_accepted",
-                    "each request is denied for customers that have not accepted the agreement",
+                    "each request breaks this rule for customers that have not accepted the agreement",
                 );
             }
             Obligation::NoThirdPartyRights => self.no_third_party_rights(&mut draft),
@@ -232,7 +242,7 @@ impl<'s> Service<'s> {
                 draft.note_for(
                     without.map(|it| it.id.to_string()).collect(),
                     "no_agreement_in_force",
-                    "no agreement in force passes the duties on, so each request is denied, for these subprocessors",
+                    "no agreement in force passes the duties on, so each request breaks this rule, of subprocessors",
                 );
             }
             Obligation::SubprocessorObjection => {
@@ -254,7 +264,7 @@ impl<'s> Service<'s> {
                 draft.note_for(
                     without.collect(),
                     "location_by_claim",
-                    "the policy does not say where these callers are: a signed claim has to, or they are denied",
+                    "a signed claim has to say where they are, since the policy does not: callers",
                 );
             }
             Obligation::ReturnOrDelete => self.return_or_delete(&mut draft),
@@ -269,6 +279,7 @@ impl<'s> Service<'s> {
                     "only return is open, since the law bars the service, for",
                 );
                 self.has_purpose(&mut draft, PurposeKind::DataReturn, "data_return");
+                self.is_stopped(&mut draft);
             }
             Obligation::SubscriberRequests => self.subscriber_requests(&mut draft),
             Obligation::CannotComplyNotice => self.cannot_comply(&mut draft),
@@ -285,19 +296,26 @@ impl<'s> Service<'s> {
     fn rules(&self, draft: &mut Draft) {
         let (enforced, observed) = self.by_enforcement();
         if self.is_observed() {
-            let text = "the sidecar as a whole only observes (`enforcement: observe`): what breaks a rule passes";
-            draft.gap(true, "sidecar_observes", text, Vec::new());
+            draft.gap(true, "sidecar_observes", SIDECAR_OBSERVES, Vec::new());
             return;
         }
         if !enforced.is_empty() {
             let all = enforced.len() + observed.len();
             draft.hold(
                 Status::Enforced,
-                &format!("each request is held against it and blocked, for {} of {all} customers", enforced.len()),
+                &format!(
+                    "each request is held against it, and what breaks it is blocked, for {} of {all} customers",
+                    enforced.len()
+                ),
             );
         }
-        let text = "what breaks a rule passes, and is recorded, for customers on observe in the policy";
-        draft.observed_for(!observed.is_empty(), "customers_observed", text, observed);
+        draft.gap(
+            self.stale() == Some(OnStale::Warn),
+            "policy_stale",
+            "the policy is too old, and requests are decided by it all the same (`on_stale: warn`)",
+            Vec::new(),
+        );
+        draft.observed_for(!observed.is_empty(), "customers_observed", CUSTOMERS_OBSERVED, observed);
     }
 
     fn scope(&self, draft: &mut Draft) {
@@ -367,7 +385,8 @@ impl<'s> Service<'s> {
                 Way::Certificate { .. } | Way::Tokens(_) | Way::Stated { .. } => continue,
             };
             for network in &peers.networks {
-                let list = if network.addr().is_loopback() { &mut near } else { &mut far };
+                let is_near = network.network().is_loopback() && network.broadcast().is_loopback();
+                let list = if is_near { &mut near } else { &mut far };
                 list.push(format!("{what} from {network}"));
             }
             if peers.on_unix_sockets {
@@ -377,12 +396,12 @@ impl<'s> Service<'s> {
         draft.gap_for(
             far,
             "callers_by_address",
-            "whoever sends from there can be any caller: believed for the address alone is",
+            "the address alone is believed: whoever sends from there can name any caller, by",
         );
         draft.note_for(
             near,
             "callers_by_this_machine",
-            "whatever else runs in the pod can be any caller: believed on this machine is",
+            "this machine is believed: whatever else runs in the pod can name any caller, by",
         );
     }
 
@@ -413,7 +432,7 @@ impl<'s> Service<'s> {
         draft.note_for(
             self.customers_that(elsewhere),
             "kept_elsewhere",
-            "each request is denied for customers that did not agree to where this service keeps data",
+            "each request breaks this rule for customers that did not agree to where this service keeps data",
         );
     }
 
@@ -427,6 +446,16 @@ impl<'s> Service<'s> {
         );
         self.has_purpose(draft, PurposeKind::DataReturn, "data_return");
         self.has_purpose(draft, PurposeKind::Erasure, "erasure");
+        self.is_stopped(draft);
+    }
+
+    /// What has to be carried out is denied with everything else while the policy is too old.
+    fn is_stopped(&self, draft: &mut Draft) {
+        let (enforced, _) = self.by_enforcement();
+        if self.stale() == Some(OnStale::Deny) {
+            let text = "the policy is too old, so each request is denied, these as well, for";
+            draft.gap_for(enforced, "policy_stale", text);
+        }
     }
 
     /// A purpose without which a duty cannot be carried out.
@@ -466,12 +495,12 @@ impl<'s> Service<'s> {
         draft.note_for(
             over.map(|it| it.id.to_string()).collect(),
             "undertaking_not_in_force",
-            "denied, since the people behind them have no undertaking in force",
+            "the people behind them have no undertaking in force, so each request breaks this rule, of callers",
         );
         draft.note_for(
             without.iter().map(|it| it.id.to_string()).collect(),
             "no_people_declared",
-            "count as machines, since they say nothing of people (`human_access`), and no undertaking is asked",
+            "taken for machines, so that no undertaking is asked, since they say nothing of people (`human_access`): callers",
         );
     }
 
@@ -494,7 +523,7 @@ impl<'s> Service<'s> {
                     Status::Enforced,
                     &format!("a connection below TLS {} is denied, request by request", floor.as_str()),
                 );
-                draft.note_for(in_clear, "denied_in_clear", "each request is denied on listeners in clear");
+                draft.note_for(in_clear, "denied_in_clear", "each request breaks this rule on listeners in clear");
             }
             None => {
                 let text = "the policy promises no `security_measures.min_tls_version`: how a connection is protected is not asked";
@@ -555,6 +584,7 @@ impl<'s> Service<'s> {
         }
         draft.hold(Status::Recorded, "each such request is recorded with its reference, and when it ended");
         self.has_purpose(draft, PurposeKind::RightsFulfilment, "rights_fulfilment");
+        self.is_stopped(draft);
     }
 
     fn subscriber_requests(&self, draft: &mut Draft) {
@@ -568,8 +598,15 @@ impl<'s> Service<'s> {
         if self.routes(establishes).is_empty() {
             draft.held.clear();
         }
+        draft.gap(
+            self.routes(|route| route.subject.is_some()).is_empty(),
+            "no_route_with_data",
+            "no route is inside the agreement: there is nothing that a restriction could be held against",
+            Vec::new(),
+        );
+        let is_now = |period: Period| period.contains(self.now);
         let restricts =
-            |it: &Customer| it.instructions.iter().any(|it| it.restricts.is_some() && it.in_force.is_some());
+            |it: &Customer| it.instructions.iter().any(|it| it.restricts.is_some() && it.in_force.is_some_and(is_now));
         draft.note_for(
             self.customers_that(restricts),
             "restrictions",
@@ -582,21 +619,34 @@ impl<'s> Service<'s> {
             Status::Recorded,
             "this report says what is not met; each denied and each observed decision is recorded",
         );
-        draft.gap(
-            self.is_observed(),
-            "sidecar_observes",
-            "the sidecar as a whole only observes: the rules of the agreement do not bind",
-            Vec::new(),
-        );
+        draft.gap(self.is_observed(), "sidecar_observes", SIDECAR_OBSERVES, Vec::new());
         let (_, observed) = self.by_enforcement();
         let is_partly = !self.is_observed() && !observed.is_empty();
-        draft.observed_for(is_partly, "customers_observed", "to be told what it means: customers on observe", observed);
+        draft.observed_for(is_partly, "customers_observed", CUSTOMERS_OBSERVED, observed);
         draft.gap(
             self.settings.policy.max_age.is_none(),
             "policy_never_stale",
-            "nothing notices a policy that is no longer brought up to date",
+            "nothing notices a policy that is no longer brought up to date (`policy.max_age`)",
             Vec::new(),
         );
+        let Some(MaxAge { age, then }) = self.settings.policy.max_age else { return };
+        let most = whole(age);
+        if then == OnStale::Deny {
+            let text =
+                format!("when the policy is older than {most}, requests are denied, and recorded as `policy_stale`");
+            draft.hold(Status::Recorded, &text);
+        }
+        draft.observed_for(
+            then == OnStale::Warn,
+            "stale_passes",
+            "when the policy is too old, requests pass by it all the same (`on_stale: warn`): the log says since when",
+            Vec::new(),
+        );
+        let issued = self.policy.issued_at.map(|issued| issued.to_string()).unwrap_or_default();
+        let text = format!(
+            "the policy is too old: issued at {issued}, it may be {most} old. What customers said since is not in it"
+        );
+        draft.gap(self.stale().is_some(), "policy_stale", text, Vec::new());
     }
 
     fn audits(&self, draft: &mut Draft) {
@@ -648,6 +698,21 @@ impl<'s> Service<'s> {
             "the sidecar tells nobody by itself: `audit tail` and the metrics are to be watched",
             Vec::new(),
         );
+    }
+}
+
+const SIDECAR_OBSERVES: &str =
+    "the sidecar as a whole only observes (`enforcement: observe`): what breaks a rule passes";
+
+const CUSTOMERS_OBSERVED: &str = "what breaks a rule passes, and is recorded, for customers on observe in the policy";
+
+/// A time in words: in whole days where it is.
+fn whole(age: SignedDuration) -> String {
+    const HOURS: i64 = 24;
+    match (age.as_hours() / HOURS, SignedDuration::from_hours(age.as_hours() / HOURS * HOURS) == age) {
+        (1, true) => "1 day".to_owned(),
+        (days, true) => format!("{days} days"),
+        (_, false) => format!("{age:#}"),
     }
 }
 

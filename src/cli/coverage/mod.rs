@@ -66,6 +66,8 @@ enum Output {
 
 pub(super) fn coverage(arguments: &Arguments, out: &mut dyn Write, err: &mut dyn Write) -> Result<Exit, CliError> {
     let now = arguments.at.map_or_else(Timestamp::now, Date::begins);
+    // A report says no more of its time than people read.
+    let now = Timestamp::from_second(now.as_second()).unwrap_or(now);
     let mut loaded = Vec::new();
     for path in &arguments.files {
         let Some(one) = load(path, now, err)? else { return Ok(Exit::Unable) };

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::io;
 use std::io::Write;
 
+use super::found::Status;
 use super::said::Said;
 use super::said::SaidFile;
 use super::said::SaidFound;
@@ -27,7 +28,7 @@ const STYLE: &str = "\
 body{margin:0 auto;padding:2rem 1.25rem 3rem;max-width:72rem;background:var(--ground);color:var(--ink);\
 font:15px/1.5 system-ui,-apple-system,\"Segoe UI\",Roboto,\"Helvetica Neue\",Arial,sans-serif}
 h1{font-size:1.7rem;line-height:1.2;margin:0 0 .25rem}
-a{color:inherit}p.open{margin-top:1rem}
+a{color:inherit}
 h2{font-size:1.15rem;margin:2rem 0 .6rem}
 p{margin:.25rem 0}
 .soft,dt,.clause{color:var(--soft)}
@@ -35,7 +36,11 @@ code{font:.88em ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;overflow-wr
 ul.sums{display:flex;flex-wrap:wrap;gap:.5rem;list-style:none;margin:1.2rem 0 0;padding:0}
 ul.sums li{border:1px solid var(--line);border-radius:.4rem;padding:.4rem .8rem;min-width:7rem}
 ul.sums b{display:block;font-size:1.5rem;line-height:1.2}
-dl{display:grid;grid-template-columns:max-content 1fr;gap:.15rem 1rem;margin:.4rem 0 0}
+dl{display:grid;grid-template-columns:7rem 1fr;gap:.15rem 1rem;margin:.4rem 0 0}
+dl+dl{margin-top:1rem}
+ol{margin:0;padding-left:2.2rem}
+ol li{margin:.5rem 0}
+ol li .soft{display:block}
 dd{margin:0;min-width:0;overflow-wrap:anywhere}
 table{border-collapse:collapse;width:100%}
 caption{text-align:left;color:var(--soft);padding-bottom:.4rem}
@@ -51,6 +56,7 @@ td h3{font-size:.95rem;margin:.6rem 0 .2rem}
 td h3:first-child{margin-top:0}
 .mark{display:inline-block;border-radius:.3rem;padding:.1rem .5rem;font-weight:600;font-size:.85rem}
 .good{color:var(--good);background:var(--good-bg)}
+.none{color:var(--soft);background:var(--row)}
 .warn{color:var(--warn);background:var(--warn-bg)}
 .bad{color:var(--bad);background:var(--bad-bg)}
 .names{overflow-wrap:anywhere}
@@ -63,7 +69,7 @@ footer{margin-top:2rem;border-top:1px solid var(--line);padding-top:.8rem;color:
 --good-bg:#fff;--warn:#5c3a00;--warn-bg:#fff;--bad:#8c0a1e;--bad-bg:#fff}
 html{font-size:9pt}body{padding:0;max-width:none;font-size:1rem;line-height:1.35}
 h2{margin:1.2rem 0 .4rem}h2,h3{break-after:avoid}
-th,td{padding:4pt 5pt}tr,ul.sums li{break-inside:avoid}thead{display:table-header-group}
+th,td{padding:4pt 5pt}tr,li,dl{break-inside:avoid}thead{display:table-header-group}
 .mark{border:1px solid currentColor}ul.sums li{padding:3pt 8pt;min-width:0}.wide{overflow:visible}}
 ";
 
@@ -96,6 +102,13 @@ fn prose(plain: &str) -> String {
     })
 }
 
+/// How many obligations have a status: none that is not met is nothing to look at.
+fn sum(status: &str, count: usize) -> String {
+    let mark = mark(status);
+    let mark = if count == 0 { mark.replacen("mark bad", "mark none", 1) } else { mark };
+    format!("<li><b>{count}</b> {mark}</li>")
+}
+
 fn mark(status: &str) -> String {
     let class = match status {
         "not_met" => "bad",
@@ -125,7 +138,8 @@ fn write(said: &Said, page: &mut String) -> std::fmt::Result {
     )?;
     writeln!(page, "<title>Coverage of the agreement: {names}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>")?;
     writeln!(page, "<header>\n<h1>Coverage of the data processing agreement</h1>")?;
-    writeln!(page, "<p class=\"soft\">{names}, as of <time datetime=\"{0}\">{0}</time></p>", text(&said.at))?;
+    let (at, read) = (text(&said.at), said.at.replace('T', " ").replace('Z', " UTC"));
+    writeln!(page, "<p class=\"soft\">{names}, as of <time datetime=\"{at}\">{}</time></p>", text(&read))?;
     let Summary { enforced, gated, recorded, observed, not_met } = &said.summary;
     let sums = [
         ("not_met", not_met),
@@ -136,14 +150,10 @@ fn write(said: &Said, page: &mut String) -> std::fmt::Result {
     ];
     writeln!(page, "<ul class=\"sums\" aria-label=\"Obligations by status\">")?;
     for (status, count) in sums.into_iter().filter(|(status, count)| **count > 0 || *status == "not_met") {
-        writeln!(page, "<li><b>{count}</b> {}</li>", mark(status))?;
+        writeln!(page, "{}", sum(status, *count))?;
     }
     writeln!(page, "</ul>\n</header>\n<main>")?;
-    let open = said.obligations.iter().filter(|it| it.status == "not_met");
-    let open: Vec<String> = open.map(|it| format!("<a href=\"#{0}\">{0}</a>", it.obligation)).collect();
-    if !open.is_empty() {
-        writeln!(page, "<p class=\"open\">Not met: {}</p>", open.join(", "))?;
-    }
+    write_missing(said, page)?;
     writeln!(page, "<h2>What was looked at</h2>")?;
     for service in &said.services {
         write_service(service, page)?;
@@ -173,10 +183,41 @@ fn write(said: &Said, page: &mut String) -> std::fmt::Result {
     writeln!(page, "</dl>\n</main>\n<footer>")?;
     writeln!(
         page,
-        "<p>Computed from the settings and the policy alone. It says what the sidecar does with requests that pass \
-         through it, and nothing of what passes beside it. Whether requests did comply, the decision log says.</p>"
+        "<p>Computed by {} from the settings and the policy alone. It says what the sidecar does with requests that pass \
+         through it, and nothing of what passes beside it. Whether requests did comply, the decision log says.</p>",
+        said.program
     )?;
     writeln!(page, "</footer>\n</body>\n</html>")
+}
+
+/// Each thing that is missing once, with all obligations that it concerns.
+fn write_missing(said: &Said, page: &mut String) -> std::fmt::Result {
+    let mut missing: Vec<(&SaidGap, &str, Vec<&str>)> = Vec::new();
+    for SaidObligation { obligation, services, .. } in &said.obligations {
+        for SaidFound { service, gaps, .. } in services {
+            for gap in gaps {
+                let known = missing.iter_mut().find(|(known, of, _)| *known == gap && of == service);
+                match known {
+                    Some((.., concerned)) => concerned.push(obligation),
+                    None => missing.push((gap, service, vec![obligation])),
+                }
+            }
+        }
+    }
+    // What is not met before what is only observed.
+    missing.sort_by_key(|(gap, ..)| gap.status != Status::NotMet.as_str());
+    writeln!(page, "<h2>What is missing</h2>")?;
+    if missing.is_empty() {
+        return writeln!(page, "<p>Nothing: each obligation is enforced, gated or recorded.</p>");
+    }
+    writeln!(page, "<ol>")?;
+    for (SaidGap { code, status, text: says, names }, service, concerned) in missing {
+        let of = if said.services.len() == 1 { String::new() } else { format!("<strong>{}</strong> ", text(service)) };
+        writeln!(page, "<li>{of}{} {}", mark(status), named(says, names))?;
+        let concerned: Vec<String> = concerned.iter().map(|it| format!("<a href=\"#{it}\">{it}</a>")).collect();
+        writeln!(page, "<span class=\"soft\">at {} (<code>{code}</code>)</span></li>", concerned.join(", "))?;
+    }
+    writeln!(page, "</ol>")
 }
 
 fn write_service(service: &SaidService, page: &mut String) -> std::fmt::Result {

@@ -18,7 +18,7 @@ use crate::decide::obligation::Obligation;
 pub(super) struct Said {
     schema_version: u8,
     /// The version of this program.
-    program: &'static str,
+    pub(super) program: &'static str,
     /// As of when.
     pub(super) at: String,
     /// How many obligations have which status.
@@ -90,7 +90,7 @@ pub(super) struct SaidHeld {
     pub(super) text: String,
 }
 
-#[derive(Serialize)]
+#[derive(PartialEq, Eq, Serialize)]
 pub(super) struct SaidGap {
     pub(super) code: &'static str,
     pub(super) status: &'static str,

@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use jiff::SignedDuration;
 use jiff::Timestamp;
 
+use super::pieces::MOST_TOGETHER;
 use super::pieces::Piece;
 use crate::decide::decide;
 use crate::decide::decision::Decision;
@@ -12,16 +14,21 @@ use crate::policy::Enforcement;
 use crate::policy::Policy;
 use crate::record::chain::Sealed;
 use crate::record::entry::Action;
+use crate::record::entry::POLICY_STALE;
 use crate::record::recorded::DECISION;
 use crate::record::recorded::Recorded;
 use crate::record::recorded::Undecidable;
 use crate::record::recorded::Word;
+use crate::standing;
 
 /// How the line of a record begins.
 const RECORD: &[u8] = b"{\"event\":\"dpa.";
 
 /// Names that are counted each by itself; the others are counted together.
 const MOST_NAMES: usize = 10_000;
+
+/// Longest name that is counted by itself, in bytes. Ids have 64 at most; routes are longer.
+const LONGEST_NAME: usize = 1024;
 
 /// Examples that are kept of each kind, the first in the order of files and lines.
 const MOST_EXAMPLES: usize = 5;
@@ -39,11 +46,13 @@ pub(super) struct Counts {
     pub(super) to_permit: Flips,
     /// Permitted then, denied now.
     pub(super) to_deny: Flips,
+    /// Denied by the service, for a reason that no rule gave.
+    pub(super) service: OfService,
     /// Refused then, and forwarded now.
     pub(super) newly_forwarded: u64,
     /// Forwarded then, and refused now.
     pub(super) newly_refused: u64,
-    /// Decided, and nobody can tell whether it is observed now.
+    /// Decided, and nobody can tell whether it is forwarded now.
     pub(super) done_unknown: u64,
     /// What the records do not say enough of.
     pub(super) undecidable: Open,
@@ -73,6 +82,25 @@ pub(super) struct Flips {
     /// By route.
     pub(super) routes: Tally,
     /// Some of them.
+    pub(super) examples: Vec<Example>,
+}
+
+/// Denials of the service: they say nothing of the policy. Only what the rules say is compared.
+#[derive(Default)]
+pub(super) struct OfService {
+    /// How many.
+    pub(super) count: u64,
+    /// By reason.
+    pub(super) reasons: Tally,
+    /// The rules say as they did.
+    pub(super) same: u64,
+    /// A rule denied then, and all hold now.
+    pub(super) to_permit: u64,
+    /// All rules held then, and one denies now.
+    pub(super) to_deny: u64,
+    /// Nobody can tell what the rules said then, or say now.
+    pub(super) unknown: u64,
+    /// Some of those for which the rules say otherwise.
     pub(super) examples: Vec<Example>,
 }
 
@@ -118,6 +146,8 @@ pub(super) struct Example {
     pub(super) caller: Option<String>,
     pub(super) purpose: Option<String>,
     pub(super) route: Option<String>,
+    /// Of a denial by the service: what the rules said, and the first reason.
+    pub(super) by_rules: Option<(&'static str, Option<String>)>,
     /// Decision, action, first reason.
     pub(super) was: (String, String, Option<String>),
     /// The same; nothing if it cannot be decided.
@@ -126,7 +156,7 @@ pub(super) struct Example {
 
 impl Tally {
     fn count(&mut self, name: &str, times: u64) {
-        let is_full = self.names.len() >= MOST_NAMES;
+        let is_full = self.names.len() >= MOST_NAMES || name.len() > LONGEST_NAME;
         match self.names.get_mut(name) {
             Some(count) => *count += times,
             None if !is_full => {
@@ -160,6 +190,19 @@ impl Flips {
     }
 }
 
+impl OfService {
+    fn add(&mut self, other: Self) {
+        let Self { count, reasons, same, to_permit, to_deny, unknown, examples } = other;
+        self.count += count;
+        self.reasons.add(reasons);
+        self.same += same;
+        self.to_permit += to_permit;
+        self.to_deny += to_deny;
+        self.unknown += unknown;
+        first_of(&mut self.examples, examples);
+    }
+}
+
 /// What is asked of a log.
 pub(super) struct Question {
     /// The policy that decides.
@@ -176,15 +219,18 @@ struct Again {
     /// The first reason of a denial.
     reason: Option<&'static str>,
     action: Option<Action>,
+    enforcement: Option<Enforcement>,
 }
 
 impl Again {
     fn of(decision: &Decision<'_>, sidecar: Enforcement) -> Self {
         let reasons = decision.reasons();
+        let (enforcement, action) = act(decision, sidecar);
         Self {
             is_permitted: reasons.is_empty(),
             reason: reasons.first().map(|reason| reason.code.as_str()),
-            action: Some(act(decision, sidecar).1),
+            action: Some(action),
+            enforcement: Some(enforcement),
         }
     }
 
@@ -194,16 +240,24 @@ impl Again {
 
     /// Decides again.
     fn decide(records: &[Recorded<'_>], question: &Question) -> Result<Self, Undecidable> {
+        Self::with(&question.policy, question.at, records, question)
+    }
+
+    /// Decides with one of the policies, at a moment or at its own time.
+    fn with(
+        policy: &Policy,
+        at: Option<Timestamp>,
+        records: &[Recorded<'_>],
+        question: &Question,
+    ) -> Result<Self, Undecidable> {
         let (first, others) = records.split_first().ok_or(Undecidable::Unreadable)?;
-        let Question { policy, earlier, at } = question;
         let now = at.map_or_else(|| first.at(), Ok)?;
-        let then = earlier.iter().find(|then| first.is_by(then));
         let sidecar = match first.observed_by {
             Some(_) => Enforcement::Observe,
             None => Enforcement::Enforce,
         };
         let data = first.data()?;
-        let possible = first.facts(others, &data, policy, then, now)?;
+        let possible = first.facts(others, &data, policy, question.then(first), now)?;
         let all: Vec<Self> =
             possible.facts.iter().map(|facts| Self::of(&decide(policy, facts, now), sidecar)).collect();
         let mut all = all.into_iter();
@@ -214,20 +268,63 @@ impl Again {
             }
             again.reason = again.reason.filter(|reason| other.reason == Some(*reason));
             again.action = again.action.filter(|action| other.action == Some(*action));
+            again.enforcement = again.enforcement.filter(|enforcement| other.enforcement == Some(*enforcement));
         }
         Ok(again)
+    }
+
+    /// The same for a request that the service denied, which may deny it again.
+    fn of_service(self, first: &Recorded<'_>, question: &Question) -> Self {
+        let is_stale = first.service_reason() == Some(POLICY_STALE);
+        let action = match self.action {
+            Some(Action::Observed) if is_stale => self.action,
+            Some(Action::Allowed) if is_stale && self.enforcement == Some(Enforcement::Enforce) => {
+                question.is_stale(first).map(|is_stale| if is_stale { Action::Denied } else { Action::Allowed })
+            }
+            Some(Action::Allowed) if is_stale && self.enforcement == Some(Enforcement::Observe) => self.action,
+            Some(Action::Denied) => self.action,
+            // Whether it would, no record says.
+            Some(Action::Allowed | Action::Observed) | None => None,
+        };
+        Self { action, ..self }
+    }
+
+    /// Whether it is forwarded now, as far as that can be told.
+    fn is_forwarded(&self) -> Option<bool> {
+        self.action.map(|action| action != Action::Denied)
+    }
+}
+
+impl Question {
+    /// The policy that decided, if it is at hand.
+    fn then(&self, first: &Recorded<'_>) -> Option<&Policy> {
+        self.earlier.iter().chain([&self.policy]).find(|then| first.is_by(then))
+    }
+
+    /// Whether the policy is too old for a request for which that of then was, as far as that can be told: how old one
+    /// may be is a setting.
+    fn is_stale(&self, first: &Recorded<'_>) -> Option<bool> {
+        let then = first.at().ok()?;
+        // With `max_age`, no sidecar takes a policy that does not say when it was issued.
+        let Some(age) = standing::age(&self.policy, self.at.unwrap_or(then)) else { return Some(true) };
+        if age <= SignedDuration::ZERO {
+            return Some(false);
+        }
+        let too_old = standing::age(self.then(first)?, then)?;
+        (age >= too_old).then_some(true)
     }
 }
 
 impl Counts {
     /// Whether anything comes out otherwise.
     pub(super) fn is_otherwise(&self) -> bool {
-        self.to_permit.count + self.to_deny.count + self.newly_forwarded + self.newly_refused > 0
+        let rules = self.to_permit.count + self.to_deny.count + self.service.to_permit + self.service.to_deny;
+        rules + self.newly_forwarded + self.newly_refused > 0
     }
 
     /// Whether there is something of which nobody can tell.
     pub(super) fn is_unsure(&self) -> bool {
-        self.undecidable.count + self.damaged.count + self.done_unknown > 0
+        self.undecidable.count + self.service.unknown + self.damaged.count + self.done_unknown > 0
     }
 
     /// Adds what another core counted.
@@ -238,6 +335,7 @@ impl Counts {
             other_reason,
             to_permit,
             to_deny,
+            service,
             newly_forwarded,
             newly_refused,
             done_unknown,
@@ -253,6 +351,7 @@ impl Counts {
         self.other_reason += other_reason;
         self.to_permit.add(to_permit);
         self.to_deny.add(to_deny);
+        self.service.add(service);
         self.newly_forwarded += newly_forwarded;
         self.newly_refused += newly_refused;
         self.done_unknown += done_unknown;
@@ -280,7 +379,7 @@ impl Counts {
     }
 
     fn policy(&mut self, digest: &str, name: &str, revision: u64, requests: u64) {
-        let is_full = self.policies.len() >= MOST_NAMES;
+        let is_full = self.policies.len() >= MOST_NAMES || digest.len().max(name.len()) > LONGEST_NAME;
         match self.policies.get_mut(digest) {
             Some((_, _, count)) => *count += requests,
             None if !is_full => {
@@ -294,30 +393,47 @@ impl Counts {
     pub(super) fn take(&mut self, piece: &Piece, question: &Question) {
         let mut group: Vec<Recorded<'_>> = Vec::new();
         let mut begun = 0;
-        for (place, line) in (0_u64..).zip(piece.text.split_inclusive(|byte| *byte == b'\n')) {
-            let number = piece.line + place;
+        let mut too_many = piece.lines.goes_on;
+        for (place, line) in (0_u64..).zip(piece.lines.text.split_inclusive(|byte| *byte == b'\n')) {
+            let number = piece.lines.line + place;
             let record = self.record(piece, number, line);
-            let is_one_more = match (&record, group.first()) {
-                (Some(record), Some(first)) => record.decision_id == first.decision_id,
-                (_, _) => false,
-            };
-            if !is_one_more {
+            let id = record.as_ref().and_then(|record| record.decision_id);
+            if id.is_some() && id == too_many {
+                self.damaged(piece.file, number, "too_many");
+                continue;
+            }
+            too_many = None;
+            if id.is_none() || group.first().is_none_or(|first| first.decision_id != id) {
                 self.decision(piece.file, begun, &group, question);
                 group.clear();
                 begun = number;
+            } else if group.len() == MOST_TOGETHER {
+                self.undecidable(piece.file, begun, &group, Undecidable::Unreadable);
+                self.damaged(piece.file, number, "too_many");
+                group.clear();
+                too_many = id;
+                continue;
             }
             group.extend(record);
         }
-        self.decision(piece.file, begun, &group, question);
+        if piece.lines.is_cut_within && !group.is_empty() {
+            self.undecidable(piece.file, begun, &group, Undecidable::Unreadable);
+        } else {
+            self.decision(piece.file, begun, &group, question);
+        }
+    }
+
+    fn damaged(&mut self, file: usize, line: u64, why: &'static str) {
+        self.damaged.count += 1;
+        if self.damaged.first.len() < MOST_EXAMPLES {
+            self.damaged.first.push((file, line, why));
+        }
     }
 
     /// The record of a decision in a line, if it is one.
     fn record<'l>(&mut self, piece: &Piece, number: u64, line: &'l [u8]) -> Option<Recorded<'l>> {
         let mut damaged = |why| {
-            self.damaged.count += 1;
-            if self.damaged.first.len() < MOST_EXAMPLES {
-                self.damaged.first.push((piece.file, number, why));
-            }
+            self.damaged(piece.file, number, why);
             None
         };
         let Some(whole) = line.strip_suffix(b"\n") else {
@@ -353,50 +469,48 @@ impl Counts {
         }
     }
 
-    /// Decides one request again: all records of one decision.
-    fn decision(&mut self, file: usize, line: u64, records: &[Recorded<'_>], question: &Question) {
+    /// A request that cannot be decided.
+    fn undecidable(&mut self, file: usize, line: u64, records: &[Recorded<'_>], why: Undecidable) {
+        self.seen(records);
+        self.undecidable.count += 1;
+        match why {
+            Undecidable::Unreadable => self.undecidable.lacks.count("unreadable", 1),
+            Undecidable::Lacks(lacks) => lacks.iter().for_each(|lack| self.undecidable.lacks.count(lack.as_str(), 1)),
+        }
+        if self.undecidable.examples.len() < MOST_EXAMPLES {
+            self.undecidable.examples.push(Example::of(file, line, records, None));
+        }
+    }
+
+    /// A request that has a decision.
+    fn seen(&mut self, records: &[Recorded<'_>]) {
         let Some(first) = records.first() else { return };
         self.requests += 1;
         first.at().into_iter().for_each(|time| self.saw(time));
         if let Some(then) = &first.policy {
             self.policy(then.digest.as_str(), then.name.as_str(), then.revision, 1);
         }
+    }
+
+    /// Decides one request again: all records of one decision.
+    fn decision(&mut self, file: usize, line: u64, records: &[Recorded<'_>], question: &Question) {
+        let Some(first) = records.first() else { return };
         if first.is_unweighed() {
+            self.seen(records);
             self.unweighed += 1;
+            return;
+        }
+        if let Some(reason) = first.service_reason() {
+            self.of_service(file, line, records, reason, question);
             return;
         }
         let again = match Again::decide(records, question) {
             Ok(again) => again,
-            Err(undecidable) => {
-                self.undecidable.count += 1;
-                match undecidable {
-                    Undecidable::Unreadable => self.undecidable.lacks.count("unreadable", 1),
-                    Undecidable::Lacks(lacks) => {
-                        lacks.iter().for_each(|lack| self.undecidable.lacks.count(lack.as_str(), 1));
-                    }
-                }
-                if self.undecidable.examples.len() < MOST_EXAMPLES {
-                    self.undecidable.examples.push(Example::of(file, line, records, None));
-                }
-                return;
-            }
+            Err(why) => return self.undecidable(file, line, records, why),
         };
+        self.seen(records);
         let was_permitted = first.decision.as_str() == "permit";
-        let was_forwarded = first.action.as_str() != Action::Denied.as_str();
-        let is_forwarded = again.action.map(|action| action != Action::Denied);
-        let mut is_done_otherwise = false;
-        match is_forwarded {
-            None => self.done_unknown += 1,
-            Some(true) if !was_forwarded => {
-                self.newly_forwarded += 1;
-                is_done_otherwise = true;
-            }
-            Some(false) if was_forwarded => {
-                self.newly_refused += 1;
-                is_done_otherwise = true;
-            }
-            Some(_) => {}
-        }
+        let is_done_otherwise = self.done(first, again.is_forwarded());
         let then_reason = first.reason.as_ref().map(Word::as_str);
         let (flips, reason) = match (was_permitted, again.is_permitted) {
             (false, true) => (&mut self.to_permit, then_reason),
@@ -423,6 +537,53 @@ impl Counts {
             flips.examples.push(Example::of(file, line, records, Some(&again)));
         }
     }
+
+    /// Whether it is forwarded now instead of refused, or refused instead of forwarded.
+    fn done(&mut self, first: &Recorded<'_>, is_forwarded: Option<bool>) -> bool {
+        let was_forwarded = first.action.as_str() != Action::Denied.as_str();
+        match is_forwarded {
+            None => self.done_unknown += 1,
+            Some(true) if !was_forwarded => self.newly_forwarded += 1,
+            Some(false) if was_forwarded => self.newly_refused += 1,
+            Some(_) => return false,
+        }
+        is_forwarded.is_some()
+    }
+
+    /// A denial by the service says nothing of the policy. What the rules said is compared with what they say.
+    fn of_service(&mut self, file: usize, line: u64, records: &[Recorded<'_>], reason: &str, question: &Question) {
+        let Some(first) = records.first() else { return };
+        self.seen(records);
+        self.service.count += 1;
+        self.service.reasons.count(reason, 1);
+        let Ok(again) = Again::decide(records, question) else {
+            self.service.unknown += 1;
+            return;
+        };
+        let again = again.of_service(first, question);
+        let then = match first.rules_behind() {
+            Some(reason) => Some((reason.is_none(), reason.map(str::to_owned))),
+            None => question.then(first).and_then(|then| {
+                let then = Again::with(then, None, records, question).ok()?;
+                Some((then.is_permitted, then.reason.map(str::to_owned)))
+            }),
+        };
+        let Some((was_permitted, then_reason)) = then else {
+            self.service.unknown += 1;
+            return;
+        };
+        self.done(first, again.is_forwarded());
+        let count = match (was_permitted, again.is_permitted) {
+            (false, true) => &mut self.service.to_permit,
+            (true, false) => &mut self.service.to_deny,
+            (true, true) | (false, false) => &mut self.service.same,
+        };
+        *count += 1;
+        if was_permitted != again.is_permitted && self.service.examples.len() < MOST_EXAMPLES {
+            let by_rules = Some((if was_permitted { "permit" } else { "deny" }, then_reason));
+            self.service.examples.push(Example { by_rules, ..Example::of(file, line, records, Some(&again)) });
+        }
+    }
 }
 
 /// Counted for requests without a customer, a route, or one certain reason.
@@ -442,6 +603,7 @@ impl Example {
             caller: text(first.and_then(|it| it.caller_id.as_ref())),
             purpose: text(first.and_then(|it| it.purpose.as_ref())),
             route: text(first.and_then(|it| it.route.as_ref())),
+            by_rules: None,
             was: (
                 word(first.map(|it| &it.decision)),
                 word(first.map(|it| &it.action)),

@@ -37,8 +37,11 @@ Examples:
 Nothing is asked but the records. What a record does not say and the policy asks for is not guessed: if the decision
 hangs on it, the request is undecidable; with the policy of then (--was), more can be told. Whether the log is as it was written is for `audit verify` to say.
 
+A denial by the service (policy_stale) says nothing of the policy: it is counted apart, and only what the rules say of
+the request is compared.
+
 Exit codes: 0 everything comes out as it did, 1 something comes out otherwise, 2 could not tell (usage, a file that
-cannot be read or used, or nothing comes out otherwise and something is undecidable or damaged).")]
+cannot be read or used, or nothing comes out otherwise and something is undecidable, not known or damaged).")]
 pub(super) struct Arguments {
     /// Segments, folders of segments, or `-` for standard input.
     #[arg(required = true, value_name = "FILE|DIR")]

@@ -8,10 +8,13 @@ use std::sync::PoisonError;
 use std::sync::atomic::AtomicU64;
 use std::sync::mpsc;
 
+use uuid::Uuid;
+
 use super::super::CliError;
 use super::super::audit::files::Files;
 use super::count::Counts;
 use super::count::Question;
+use crate::establish::context::MAX_CUSTOMERS;
 use crate::record::chain::Head;
 use crate::record::recorded::DECISION;
 use crate::record::verify::MOST_LINE;
@@ -22,21 +25,34 @@ const PIECE: u64 = 1024 * 1024;
 /// Pieces that wait for a core, for each core.
 const MOST_WAITING: usize = 2;
 
-/// Most records of one decision: one for each customer that a request can name, and some more.
-const MOST_TOGETHER: usize = 64;
+/// Most records of one decision: one for each customer that a request can name.
+pub(super) const MOST_TOGETHER: usize = MAX_CUSTOMERS;
+
+/// Most bytes of the records of one decision. A record has some thousands: its words are those of a policy.
+const MOST_KEPT: usize = 4 * 1024 * 1024;
 
 /// Whole lines of one file.
 pub(super) struct Piece {
     /// Which of the files.
     pub(super) file: usize,
-    /// The number of its first line.
-    pub(super) line: u64,
-    /// The lines. The last one of a file may have no line break.
-    pub(super) text: Vec<u8>,
+    /// The lines.
+    pub(super) lines: Lines,
     /// Whether a process may have written other lines between the records.
     pub(super) is_stream: bool,
     /// The last record that is of the log, if records stand behind it that are not.
     pub(super) fork: Option<Head>,
+}
+
+/// Whole lines. The records of one decision stay together, as far as one decision can have them.
+pub(super) struct Lines {
+    /// The number of the first.
+    pub(super) line: u64,
+    /// The lines. The last one of a file may have no line break.
+    pub(super) text: Vec<u8>,
+    /// The decision right before, if it has more records than one can have: the first lines may be more of them.
+    pub(super) goes_on: Option<Uuid>,
+    /// Whether the last lines are of a decision that has more records than one can have: more may follow.
+    pub(super) is_cut_within: bool,
 }
 
 /// Reads all files and counts what the policy says to each decision.
@@ -63,8 +79,8 @@ pub(super) fn read(files: &Files, question: &Question, bytes: &AtomicU64) -> Res
             scope.spawn(work);
         }
         let read = files.found.iter().enumerate().try_for_each(|(file, found)| {
-            let mut cut = |line, text| {
-                let piece = Piece { file, line, text, is_stream: found.is_stream, fork: files.fork(file) };
+            let mut cut = |lines| {
+                let piece = Piece { file, lines, is_stream: found.is_stream, fork: files.fork(file) };
                 // Nobody takes it only if all of them panicked, which is told where they are joined.
                 let _taken = sender.send(piece);
             };
@@ -77,10 +93,11 @@ pub(super) fn read(files: &Files, question: &Question, bytes: &AtomicU64) -> Res
     Ok(all.into_inner().unwrap_or_else(PoisonError::into_inner))
 }
 
-/// Cuts a file into pieces. The records of one decision stay together.
-fn pieces(reader: &mut impl BufRead, cut: &mut dyn FnMut(u64, Vec<u8>)) -> io::Result<()> {
+/// Cuts a file into pieces, each of at most the bytes of [`PIECE`], [`MOST_KEPT`] and one line.
+fn pieces(reader: &mut impl BufRead, cut: &mut dyn FnMut(Lines)) -> io::Result<()> {
     let mut line = 1;
     let mut kept: Vec<u8> = Vec::new();
+    let mut goes_on = None;
     loop {
         let mut text = std::mem::take(&mut kept);
         let before = text.len();
@@ -95,43 +112,54 @@ fn pieces(reader: &mut impl BufRead, cut: &mut dyn FnMut(u64, Vec<u8>)) -> io::R
                 text.push(b'\n');
             }
         }
-        if !is_end {
-            kept = text.split_off(together(&text));
-        }
-        let lines = u64::try_from(memchr::memchr_iter(b'\n', &text).count()).unwrap_or(0);
+        let together = if is_end { Ok(text.len()) } else { together(&text) };
+        let too_many = match together {
+            Ok(begin) => {
+                kept = text.split_off(begin);
+                None
+            }
+            Err(decision) => Some(decision),
+        };
         if !text.is_empty() {
-            cut(line, text);
+            let lines = u64::try_from(memchr::memchr_iter(b'\n', &text).count()).unwrap_or(0);
+            cut(Lines { line, text, goes_on, is_cut_within: too_many.is_some() });
+            line += lines;
+            goes_on = too_many;
         }
-        line += lines;
         if is_end {
             return Ok(());
         }
     }
 }
 
-/// Where the last lines begin that may be of one decision, whose next records are still to come.
-fn together(text: &[u8]) -> usize {
+/// Where the last lines begin that may be of one decision, whose next records are still to come; its id, if they are
+/// more than one decision can have.
+fn together(text: &[u8]) -> Result<usize, Uuid> {
     let mut begin = text.len();
-    let mut id = None;
-    for _ in 0..MOST_TOGETHER {
-        let Some(before) = text.get(..begin).filter(|before| !before.is_empty()) else { break };
+    let mut one: Option<Uuid> = None;
+    let mut count = 0;
+    loop {
+        let Some(before) = text.get(..begin).filter(|before| !before.is_empty()) else { return Ok(begin) };
         let rest = before.strip_suffix(b"\n").unwrap_or(before);
         let start = memchr::memrchr(b'\n', rest).map_or(0, |at| at + 1);
-        let here = rest.get(start..).and_then(decision_id);
-        if here.is_none() || id.is_some_and(|id| Some(id) != here) {
-            break;
+        let Some(here) = rest.get(start..).and_then(decision_id) else { return Ok(begin) };
+        if one.is_some_and(|one| one != here) {
+            return Ok(begin);
         }
-        (id, begin) = (here, start);
+        if count == MOST_TOGETHER || text.len() - start > MOST_KEPT {
+            return Err(here);
+        }
+        (one, begin) = (Some(here), start);
+        count += 1;
     }
-    begin
 }
 
 /// The id of a decision, as its record has it.
-fn decision_id(line: &[u8]) -> Option<&[u8]> {
+fn decision_id(line: &[u8]) -> Option<Uuid> {
     const KEY: &[u8] = b"\"decision_id\":\"";
     let record = line.strip_prefix(DECISION)?;
     let at = memchr::memmem::find(record, KEY)? + KEY.len();
-    record.get(at..at + 36)
+    Uuid::try_parse_ascii(record.get(at..at + 36)?).ok()
 }
 
 #[cfg(test)]
@@ -140,7 +168,7 @@ mod tests {
 
     #[test]
     fn records_of_one_decision_stay_together() {
-        let record = |id: usize| format!("{{\"event\":\"dpa.decision\",\"decision_id\":\"{id:036}\"}}\n");
+        let record = |id: u128| format!("{{\"event\":\"dpa.decision\",\"decision_id\":\"{}\"}}\n", Uuid::from_u128(id));
         let long = "x".repeat(400_000) + "\n";
         let table = [
             ("nothing", String::new()),
@@ -153,9 +181,9 @@ mod tests {
         for (name, text) in table {
             let mut all = Vec::new();
             let mut starts = Vec::new();
-            pieces(&mut text.as_bytes(), &mut |line, piece| {
-                starts.push((line, all.len()));
-                all.extend(piece);
+            pieces(&mut text.as_bytes(), &mut |lines: Lines| {
+                starts.push((lines.line, all.len()));
+                all.extend(lines.text);
             })
             .unwrap_or_default();
             assert_eq!(all, text.as_bytes(), "{name}");
@@ -172,11 +200,35 @@ mod tests {
         }
     }
 
+    /// Each piece: how many lines, whose records go on in it, whether it ends within a decision.
+    #[test]
+    fn no_piece_holds_more_of_a_decision_than_one_can_have() {
+        let (one, other) = (Uuid::from_u128(1), Uuid::from_u128(2));
+        let record = |id: Uuid, fill: usize| {
+            format!("{{\"event\":\"dpa.decision\",\"decision_id\":\"{id}\",\"x\":\"{}\"}}\n", "x".repeat(fill))
+        };
+        let big = 900 * 1024;
+        let text = [record(other, 1), record(one, big).repeat(40), record(other, 1)].concat();
+        let mut all: Vec<(usize, Option<Uuid>, bool)> = Vec::new();
+        let mut longest = 0;
+        pieces(&mut text.as_bytes(), &mut |Lines { line: _, text, goes_on, is_cut_within }: Lines| {
+            longest = longest.max(text.len());
+            all.push((memchr::memchr_iter(b'\n', &text).count(), goes_on, is_cut_within));
+        })
+        .unwrap_or_default();
+        assert!(longest < MOST_KEPT + 2 * 1024 * 1024 + 1024, "{longest}");
+        assert_eq!(all.iter().map(|(lines, ..)| lines).sum::<usize>(), 42);
+        for ((_, _, is_cut_within), (_, goes_on, _)) in all.iter().zip(all.iter().skip(1)) {
+            assert_eq!(goes_on.is_some(), *is_cut_within, "{all:?}");
+        }
+        assert!(all.iter().filter(|(.., is_cut_within)| *is_cut_within).count() > 5, "{all:?}");
+    }
+
     #[test]
     fn a_line_that_is_too_long_is_cut_and_no_record() {
         let text = "a\n".to_owned() + &"x".repeat(4 * MOST_LINE) + "\nb\n";
         let mut lines = Vec::new();
-        let mut cut = |line, piece: Vec<u8>| lines.push((line, String::from_utf8_lossy(&piece).lines().count()));
+        let mut cut = |cut: Lines| lines.push((cut.line, String::from_utf8_lossy(&cut.text).lines().count()));
         pieces(&mut text.as_bytes(), &mut cut).unwrap_or_default();
         let total: usize = lines.iter().map(|(_, count)| count).sum();
         assert_eq!(total, 3, "{lines:?}");

@@ -30,6 +30,8 @@ pub(super) struct Said {
     policies: Vec<SaidThen>,
     deny_to_permit: SaidFlips,
     permit_to_deny: SaidFlips,
+    /// Denied for a reason that no rule gave.
+    service_reasons: SaidService,
     action: SaidDone,
     undecidable: SaidOpen,
     damaged: SaidDamage,
@@ -85,6 +87,19 @@ struct SaidFlips {
 }
 
 #[derive(Serialize)]
+struct SaidService {
+    count: u64,
+    /// By reason.
+    reasons: BTreeMap<String, u64>,
+    /// By the rules alone.
+    same: u64,
+    deny_to_permit: u64,
+    permit_to_deny: u64,
+    not_known: u64,
+    examples: Vec<SaidExample>,
+}
+
+#[derive(Serialize)]
 struct SaidDone {
     refused_to_forwarded: u64,
     forwarded_to_refused: u64,
@@ -122,8 +137,18 @@ struct SaidExample {
     purpose: Option<String>,
     route: Option<String>,
     was: SaidAnswer,
+    /// What the rules said then, if the service denied.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    by_rules: Option<SaidRules>,
     /// Null if it cannot be decided.
     now: Option<SaidAnswer>,
+}
+
+#[derive(Serialize)]
+struct SaidRules {
+    decision: &'static str,
+    /// The first reason of a denial.
+    reason: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -160,6 +185,7 @@ impl Said {
                 purpose: example.purpose.clone(),
                 route: example.route.clone(),
                 was: SaidAnswer { decision, action: Some(action), reason },
+                by_rules: example.by_rules.clone().map(|(decision, reason)| SaidRules { decision, reason }),
                 now: example.now.map(|(decision, action, reason)| SaidAnswer {
                     decision: decision.to_owned(),
                     action: action.map(str::to_owned),
@@ -177,6 +203,7 @@ impl Said {
             examples: flips.examples.iter().map(example).collect(),
         };
         let changed = counts.to_permit.count + counts.to_deny.count + counts.undecidable.count + counts.other_reason;
+        let service = &counts.service;
         Self {
             schema_version: 1,
             policy: SaidPolicy {
@@ -192,7 +219,7 @@ impl Said {
                 count: counts.requests,
                 from: counts.times.map(|(from, _)| from.to_string()),
                 to: counts.times.map(|(_, to)| to.to_string()),
-                same: counts.requests - changed,
+                same: counts.requests - changed - service.count,
                 other_reason: counts.other_reason,
                 not_weighed: counts.unweighed,
             },
@@ -208,6 +235,15 @@ impl Said {
                 .collect(),
             deny_to_permit: flips(&counts.to_permit),
             permit_to_deny: flips(&counts.to_deny),
+            service_reasons: SaidService {
+                count: service.count,
+                reasons: service.reasons.names.clone(),
+                same: service.same,
+                deny_to_permit: service.to_permit,
+                permit_to_deny: service.to_deny,
+                not_known: service.unknown,
+                examples: service.examples.iter().map(example).collect(),
+            },
             action: SaidDone {
                 refused_to_forwarded: counts.newly_forwarded,
                 forwarded_to_refused: counts.newly_refused,
@@ -263,6 +299,7 @@ impl Said {
                 flips.print(then, out)?;
             }
         }
+        self.service_reasons.print(out)?;
         self.print_open(out)?;
         self.print_damage(out)?;
         let SaidDone { refused_to_forwarded, forwarded_to_refused, not_known } = self.action;
@@ -273,7 +310,7 @@ impl Said {
         if not_known > 0 {
             writeln!(
                 out,
-                "{not_known} are decided, and the record does not say enough to tell whether they would be observed"
+                "{not_known} are decided, and their records do not say enough to tell whether they would be forwarded"
             )?;
         }
         let SaidRequests { same, other_reason, .. } = self.requests;
@@ -285,7 +322,12 @@ impl Said {
             format!("{} permit to deny", self.permit_to_deny.count),
             format!("{} as they were", same + other_reason),
         ];
-        for (count, word) in [(self.undecidable.count, "undecidable"), (self.damaged.count, "damaged")] {
+        let more = [
+            (self.service_reasons.count, "denied by the service"),
+            (self.undecidable.count, "undecidable"),
+            (self.damaged.count, "damaged"),
+        ];
+        for (count, word) in more {
             sums.extend((count > 0).then(|| format!("{count} {word}")));
         }
         writeln!(out, "{}", sums.join(", "))
@@ -332,6 +374,32 @@ impl Said {
     }
 }
 
+impl SaidService {
+    fn print(&self, out: &mut dyn Write) -> io::Result<()> {
+        let Self { count, reasons, same, deny_to_permit, permit_to_deny, not_known, examples } = self;
+        if *count == 0 {
+            return Ok(());
+        }
+        writeln!(
+            out,
+            "\nDENIED BY THE SERVICE: for a reason that no rule gave, which says nothing of a policy ({count})"
+        )?;
+        for (reason, count) in reasons.iter().take(MOST_SHOWN) {
+            writeln!(out, "    {count:>8}  {}", plain(reason))?;
+        }
+        let counts = [
+            (*same, "as they were"),
+            (*deny_to_permit, "deny to permit"),
+            (*permit_to_deny, "permit to deny"),
+            (*not_known, "not known"),
+        ];
+        let counts = counts.into_iter().filter(|(count, _)| *count > 0);
+        let counts: Vec<String> = counts.map(|(count, word)| format!("{count} {word}")).collect();
+        writeln!(out, "  by the rules alone: {}", counts.join(", "))?;
+        print_examples(examples, out)
+    }
+}
+
 impl SaidFlips {
     fn print(&self, then: &str, out: &mut dyn Write) -> io::Result<()> {
         if self.action_changes < self.count {
@@ -360,7 +428,7 @@ fn print_examples(examples: &[SaidExample], out: &mut dyn Write) -> io::Result<(
     if !examples.is_empty() {
         writeln!(out, "  such as (`dpa-sidecar explain ID --log FILE --policy FILES-OF-THEN`)")?;
     }
-    for SaidExample { decision_id, file, line, customers, caller, purpose, was, now, .. } in examples {
+    for SaidExample { decision_id, file, line, customers, caller, purpose, was, by_rules, now, .. } in examples {
         let or = |word: &Option<String>| plain(word.as_deref().unwrap_or("(none)")).into_owned();
         let customers = if customers.is_empty() { "(none)".to_owned() } else { customers.join(", ") };
         writeln!(out, "    {decision_id}  {}:{line}", plain(file))?;
@@ -370,7 +438,11 @@ fn print_examples(examples: &[SaidExample], out: &mut dyn Write) -> io::Result<(
             format!("{}{}{reason}", answer.decision, if is_observed { ", observed" } else { "" })
         };
         let now = now.as_ref().map_or("not known".to_owned(), told);
-        let (customers, was) = (plain(&customers), told(was));
+        let rules = by_rules.as_ref().map(|SaidRules { decision, reason }| {
+            let reason = reason.as_ref().map(|reason| format!(" ({reason})")).unwrap_or_default();
+            format!(", by the rules {decision}{reason}")
+        });
+        let (customers, was) = (plain(&customers), told(was) + &rules.unwrap_or_default());
         writeln!(out, "      {}, {customers}, {}: {} -> {now}", or(caller), or(purpose), plain(&was))?;
     }
     Ok(())
