@@ -25,7 +25,7 @@ const PADDED: u8 = 8;
 /// On HEADERS.
 const PRIORITY: u8 = 32;
 
-/// Bytes of a block of header fields that are looked at, where it comes in several reads.
+/// Bytes of HEADERS that are looked at.
 const MOST_GATHERED: usize = 4 * 1024;
 
 /// What has begun and not ended.
@@ -142,7 +142,7 @@ impl Frames {
                 match &mut self.fields {
                     Some(fields) if fields.is_empty() && self.left == 0 => {
                         self.fields = None;
-                        self.reads_fields(piece);
+                        self.reads_fields(piece.get(..MOST_GATHERED).unwrap_or(piece));
                     }
                     Some(fields) => fields.extend(piece.iter().take(MOST_GATHERED.saturating_sub(fields.len()))),
                     None => {}
