@@ -373,6 +373,11 @@ impl OutcomeGuard {
         self.ended.response_bytes += bytes;
     }
 
+    /// So many of them did not get to the caller.
+    pub fn not_taken(&mut self, bytes: u64) {
+        self.ended.response_bytes = self.ended.response_bytes.saturating_sub(bytes);
+    }
+
     /// How far the request's body has come.
     #[must_use]
     pub fn progress(&self) -> Arc<Progress> {
@@ -381,6 +386,11 @@ impl OutcomeGuard {
 
     /// It ended so.
     pub fn end(mut self, ending: Ending) {
+        self.ends(ending);
+    }
+
+    /// It ends so, once this is dropped.
+    pub fn ends(&mut self, ending: Ending) {
         self.ended.ending = ending;
     }
 
@@ -394,9 +404,16 @@ impl Drop for OutcomeGuard {
     fn drop(&mut self) {
         let Some(recorder) = self.recorder.take() else { return };
         let duration = self.progress.started.elapsed();
+        let ending = match self.ended.ending {
+            _ if std::thread::panicking() => Ending::Panicked,
+            Ending::Aborted if recorder.cuts() => Ending::Cut,
+            ending @ (Ending::Completed | Ending::Aborted | Ending::Cut | Ending::NotForwarded | Ending::Panicked) => {
+                ending
+            }
+        };
         let ended = Ended {
             time: self.ended.time.checked_add(duration).unwrap_or(self.ended.time),
-            ending: if std::thread::panicking() { Ending::Panicked } else { self.ended.ending },
+            ending,
             request_bytes: self.progress.bytes.load(Ordering::Relaxed),
             duration,
             ..self.ended

@@ -357,10 +357,30 @@ fn hex(byte: u8) -> Option<u8> {
 /// Whether a request is a call of gRPC: it says so in its content type, or in one of them, since a service may read any.
 #[must_use]
 pub fn is_call(headers: &HeaderMap) -> bool {
-    headers.get_all(header::CONTENT_TYPE).iter().any(|kind| {
-        let kind = kind.as_bytes().trim_ascii_start().get(..GRPC.len());
-        kind.is_some_and(|kind| kind.eq_ignore_ascii_case(GRPC.as_bytes()))
+    kinds_of_call(headers).next().is_some()
+}
+
+/// Whether it is one of gRPC itself, which has statuses in the head of an answer; `application/grpc-web` has them in
+/// its body.
+#[must_use]
+pub fn is_plain_call(headers: &HeaderMap) -> bool {
+    kinds_of_call(headers).any(|kind| kind.first().is_none_or(|next| b"+; \t".contains(next)))
+}
+
+/// What its content types say behind [`GRPC`].
+fn kinds_of_call(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
+    headers.get_all(header::CONTENT_TYPE).iter().filter_map(|kind| {
+        let (kind, rest) = kind.as_bytes().trim_ascii_start().split_at_checked(GRPC.len())?;
+        kind.eq_ignore_ascii_case(GRPC.as_bytes()).then_some(rest)
     })
+}
+
+/// Whether a value begins or ends with a blank, which nobody may send on (RFC 9113 section 8.2.1). In HTTP/1.1 it is no
+/// part of the value.
+#[must_use]
+pub fn is_malformed(headers: &HeaderMap) -> bool {
+    let is_blank = |byte: Option<&u8>| byte.is_some_and(|byte| matches!(byte, b' ' | b'\t'));
+    headers.values().map(|value| value.as_bytes()).any(|value| is_blank(value.first()) || is_blank(value.last()))
 }
 
 fn host(headers: &HeaderMap) -> Result<&str, Unreadable> {

@@ -11,43 +11,48 @@ use std::task::Context;
 use std::task::Poll;
 use std::time::Duration;
 
-use bytes::Buf;
 use bytes::Bytes;
 use http_body::Body;
 use http_body::Frame;
 use http_body::SizeHint;
 use hyper::body::Incoming;
 
-/// One direction of a stream. In atomics, since bodies have to be ready for other threads; one worker alone uses them.
+/// One direction of a stream, or of a connection. In atomics, since bodies have to be ready for other threads; one worker
+/// alone uses them.
 #[derive(Debug, Default)]
 pub struct Pace {
     /// Bytes that moved since somebody last was satisfied with it.
     moved: AtomicUsize,
-    /// What the caller owes: bytes that it has not taken, or the next piece that it has not sent. None: 0.
+    /// What the caller owes: bytes that it has not taken, or the next piece. None: 0.
     owed: AtomicUsize,
 }
 
 impl Pace {
-    fn owes(&self, bytes: usize) {
-        self.owed.store(self.owed.load(Relaxed).saturating_add(bytes), Relaxed);
+    /// The caller owes so many bytes more.
+    pub fn owes(&self, bytes: usize) {
+        self.owed.store(self.owed().saturating_add(bytes), Relaxed);
     }
 
-    fn is_let_off(&self, bytes: usize) {
-        self.owed.store(self.owed.load(Relaxed).saturating_sub(bytes), Relaxed);
+    /// The caller owes so many bytes less.
+    pub fn is_let_off(&self, bytes: usize) {
+        self.owed.store(self.owed().saturating_sub(bytes), Relaxed);
     }
 
-    fn moves(&self, bytes: usize) {
+    /// The caller owes the next piece, or nothing.
+    pub fn waits(&self, is_waiting: bool) {
+        self.owed.store(usize::from(is_waiting), Relaxed);
+    }
+
+    /// Bytes moved.
+    pub fn moves(&self, bytes: usize) {
         self.moved.store(self.moved.load(Relaxed).saturating_add(bytes), Relaxed);
     }
-}
 
-/// Both directions of a stream.
-#[derive(Debug, Default)]
-pub struct Paces {
-    /// Of the request's body.
-    pub body: Pace,
-    /// Of the answer.
-    pub answer: Pace,
+    /// What the caller owes.
+    #[must_use]
+    pub fn owed(&self) -> usize {
+        self.owed.load(Relaxed)
+    }
 }
 
 /// How long a caller has kept a direction waiting, as the looks at it tell.
@@ -61,7 +66,7 @@ impl Waited {
     /// Looks again, so long after the last time. Whether the caller is late: in `patience` it moved less than `enough`
     /// bytes. Only the time between two looks counts that both found it waited for.
     pub fn is_late(&mut self, pace: &Pace, since_last: Duration, enough: usize, patience: Duration) -> bool {
-        let is_owed = pace.owed.load(Relaxed) > 0;
+        let is_owed = pace.owed() > 0;
         if pace.moved.load(Relaxed) >= enough {
             pace.moved.store(0, Relaxed);
             self.so_far = Duration::ZERO;
@@ -77,20 +82,20 @@ impl Waited {
 #[derive(Debug)]
 pub struct Upload {
     body: Incoming,
-    paces: Option<Arc<Paces>>,
+    pace: Option<Arc<Pace>>,
 }
 
 impl Upload {
     /// Of HTTP/1.1: nothing is counted here.
     #[must_use]
     pub fn of(body: Incoming) -> Self {
-        Self { body, paces: None }
+        Self { body, pace: None }
     }
 
-    /// Of HTTP/2: counted here.
+    /// Of HTTP/2: counted here, if there is one.
     #[must_use]
-    pub fn counted(body: Incoming, paces: Arc<Paces>) -> Self {
-        Self { body, paces: Some(paces) }
+    pub fn counted(body: Incoming, pace: Option<Arc<Pace>>) -> Self {
+        Self { body, pace }
     }
 }
 
@@ -100,8 +105,8 @@ impl Body for Upload {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let frame = Pin::new(&mut self.body).poll_frame(cx);
-        if let Some(Paces { body: pace, answer: _ }) = self.paces.as_deref() {
-            pace.owed.store(usize::from(frame.is_pending()), Relaxed);
+        if let Some(pace) = self.pace.as_deref() {
+            pace.waits(frame.is_pending());
             if let Poll::Ready(Some(Ok(frame))) = &frame {
                 pace.moves(frame.data_ref().map_or(0, Bytes::len));
             }
@@ -121,47 +126,9 @@ impl Body for Upload {
 impl Drop for Upload {
     fn drop(&mut self) {
         // Nobody waits for the rest.
-        if let Some(Paces { body: pace, answer: _ }) = self.paces.as_deref() {
-            pace.owed.store(0, Relaxed);
+        if let Some(pace) = self.pace.as_deref() {
+            pace.waits(false);
         }
-    }
-}
-
-/// Bytes of an answer that the caller owes to take, until they are written.
-#[derive(Debug)]
-pub struct Owed {
-    bytes: Bytes,
-    paces: Arc<Paces>,
-}
-
-impl Owed {
-    /// These bytes, from now on.
-    #[must_use]
-    pub fn new(bytes: Bytes, paces: Arc<Paces>) -> Self {
-        paces.answer.owes(bytes.len());
-        Self { bytes, paces }
-    }
-}
-
-impl Buf for Owed {
-    fn remaining(&self) -> usize {
-        self.bytes.remaining()
-    }
-
-    fn chunk(&self) -> &[u8] {
-        self.bytes.chunk()
-    }
-
-    fn advance(&mut self, count: usize) {
-        self.bytes.advance(count);
-        self.paces.answer.is_let_off(count);
-        self.paces.answer.moves(count);
-    }
-}
-
-impl Drop for Owed {
-    fn drop(&mut self) {
-        self.paces.answer.is_let_off(self.bytes.len());
     }
 }
 
@@ -173,23 +140,25 @@ mod tests {
     fn a_caller_is_late_only_where_it_was_waited_for_all_the_time() {
         let second = Duration::from_secs(1);
         let look = |waited: &mut Waited, pace: &Pace| waited.is_late(pace, second, 10, 2 * second);
-        let paces = Arc::new(Paces::default());
-        let pace = &paces.answer;
-        let mut waited = Waited::default();
-        assert!(!(0..9).any(|_| look(&mut waited, pace)), "nobody waits for it");
+        let (pace, mut waited) = (Pace::default(), Waited::default());
+        assert!(!(0..9).any(|_| look(&mut waited, &pace)), "nobody waits for it");
 
-        let mut owed = Owed::new(Bytes::from_static(&[0; 100]), Arc::clone(&paces));
-        let late = [(); 3].map(|()| look(&mut waited, pace));
+        pace.owes(100);
+        let late = [(); 3].map(|()| look(&mut waited, &pace));
         assert_eq!(late, [false, false, true], "the first look only begins to wait");
 
-        owed.advance(10);
-        assert!(!look(&mut waited, pace), "it took enough");
+        let takes = |bytes| {
+            pace.is_let_off(bytes);
+            pace.moves(bytes);
+        };
+        takes(10);
+        assert!(!look(&mut waited, &pace), "it took enough");
         let late = [(); 3].map(|()| {
-            owed.advance(1);
-            look(&mut waited, pace)
+            takes(1);
+            look(&mut waited, &pace)
         });
         assert_eq!(late, [false, true, true], "a trickle is no progress");
-        drop(owed);
-        assert!(!look(&mut waited, pace), "what nobody sends any more is owed by nobody");
+        pace.is_let_off(pace.owed());
+        assert!(!look(&mut waited, &pace), "what nobody sends any more is owed by nobody");
     }
 }

@@ -24,7 +24,7 @@ use crate::gate::Refusal;
 use crate::gate::Refused;
 use crate::gate::id_value;
 use crate::observed::GRPC;
-use crate::observed::is_call;
+use crate::observed::is_plain_call;
 use crate::record::entry::POLICY_STALE;
 use crate::record::entry::REQUEST_UNREADABLE;
 
@@ -52,7 +52,7 @@ impl Form {
     /// What a request with these headers understands.
     #[must_use]
     pub fn of(headers: &HeaderMap) -> Self {
-        if is_call(headers) { Self::Grpc } else { Self::Problem }
+        if is_plain_call(headers) { Self::Grpc } else { Self::Problem }
     }
 }
 

@@ -352,7 +352,10 @@ fn work(runtime: &tokio::runtime::Runtime, share: Share, recorder: &Recorder, is
         };
         tokio::select! {
             () = async { while doors.join_next().await.is_some() {} } => {}
-            () = deadline => tracing::warn!("connections were cut: they outlasted `drain_timeout`"),
+            () = deadline => {
+                tracing::warn!("connections were cut: they outlasted `drain_timeout`");
+                recorder.cut();
+            }
         }
         doors.shutdown().await;
         // Whoever ends last has the last ones.

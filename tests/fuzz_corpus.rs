@@ -6,6 +6,8 @@ use crate::support::repository;
 
 #[path = "../fuzz/bodies/context.rs"]
 mod context;
+#[path = "../fuzz/bodies/frames.rs"]
+mod frames;
 #[path = "../fuzz/bodies/framing.rs"]
 mod framing;
 #[path = "../fuzz/bodies/headers.rs"]
@@ -30,8 +32,9 @@ type Run = fn(&[u8]);
 
 #[test]
 fn what_was_found_stays_mended() {
-    let table: [(&str, Run); 10] = [
+    let table: [(&str, Run); 11] = [
         ("context", context::run),
+        ("frames", frames::run),
         ("framing", framing::run),
         ("headers", headers::run),
         ("names", names::run),

@@ -29,6 +29,7 @@ mod fuzz_corpus;
 mod hostile_files;
 mod house;
 mod http2;
+mod http2_ends;
 mod http2_upstream;
 mod life;
 mod log_failures;

@@ -1,8 +1,8 @@
 //! The frames of a connection of HTTP/2, by their heads, before the library reads them (RFC 9113 section 4.1).
 //!
 //! The library knows no time, and takes any number of frames that ask for nothing. [`Frames`] tells what has begun and
-//! not ended, what came that brings no request on, and the two mistakes that the library passes over. All other mistakes
-//! are up to the library.
+//! not ended, what came that brings no request on, the two mistakes that the library passes over, and whether it may keep
+//! a scheme to itself. All other mistakes are up to the library.
 
 /// What every connection begins with (RFC 9113 section 3.4).
 pub const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -25,8 +25,8 @@ const PADDED: u8 = 8;
 /// On HEADERS.
 const PRIORITY: u8 = 32;
 
-/// Bytes of trailers that are looked at.
-const MOST_TRAILERS: usize = 4 * 1024;
+/// Bytes of HEADERS that are looked at.
+const MOST_GATHERED: usize = 4 * 1024;
 
 /// What has begun and not ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,9 +57,10 @@ pub struct Frames {
     opened: u64,
     whole: u64,
     content: u64,
-    /// The payload of HEADERS with trailers, as far as it came.
-    trailers: Option<Vec<u8>>,
+    /// The payload of HEADERS, as far as it came.
+    fields: Option<Vec<u8>>,
     is_wrong: bool,
+    hides_scheme: bool,
 }
 
 impl Default for Frames {
@@ -76,8 +77,9 @@ impl Default for Frames {
             opened: 0,
             whole: 0,
             content: 0,
-            trailers: None,
+            fields: None,
             is_wrong: false,
+            hides_scheme: false,
         }
     }
 }
@@ -88,6 +90,13 @@ impl Frames {
     #[must_use]
     pub fn is_wrong(&self) -> bool {
         self.is_wrong
+    }
+
+    /// Whether a request came whose scheme does not show as one of HTTP. The library tells the scheme only beside an
+    /// `:authority`.
+    #[must_use]
+    pub fn hides_scheme(&self) -> bool {
+        self.hides_scheme
     }
 
     /// What has begun and not ended.
@@ -130,8 +139,13 @@ impl Frames {
                     self.content = self.content.saturating_add(u64::try_from(here).unwrap_or(0));
                 }
                 let (piece, rest) = bytes.split_at(here);
-                if let Some(trailers) = &mut self.trailers {
-                    trailers.extend(piece.iter().take(MOST_TRAILERS.saturating_sub(trailers.len())));
+                match &mut self.fields {
+                    Some(fields) if fields.is_empty() && self.left == 0 => {
+                        self.fields = None;
+                        self.reads_fields(piece.get(..MOST_GATHERED).unwrap_or(piece));
+                    }
+                    Some(fields) => fields.extend(piece.iter().take(MOST_GATHERED.saturating_sub(fields.len()))),
+                    None => {}
                 }
                 bytes = rest;
                 if self.left == 0 {
@@ -167,7 +181,7 @@ impl Frames {
         self.is_wrong |= self.whole == 1 && kind != SETTINGS;
         if kind == HEADERS {
             self.opens = stream > self.last_stream;
-            self.trailers = (!self.opens).then(Vec::new);
+            self.fields = Some(Vec::new());
             self.last_stream = self.last_stream.max(stream);
         }
         if matches!(kind, HEADERS | CONTINUATION) {
@@ -176,12 +190,21 @@ impl Frames {
         kind != DATA || (self.left == 0 && flags & END_STREAM == 0)
     }
 
+    /// The payload of HEADERS.
+    fn reads_fields(&mut self, payload: &[u8]) {
+        let [_, _, _, _, flags, ..] = self.head;
+        let before = usize::from(flags & PADDED != 0) + 5 * usize::from(flags & PRIORITY != 0);
+        let block = payload.get(before..).unwrap_or_default();
+        match self.opens {
+            true => self.hides_scheme |= !shows_scheme(block).unwrap_or(false),
+            false => self.is_wrong |= has_pseudo_header(block).unwrap_or(false),
+        }
+    }
+
     /// The preface or a frame is whole.
     fn ends(&mut self) {
-        if let Some(trailers) = self.trailers.take() {
-            let [_, _, _, _, flags, ..] = self.head;
-            let before = usize::from(flags & PADDED != 0) + 5 * usize::from(flags & PRIORITY != 0);
-            self.is_wrong |= has_pseudo_header(trailers.get(before..).unwrap_or_default()).unwrap_or(false);
+        if let Some(fields) = self.fields.take() {
+            self.reads_fields(&fields);
         }
         self.is_preface = false;
         self.is_content = false;
@@ -190,6 +213,36 @@ impl Frames {
             self.opened = self.opened.wrapping_add(u64::from(std::mem::take(&mut self.opens)));
         }
     }
+}
+
+/// Whether a block shows that its scheme is one of HTTP: as an entry of the static table (Appendix A), or written out.
+/// Nobody who sends requests says it otherwise.
+fn shows_scheme(mut block: &[u8]) -> Option<bool> {
+    while let Some(first) = block.first() {
+        let bits = match first {
+            0x80.. => 7,
+            0x40.. => 6,
+            0x20.. => 5,
+            _ => 4,
+        };
+        let index = integer(&mut block, bits)?;
+        let mut is_scheme = matches!(index, 6 | 7);
+        if bits == 7 && is_scheme {
+            return Some(true);
+        }
+        if bits == 7 || bits == 5 {
+            continue;
+        }
+        if index == 0 {
+            is_scheme = matches!(string(&mut block)?, (b":scheme", false) | (b"\xb8\x82\x4e\x5a\x4b", true));
+        }
+        let value = string(&mut block)?;
+        if is_scheme {
+            let plain = matches!(value, (b"http" | b"https", false));
+            return Some(plain || matches!(value, (b"\x9d\x29\xaf" | b"\x9d\x29\xad\x1f", true)));
+        }
+    }
+    Some(false)
 }
 
 /// Whether a block of header fields has a pseudo-header that shows without the table of the connection (RFC 7541 section
@@ -316,6 +369,42 @@ mod tests {
                     frames.read(piece);
                 }
                 assert_eq!(frames.is_wrong(), is_wrong, "{what}, in pieces of {size}");
+            }
+        }
+    }
+
+    #[test]
+    fn schemes_that_show() {
+        let table: [(&str, u8, &[u8], bool); 13] = [
+            ("http, by its index", 5, b"\x82\x86\x84\x01\x01a", true),
+            ("https, by its index", 5, b"\x82\x87", true),
+            ("http, written out", 5, b"\x82\x06\x04http", true),
+            ("https, and its name too", 5, b"\x00\x07:scheme\x05https", true),
+            ("http in Huffman's code", 5, b"\x46\x83\x9d\x29\xaf", true),
+            (
+                "https, and its name too, in Huffman's code",
+                5,
+                b"\x10\x85\xb8\x82\x4e\x5a\x4b\x84\x9d\x29\xad\x1f",
+                true,
+            ),
+            ("behind padding, a priority and a path", 45, b"\x01\x00\x00\x00\x00\x00\x44\x03/v1\x86\x00", true),
+            ("another one", 5, b"\x82\x06\x03ftp", false),
+            ("another one in Huffman's code", 5, b"\x82\x06\x83\x94\xd3\x5f", false),
+            ("an entry of the connection's own table", 5, b"\x82\xbe", false),
+            ("one behind what is cut off", 5, b"\x82\x04\x05/v1\x86", false),
+            ("none", 5, b"\x82\x84", false),
+            ("an empty block", 5, b"", false),
+        ];
+        for (what, flags, block, shows) in table {
+            let bytes = [PREFACE.to_vec(), frame(4, 0, 0, b""), frame(1, flags, 1, block)].concat();
+            for size in [1, 3, bytes.len()] {
+                let mut frames = Frames::default();
+                for piece in bytes.chunks(size) {
+                    frames.read(piece);
+                }
+                assert_eq!(frames.hides_scheme(), !shows, "{what}, in pieces of {size}");
+                frames.read(&[frame(1, 4, 3, b"\x82\x86"), frame(1, 5, 3, b"\x00\x01x\x01y")].concat());
+                assert_eq!(frames.hides_scheme(), !shows, "{what}: one is enough, and trailers have none");
             }
         }
     }

@@ -26,10 +26,11 @@ use http::HeaderMap;
 use http::HeaderValue;
 use http::Method;
 use http::Request;
+use http::Uri;
 use http::header;
-use http_body::Body;
-use http_body::Frame;
-use http_body::SizeHint;
+use http::uri::Authority;
+use http::uri::Scheme;
+use hyper::body::Body as _;
 use hyper::body::Incoming;
 use hyper::rt::Executor;
 use hyper::server::conn::http2;
@@ -49,6 +50,8 @@ use super::Unseen;
 use super::drain_begins;
 use super::frames::Due;
 use super::frames::Frames;
+use super::owed::Counted;
+use super::owed::Owing;
 use super::wire::DRAIN_PATIENCE;
 use super::wire::Metered;
 use super::wire::Patience;
@@ -57,8 +60,8 @@ use crate::doors::entrance::entrance;
 use crate::doors::proxy::Proxy;
 use crate::observed::Peer;
 use crate::observed::is_call;
-use crate::pace::Owed;
-use crate::pace::Paces;
+use crate::observed::is_malformed;
+use crate::pace::Pace;
 use crate::pace::Upload;
 use crate::pace::Waited;
 use crate::respond;
@@ -97,8 +100,10 @@ pub struct StreamLimits {
 
 /// What the stream under the library tells.
 #[derive(Debug)]
-struct Line {
+pub(super) struct Line {
     frames: RefCell<Frames>,
+    /// How the caller takes what is written.
+    room: Pace,
     most: u32,
     spare: Cell<u32>,
     spare_since: Cell<Instant>,
@@ -109,6 +114,7 @@ impl Line {
     fn new(most: u32) -> Rc<Self> {
         Rc::new(Self {
             frames: RefCell::default(),
+            room: Pace::default(),
             most,
             spare: Cell::new(most),
             spare_since: Cell::new(Instant::now()),
@@ -137,10 +143,19 @@ impl Line {
     }
 
     /// An answer, or a piece of one, makes up for frames.
-    fn answers(&self, bytes: usize) {
+    pub(super) fn answers(&self, bytes: usize) {
         let for_bytes = u32::try_from(bytes / SPARE_BYTES).unwrap_or(u32::MAX);
         let more = SPARE_OF_AN_ANSWER.saturating_add(for_bytes);
         self.spare.set(self.spare.get().saturating_add(more).min(self.most));
+    }
+
+    /// Bytes were to be written: whether there is room.
+    fn wrote(&self, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        self.room.waits(result.is_pending());
+        if let Poll::Ready(Ok(bytes)) = result {
+            self.room.moves(bytes);
+        }
+        result
     }
 }
 
@@ -168,7 +183,8 @@ impl<S: AsyncRead + Unpin> AsyncRead for Overseen<S> {
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Overseen<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
+        let result = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.line.wrote(result)
     }
 
     fn poll_write_vectored(
@@ -176,7 +192,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Overseen<S> {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
+        let result = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
+        self.line.wrote(result)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -184,7 +201,10 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Overseen<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        // TLS holds back what it has no room for.
+        let result = Pin::new(&mut self.stream).poll_flush(cx);
+        self.line.room.waits(result.is_pending());
+        result
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -196,25 +216,55 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Overseen<S> {
 struct Exchange<'c> {
     /// None once it is cut: what is dropped is taken back by the library (RFC 9113 section 6.4).
     work: Option<Pin<Box<dyn Future<Output = ()> + 'c>>>,
-    paces: Arc<Paces>,
-    /// Its body may be silent for long: gRPC, whose calls last as long as their watches and leases.
-    may_rest: bool,
+    about: About,
     body: Waited,
     answer: Waited,
     waker: Option<Waker>,
 }
 
-impl Future for Exchange<'_> {
-    type Output = ();
+/// What is known of a request when it begins.
+struct About {
+    /// None if its body is there whole.
+    body: Option<Arc<Pace>>,
+    owing: Rc<Owing>,
+    /// Its body may be silent for long: gRPC, whose calls last as long as their watches and leases.
+    may_rest: bool,
+    /// It is not refused without a look.
+    is_served: bool,
+}
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+/// An answer that the library has whole.
+struct Handed {
+    owing: Rc<Owing>,
+    answer: Waited,
+}
+
+impl Handed {
+    fn is_late(&mut self, since_last: Duration, patience: &Patience) -> bool {
+        is_answer_late(&mut self.answer, self.owing.pace(), since_last, patience)
+    }
+}
+
+/// As long and as much as on HTTP/1.1.
+fn is_answer_late(waited: &mut Waited, pace: &Pace, since_last: Duration, patience: &Patience) -> bool {
+    let (times, bytes) = Patience::of_an_answer();
+    let enough = patience.stall_bytes.saturating_mul(bytes);
+    waited.is_late(pace, since_last, enough, patience.stall.saturating_mul(times))
+}
+
+impl Future for Exchange<'_> {
+    type Output = Handed;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Handed> {
         if self.waker.is_none() {
             self.waker = Some(cx.waker().clone());
         }
-        match &mut self.work {
-            Some(work) => work.as_mut().poll(cx),
-            None => Poll::Ready(()),
+        if let Some(work) = &mut self.work {
+            ready!(work.as_mut().poll(cx));
         }
+        // Its answer says what it owes when it goes.
+        self.work = None;
+        Poll::Ready(Handed { owing: Rc::clone(&self.about.owing), answer: self.answer })
     }
 }
 
@@ -222,13 +272,11 @@ impl Exchange<'_> {
     /// Cuts it if its caller is late.
     fn look(&mut self, since_last: Duration, is_body_due: bool, patience: &Patience) {
         let Patience { stall, stall_bytes, .. } = *patience;
-        let is_body_late =
-            is_body_due && !self.may_rest && self.body.is_late(&self.paces.body, since_last, stall_bytes, stall);
-        // As long and as much as on HTTP/1.1.
-        let (times, bytes) = Patience::of_an_answer();
-        let enough = stall_bytes.saturating_mul(bytes);
-        let is_answer_late = self.answer.is_late(&self.paces.answer, since_last, enough, stall.saturating_mul(times));
-        if is_body_late || is_answer_late {
+        let About { body, owing, may_rest, .. } = &self.about;
+        let is_body_late = is_body_due
+            && !may_rest
+            && body.as_ref().is_some_and(|pace| self.body.is_late(pace, since_last, stall_bytes, stall));
+        if is_body_late | is_answer_late(&mut self.answer, owing.pace(), since_last, patience) {
             self.work = None;
             self.waker.iter().for_each(Waker::wake_by_ref);
         }
@@ -238,8 +286,8 @@ impl Exchange<'_> {
 /// Where the library leaves requests that have begun.
 struct Begun<'c> {
     all: RefCell<VecDeque<Exchange<'c>>>,
-    /// Of the next one: its counts, and whether its body may be silent.
-    next: Cell<(Arc<Paces>, bool)>,
+    /// Of the next one.
+    next: Cell<Option<About>>,
 }
 
 /// It holds no share: requests hold one of these, and would hold themselves.
@@ -254,53 +302,35 @@ impl Clone for Hands<'_> {
 impl<'c, F: Future<Output = ()> + 'c> Executor<F> for Hands<'c> {
     fn execute(&self, work: F) {
         let Some(begun) = self.0.upgrade() else { return };
-        let (paces, may_rest) = begun.next.take();
+        let Some(about) = begun.next.take() else { return };
         let (body, answer) = (Waited::default(), Waited::default());
         let work: Option<Pin<Box<dyn Future<Output = ()> + 'c>>> = Some(Box::pin(work));
-        begun.all.borrow_mut().push_back(Exchange { work, paces, may_rest, body, answer, waker: None });
-    }
-}
-
-/// The body of an answer: what of it the caller owes to take is counted.
-struct Counted {
-    body: Answer,
-    paces: Arc<Paces>,
-    line: Rc<Line>,
-    /// To HEAD there is a length and no content (RFC 9110 section 9.3.2).
-    is_silent: bool,
-}
-
-impl Body for Counted {
-    type Data = Owed;
-    type Error = BoxError;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Owed>, BoxError>>> {
-        loop {
-            let Some(frame) = ready!(Pin::new(&mut self.body).poll_frame(cx)?) else { return Poll::Ready(None) };
-            if frame.is_data() && self.is_silent {
-                continue;
-            }
-            self.line.answers(frame.data_ref().map_or(0, Bytes::len));
-            return Poll::Ready(Some(Ok(frame.map_data(|bytes| Owed::new(bytes, Arc::clone(&self.paces))))));
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        begun.all.borrow_mut().push_back(Exchange { work, about, body, answer, waker: None });
     }
 }
 
 /// What the head of a request of HTTP/2 says in another way than one of HTTP/1.1: made into that, so that one way is
-/// decided on and sent on.
-fn translate(request: &mut Request<Incoming>) {
-    let authority = request.uri().authority().filter(|_| !request.headers().contains_key(header::HOST));
-    if let Some(authority) = authority.and_then(|authority| HeaderValue::from_str(authority.as_str()).ok()) {
+/// decided on and sent on. `hides_scheme`: its scheme may be another one than those of HTTP.
+fn translate(request: &mut Request<Incoming>, hides_scheme: bool) {
+    match request.uri().authority() {
         // RFC 9113 section 8.3.1. If both are there they are held against each other.
-        request.headers_mut().insert(header::HOST, authority);
+        Some(authority) => {
+            if !request.headers().contains_key(header::HOST)
+                && let Ok(host) = HeaderValue::from_str(authority.as_str())
+            {
+                request.headers_mut().insert(header::HOST, host);
+            }
+        }
+        // The library tells no scheme then. What cannot be known is none of HTTP.
+        None if hides_scheme => {
+            let host = request.headers().get(header::HOST).and_then(|host| Authority::try_from(host.as_bytes()).ok());
+            let mut uri = std::mem::take(request.uri_mut()).into_parts();
+            if let Some(host) = host {
+                (uri.scheme, uri.authority) = (Scheme::try_from("unknown").ok(), Some(host));
+            }
+            *request.uri_mut() = Uri::from_parts(uri).unwrap_or_default();
+        }
+        None => {}
     }
     join_cookies(request.headers_mut());
 }
@@ -323,8 +353,12 @@ const SHORTEST_WAIT: Duration = Duration::from_millis(5);
 /// What the looks at a connection remember.
 struct Looks {
     since: Instant,
+    is_at_rest: bool,
     /// Since when nothing has been under way.
     rest_since: Instant,
+    /// Answers that the library has whole, and callers have not.
+    handed: Vec<Handed>,
+    room: Waited,
     /// Since when the drain, or another end, has been announced.
     closing_since: Option<Instant>,
     due: Due,
@@ -339,8 +373,9 @@ enum Found {
     Well,
     /// A head, or a frame that is no content.
     LateHead,
-    /// The rest of a frame with content: nothing behind it can be read.
-    LateContent,
+    /// The rest of a frame with content: nothing behind it can be read. Or room for what is written, or for an answer
+    /// that the library has whole: nobody can take it back.
+    LateBytes,
     /// There is nothing to do.
     Idle,
 }
@@ -350,7 +385,10 @@ impl Looks {
         let now = Instant::now();
         Self {
             since: now,
+            is_at_rest: true,
             rest_since: now,
+            handed: Vec::new(),
+            room: Waited::default(),
             closing_since: None,
             due: Due::Nothing,
             whole: 0,
@@ -359,7 +397,16 @@ impl Looks {
         }
     }
 
-    fn look(&mut self, frames: &Frames, patience: &Patience, running: &mut FuturesUnordered<Exchange<'_>>) -> Found {
+    /// Whether something is under way now.
+    fn notes(&mut self, is_at_rest: bool) {
+        if is_at_rest && !self.is_at_rest {
+            self.rest_since = Instant::now();
+        }
+        self.is_at_rest = is_at_rest;
+    }
+
+    fn look(&mut self, line: &Line, patience: &Patience, running: &mut FuturesUnordered<Exchange<'_>>) -> Found {
+        let frames = line.frames.borrow();
         let now = Instant::now();
         let since_last = now - std::mem::replace(&mut self.since, now);
         let due = frames.due();
@@ -376,23 +423,28 @@ impl Looks {
         for exchange in running.iter_mut() {
             exchange.look(since_last, is_body_due, patience);
         }
+        let mut is_room_late = is_answer_late(&mut self.room, &line.room, since_last, patience);
+        for handed in &mut self.handed {
+            is_room_late |= handed.is_late(since_last, patience);
+        }
         let is_closing = self.closing_since.is_some();
         let most = |patience: Duration| if is_closing { patience.min(DRAIN_PATIENCE) } else { patience };
         let rest_since = self.rest_since.max(self.closing_since.unwrap_or(self.rest_since));
         match due {
+            _ if is_room_late => Found::LateBytes,
             Due::Head if self.waited >= most(patience.head) => Found::LateHead,
-            Due::Content if self.waited >= patience.stall => Found::LateContent,
-            Due::Nothing if running.is_empty() && now - rest_since >= most(patience.idle) => Found::Idle,
+            Due::Content if self.waited >= patience.stall => Found::LateBytes,
+            Due::Nothing if self.is_at_rest && now - rest_since >= most(patience.idle) => Found::Idle,
             Due::Nothing | Due::Head | Due::Content => Found::Well,
         }
     }
 
     /// How long until the next look.
-    fn wait(&self, patience: &Patience, is_at_rest: bool) -> Duration {
+    fn wait(&self, patience: &Patience) -> Duration {
         let shortest = patience.shortest();
         let wait = if self.closing_since.is_some() {
             shortest.min(DRAIN_PATIENCE) / 4
-        } else if is_at_rest && self.due == Due::Nothing {
+        } else if self.is_at_rest && self.due == Due::Nothing {
             shortest.min((self.rest_since + patience.idle).saturating_duration_since(self.since))
         } else {
             shortest / 4
@@ -435,23 +487,33 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin + 'static>(
     // From when on nothing that begins is served: a caller may go on as if it had not been told.
     let over = Cell::new(None::<Instant>);
     let service = service_fn(|mut request: Request<Incoming>| {
-        let is_over = over.get().is_some_and(|since| since <= Instant::now());
-        if !is_over {
+        let refused = if over.get().is_some_and(|since| since <= Instant::now()) {
+            Some(h2::Reason::REFUSED_STREAM)
+        } else {
+            is_malformed(request.headers()).then_some(h2::Reason::PROTOCOL_ERROR)
+        };
+        if refused.is_none() {
             served.set(served.get() + 1);
         }
-        translate(&mut request);
+        translate(&mut request, line.frames.borrow().hides_scheme());
         let is_large = request.headers().len() > limits.headers;
         let is_silent = request.method() == Method::HEAD;
-        let paces = Arc::new(Paces::default());
-        begun.next.set((Arc::clone(&paces), is_call(request.headers())));
+        let body = (!request.body().is_end_stream()).then(Arc::<Pace>::default);
+        let owing = Rc::<Owing>::default();
+        let may_rest = is_call(request.headers());
+        let about = About { body: body.clone(), owing: Rc::clone(&owing), may_rest, is_served: refused.is_none() };
+        begun.next.set(Some(about));
         // In a box: what is captured is held twice.
-        let begin = || Box::pin(entrance.call(request.map(|body| Upload::counted(body, Arc::clone(&paces)))));
-        let answered = (!is_over).then(begin);
-        let unseen = Unseen((!is_over).then_some(unread));
+        let begin = || Box::pin(entrance.call(request.map(|upload| Upload::counted(upload, body))));
+        let answered = refused.is_none().then(begin);
+        let unseen = Unseen(refused.is_none().then_some(unread));
         let line = Rc::clone(&line);
         async move {
             unseen.end();
-            let Some(answered) = answered else { return Err(h2::Error::from(h2::Reason::REFUSED_STREAM).into()) };
+            let answered = match (answered, refused) {
+                (Some(answered), None) => answered,
+                (_, refused) => return Err(h2::Error::from(refused.unwrap_or(h2::Reason::INTERNAL_ERROR)).into()),
+            };
             let response = match is_large {
                 true => {
                     unread.count_too_large();
@@ -460,7 +522,7 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin + 'static>(
                 false => answered.await?,
             };
             line.answers(0);
-            Ok::<_, BoxError>(response.map(|body| Counted { body, paces, line, is_silent }))
+            Ok::<_, BoxError>(response.map(|body| Counted::new(body, owing, line, is_silent)))
         }
     });
     let mut http = http2::Builder::new(Hands(Rc::downgrade(&begun)));
@@ -474,9 +536,9 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin + 'static>(
         .max_send_buf_size(MOST_UNSENT);
     let stream = Overseen { stream, first, line: Rc::clone(&line) };
     let mut connection = std::pin::pin!(http.serve_connection(TokioIo::new(stream), service));
-    let mut running = FuturesUnordered::new();
+    let mut running = FuturesUnordered::<Exchange<'_>>::new();
     let mut looks = Looks::begin();
-    let mut look = std::pin::pin!(tokio::time::sleep(looks.wait(&limits.patience, true)));
+    let mut look = std::pin::pin!(tokio::time::sleep(looks.wait(&limits.patience)));
     let is_draining = *draining.borrow();
     let mut drains = std::pin::pin!(drain_begins(&mut draining));
     let (mut is_proven, mut is_last, mut is_closing) = (true, false, false);
@@ -490,19 +552,24 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin + 'static>(
     };
     let result = std::future::poll_fn(|cx| {
         loop {
-            let was_at_rest = running.is_empty();
-            while let Poll::Ready(Some(())) = Pin::new(&mut running).poll_next(cx) {}
-            if running.is_empty() && !was_at_rest {
-                looks.rest_since = Instant::now();
+            while let Poll::Ready(Some(handed)) = Pin::new(&mut running).poll_next(cx) {
+                if handed.owing.is_owed() {
+                    looks.handed.push(handed);
+                }
             }
             // First what has come in: a request that is here already is answered, not closed upon.
             if let Poll::Ready(result) = connection.as_mut().poll(cx) {
                 return Poll::Ready(result.map_err(Some));
             }
             if !begun.all.borrow().is_empty() {
+                // Who is refused keeps nothing open.
+                let is_served = begun.all.borrow().iter().any(|exchange| exchange.about.is_served);
+                looks.notes(looks.is_at_rest && !is_served);
                 running.extend(begun.all.borrow_mut().drain(..));
                 continue;
             }
+            looks.handed.retain(|handed| handed.owing.is_owed());
+            looks.notes(running.is_empty() && looks.handed.is_empty() && line.room.owed() == 0);
             count_refused(is_closing);
             is_proven = is_proven && ends.as_mut().poll(cx).is_pending();
             if !is_proven && is_closing && over.get().is_none_or(|since| since > Instant::now()) {
@@ -521,10 +588,10 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin + 'static>(
             if look.as_mut().poll(cx).is_pending() {
                 return Poll::Pending;
             }
-            match looks.look(&line.frames.borrow(), &limits.patience, &mut running) {
-                Found::Well => look.as_mut().reset(Instant::now() + looks.wait(&limits.patience, running.is_empty())),
+            match looks.look(&line, &limits.patience, &mut running) {
+                Found::Well => look.as_mut().reset(Instant::now() + looks.wait(&limits.patience)),
                 Found::LateHead => return Poll::Ready(Err(None)),
-                Found::LateContent => {
+                Found::LateBytes => {
                     wire.cut();
                     return Poll::Ready(Ok(()));
                 }

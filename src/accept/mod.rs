@@ -3,6 +3,7 @@
 pub mod frames;
 pub mod framing;
 mod http2;
+mod owed;
 mod wire;
 
 use std::cell::Cell;

@@ -15,6 +15,7 @@ use http::Response;
 use http_body::Body;
 use http_body::Frame;
 use http_body::SizeHint;
+use http_body_util::Either;
 use hyper::service::Service as _;
 use hyper::service::service_fn;
 use hyper_util::service::TowerToHyperService;
@@ -26,8 +27,10 @@ use tower::Service;
 use tower::ServiceBuilder;
 
 use super::proxy::Proxy;
+use crate::gate::OutcomeGuard;
 use crate::observed::Peer;
 use crate::pace::Upload;
+use crate::record::entry::Ending;
 use crate::respond;
 use crate::respond::AnswerBody;
 use crate::respond::Form;
@@ -42,7 +45,7 @@ pub fn entrance(
     let places = Arc::clone(&door.places);
     let serve = move |request, place| {
         let (door, peer) = (Rc::clone(&door), Rc::clone(&peer));
-        async move { Ok::<_, Infallible>(door.handle(&peer, request).await.map(|body| Answer { body, _place: place })) }
+        async move { Ok::<_, Infallible>(door.handle(&peer, request).await.map(|body| Answer { body, place })) }
     };
     let shedding = TowerToHyperService::new(ServiceBuilder::new().load_shed().service(Placed::new(places, serve)));
     service_fn(move |request: Request<Upload>| {
@@ -63,14 +66,47 @@ pub fn entrance(
 #[derive(Debug)]
 pub struct Answer {
     body: AnswerBody,
+    place: Option<OwnedSemaphorePermit>,
+}
+
+/// An answer that was handed over to its end. Until its caller has taken it, it has its place and no outcome.
+#[derive(Debug)]
+pub struct Leaving {
+    outcome: Option<OutcomeGuard>,
     _place: Option<OwnedSemaphorePermit>,
+}
+
+impl Leaving {
+    /// Its caller does not get so many bytes of it.
+    pub fn falls_short(mut self, bytes: u64) {
+        if let Some(outcome) = &mut self.outcome {
+            outcome.not_taken(bytes);
+            outcome.ends(Ending::Aborted);
+        }
+    }
 }
 
 impl Answer {
     /// The body of an answer to a request that has no place.
     #[must_use]
     pub fn bare(body: AnswerBody) -> Self {
-        Self { body, _place: None }
+        Self { body, place: None }
+    }
+
+    /// What is left of one that was handed over to its end.
+    pub fn leave(&mut self) -> Leaving {
+        let outcome = match &mut self.body {
+            Either::Left(_ours) => None,
+            Either::Right(relay) => relay.leave(),
+        };
+        Leaving { outcome, _place: self.place.take() }
+    }
+
+    /// Its caller does not get so many bytes of what was handed over.
+    pub fn falls_short(&mut self, bytes: u64) {
+        if let Either::Right(relay) = &mut self.body {
+            relay.falls_short(bytes);
+        }
     }
 }
 

@@ -357,8 +357,22 @@ pub fn clean_request_trailers(trailers: &mut HeaderMap, rules: &HeaderRules) {
     remove(trailers, &[], |name| !may_trail_request(name, rules));
 }
 
+/// Takes outer blanks from what a service says by HTTP/2: nobody may send them on there (RFC 9113 section 8.2.1), and in
+/// HTTP/1.1 they are no part of a value.
+pub fn trim(headers: &mut HeaderMap) {
+    for value in headers.values_mut() {
+        let trimmed = value.as_bytes().trim_ascii();
+        if trimmed.len() < value.len()
+            && let Ok(trimmed) = HeaderValue::from_bytes(trimmed)
+        {
+            *value = trimmed;
+        }
+    }
+}
+
 /// Takes out of the trailers of an answer what may not pass.
 pub fn clean_answer_trailers(trailers: &mut HeaderMap) {
+    trim(trailers);
     remove(trailers, &[], |name| !may_trail_answer(name));
 }
 

@@ -18,6 +18,7 @@ use std::time::Duration;
 use std::time::Instant;
 
 use futures_util::future::Either;
+use http::Method;
 use http::Request;
 use http::Response;
 use http::StatusCode;
@@ -167,19 +168,21 @@ pub enum ForwardError {
 }
 
 impl ForwardError {
-    /// The same of a connection that did not come about, for another request that waited for it.
-    fn again(&self) -> Self {
+    /// The same of a connection to this upstream that did not come about, for another request that waited for it.
+    fn again(&self, name: &str) -> Self {
+        let name = name.to_owned();
         let same = |source: &io::Error| io::Error::new(source.kind(), source.to_string());
         match self {
-            Self::Connect { name, source } => Self::Connect { name: name.clone(), source: same(source) },
-            Self::Tls { name, source } => Self::Tls { name: name.clone(), source: same(source) },
-            Self::Down { name }
-            | Self::Overloaded { name }
-            | Self::Broken { name, .. }
-            | Self::Switched { name }
-            | Self::Coded { name }
-            | Self::TimedOut { name } => Self::Down { name: name.clone() },
-            Self::CallerBroke(_) | Self::TooLarge { .. } => Self::Down { name: String::new() },
+            Self::Connect { source, .. } => Self::Connect { name, source: same(source) },
+            Self::Tls { source, .. } => Self::Tls { name, source: same(source) },
+            Self::Down { .. }
+            | Self::Overloaded { .. }
+            | Self::Broken { .. }
+            | Self::CallerBroke(_)
+            | Self::TooLarge { .. }
+            | Self::Switched { .. }
+            | Self::Coded { .. }
+            | Self::TimedOut { .. } => Self::Down { name },
         }
     }
 
@@ -312,6 +315,7 @@ impl Upstream {
         let progress = outcome.progress();
         let rest = limit.as_ref().map(Limit::rest);
         let (head, body) = request.into_parts();
+        let method = head.method.clone();
         let head = stream::head(head, self.settings().tls.is_some());
         let mut feed = Feed::of(Outgoing::new(body, Arc::clone(&progress), limit, Some(Arc::clone(rules))));
         let mut is_again = false;
@@ -348,8 +352,13 @@ impl Upstream {
             return Err(fail(outcome, ending, error));
         };
         outcome.answered(response.status().as_u16());
-        let (head, body) = response.into_parts();
-        let body = Arriving::OnStream(Coming::of(body, &head.headers));
+        let (mut head, body) = response.into_parts();
+        headers::trim(&mut head.headers);
+        let mut body = Coming::of(body, &head.headers);
+        if is_bare(&method, head.status) {
+            body.come_to_nothing().await;
+        }
+        let body = Arriving::OnStream(body);
         let held = Held::Stream { _sending: feed.go_on(outlet), _stream: stream };
         Ok(Response::from_parts(head, Relay::of(body, Exchange { outcome, progress, held }, patience)))
     }
@@ -368,6 +377,11 @@ async fn too_late(progress: &Progress, patience: Duration) {
         }
         tokio::time::sleep_until(due.into()).await;
     }
+}
+
+/// Whether an answer is its head alone (RFC 9110 section 6.4.1).
+fn is_bare(method: &Method, status: StatusCode) -> bool {
+    method == Method::HEAD || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
 }
 
 fn fail(mut outcome: OutcomeGuard, ending: Ending, error: ForwardError) -> ForwardError {

@@ -259,9 +259,10 @@ impl Upstream {
 
     /// Waits until a connection or a place comes free.
     async fn wait(&self, deadline: Instant) -> Result<Turn, ForwardError> {
+        // Before the channel, so that it is dropped after it, and finds its own end closed.
+        let _waiting = Waiting::begin(self);
         let (give, mut given) = oneshot::channel();
         self.waiters.borrow_mut().push_back(give);
-        let _waiting = Waiting::begin(self);
         let place = Arc::clone(&self.to.places).acquire_owned();
         let overloaded = || ForwardError::Overloaded { name: self.settings().name.clone() };
         tokio::select! {
@@ -510,4 +511,48 @@ pub(super) async fn in_time<T>(
     work: impl Future<Output = io::Result<T>>,
 ) -> io::Result<T> {
     tokio::time::timeout_at(deadline, work).await.unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Protocol;
+    use super::*;
+
+    /// It was removed with the next one, and until then counted as one of this worker's.
+    #[test]
+    fn a_waiter_that_gave_up_was_removed_one_too_late() {
+        for protocol in [Protocol::Http1, Protocol::Http2] {
+            let settings = UpstreamSettings {
+                name: "app".to_owned(),
+                address: Address::Tcp("127.0.0.1:9".to_owned()),
+                protocol,
+                storage_location: None,
+                connect_timeout: Duration::from_millis(1),
+                response_timeout: None,
+                idle_timeout: Duration::from_secs(60),
+                max_connections: 1,
+                header_bytes: LEAST_BUFFER,
+                tls: None,
+            };
+            let upstream = Rc::new(Upstream::new(Arc::new(Destination::new(settings, None))));
+            let place = upstream.to.place();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+            let gave_up = runtime.map(|runtime| {
+                runtime.block_on(async {
+                    match protocol {
+                        Protocol::Http1 => upstream.connection().await.err(),
+                        Protocol::Http2 => upstream.stream().await.err(),
+                    }
+                })
+            });
+            assert!(matches!(gave_up, Ok(Some(ForwardError::Overloaded { .. }))), "{protocol:?}: {gave_up:?}");
+            let waiting = (
+                upstream.waiters.borrow().len(),
+                upstream.sharing.waiters(),
+                upstream.to.waiting.load(Ordering::Relaxed),
+            );
+            assert_eq!(waiting, (0, 0, 0), "{protocol:?}");
+            drop(place);
+        }
+    }
 }

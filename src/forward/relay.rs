@@ -28,6 +28,7 @@ use super::stream::Coming;
 use super::stream::Sending;
 use crate::gate::OutcomeGuard;
 use crate::gate::Progress;
+use crate::observed::is_malformed;
 use crate::pace::Upload;
 use crate::record::entry::Ending;
 
@@ -38,6 +39,8 @@ pub(super) enum OutgoingError {
     Broken(#[source] hyper::Error),
     #[error("the body is larger than its route allows")]
     TooLarge,
+    #[error("a trailer of the request begins or ends with a blank")]
+    Malformed,
 }
 
 /// Most bytes of a body, and where the body goes that has more: its sender is still read for a moment, so that it
@@ -95,10 +98,15 @@ impl Outgoing {
     }
 
     /// The trailers that pass, if any do.
-    fn trailers(&self, frame: Frame<Bytes>) -> Option<Frame<Bytes>> {
+    fn trailers(&self, frame: Frame<Bytes>) -> Option<Result<Frame<Bytes>, OutgoingError>> {
         let mut trailers = frame.into_trailers().ok()?;
+        if is_malformed(&trailers) {
+            self.progress.failed();
+            return Some(Err(OutgoingError::Malformed));
+        }
+        self.progress.ended();
         headers::clean_request_trailers(&mut trailers, self.trailers.as_ref()?);
-        (!trailers.is_empty()).then(|| Frame::trailers(trailers))
+        (!trailers.is_empty()).then(|| Ok(Frame::trailers(trailers)))
     }
 
     /// Whether so many more bytes are within the limit.
@@ -119,10 +127,7 @@ impl Body for Outgoing {
         let frame = ready!(Pin::new(body).poll_frame(cx));
         Poll::Ready(match frame {
             // Nothing comes behind them.
-            Some(Ok(frame)) if frame.is_trailers() => {
-                self.progress.ended();
-                self.trailers(frame).map(Ok)
-            }
+            Some(Ok(frame)) if frame.is_trailers() => self.trailers(frame),
             Some(Ok(frame)) => {
                 let more = frame.data_ref().map_or(0, Bytes::len);
                 if self.is_within(more) {
@@ -176,10 +181,19 @@ pub enum RelayError {
 #[derive(Debug)]
 pub struct Relay {
     body: Arriving,
-    exchange: Option<Exchange>,
+    phase: Phase,
     stall: Stall,
     /// It came to its end, and is not asked again.
     is_whole: bool,
+}
+
+/// How far an exchange has come.
+#[derive(Debug)]
+enum Phase {
+    UnderWay(Exchange),
+    /// Its answer came to its end, and has its outcome when the last of it is gone.
+    Whole(OutcomeGuard),
+    Over,
 }
 
 /// The body of an answer, as it comes from the upstream.
@@ -244,7 +258,7 @@ pub(super) enum Held {
 impl Relay {
     /// The body of the answer of this exchange, of which nothing may come for so long.
     pub(super) fn of(body: Arriving, exchange: Exchange, patience: Duration) -> Self {
-        let mut relay = Self { body, exchange: Some(exchange), stall: Stall::new(patience), is_whole: false };
+        let mut relay = Self { body, phase: Phase::UnderWay(exchange), stall: Stall::new(patience), is_whole: false };
         if relay.body.is_end_stream() {
             relay.end(Ending::Completed);
         }
@@ -253,11 +267,38 @@ impl Relay {
 
     /// Behind a head that has no body.
     pub(super) fn of_nothing(body: Incoming) -> Self {
-        Self { body: Arriving::Alone(body), exchange: None, stall: Stall::new(Duration::MAX), is_whole: false }
+        Self { body: Arriving::Alone(body), phase: Phase::Over, stall: Stall::new(Duration::MAX), is_whole: false }
+    }
+
+    /// The outcome of one that came to its end, for who sees whether the caller takes it.
+    pub fn leave(&mut self) -> Option<OutcomeGuard> {
+        match std::mem::replace(&mut self.phase, Phase::Over) {
+            Phase::Whole(outcome) => Some(outcome),
+            phase @ (Phase::UnderWay(_) | Phase::Over) => {
+                self.phase = phase;
+                None
+            }
+        }
+    }
+
+    /// Its caller does not get so many bytes of what was passed on.
+    pub fn falls_short(&mut self, bytes: u64) {
+        match &mut self.phase {
+            Phase::UnderWay(exchange) => exchange.outcome.not_taken(bytes),
+            Phase::Whole(outcome) => {
+                outcome.not_taken(bytes);
+                outcome.ends(Ending::Aborted);
+            }
+            Phase::Over => {}
+        }
     }
 
     fn end(&mut self, ending: Ending) {
-        let Some(Exchange { outcome, progress, held }) = self.exchange.take() else { return };
+        if !matches!(self.phase, Phase::UnderWay(_)) {
+            return;
+        }
+        let Phase::UnderWay(exchange) = std::mem::replace(&mut self.phase, Phase::Over) else { return };
+        let Exchange { mut outcome, progress, held } = exchange;
         self.is_whole = ending == Ending::Completed;
         match held {
             Held::Connection(connection, upstream) if self.is_whole && progress.has_ended() => {
@@ -266,7 +307,10 @@ impl Relay {
             held @ (Held::Connection(..) | Held::Stream { .. }) => drop(held),
         }
         let is_cut = ending == Ending::Aborted && progress.was_cut();
-        outcome.end(if is_cut { Ending::Cut } else { ending });
+        outcome.ends(if is_cut { Ending::Cut } else { ending });
+        if self.is_whole {
+            self.phase = Phase::Whole(outcome);
+        }
     }
 }
 
@@ -285,8 +329,8 @@ impl Body for Relay {
             return Poll::Ready(None);
         }
         let Poll::Ready(frame) = self.body.poll_frame(cx) else {
-            let Self { exchange, stall, .. } = &mut *self;
-            let Some(exchange) = exchange else { return Poll::Pending };
+            let Self { phase, stall, .. } = &mut *self;
+            let Phase::UnderWay(exchange) = phase else { return Poll::Pending };
             ready!(stall.poll(&exchange.progress, cx));
             self.end(Ending::Cut);
             return Poll::Ready(Some(Err(RelayError::Stalled)));
@@ -302,7 +346,7 @@ impl Body for Relay {
             }
             Some(Ok(frame)) => {
                 let more = frame.data_ref().map_or(0, Bytes::len);
-                if let Some(exchange) = &mut self.exchange {
+                if let Phase::UnderWay(exchange) = &mut self.phase {
                     exchange.outcome.passed(u64::try_from(more).unwrap_or(0));
                 }
                 if self.body.is_end_stream() {

@@ -161,6 +161,13 @@ pub(super) struct Sharing {
     opened: tokio::sync::Notify,
 }
 
+impl Sharing {
+    /// How many exchanges wait for a stream.
+    pub(super) fn waiters(&self) -> usize {
+        self.waiters.borrow().len()
+    }
+}
+
 /// A stream of a shared connection; free again when this is dropped.
 #[derive(Debug)]
 pub(super) struct Stream {
@@ -203,9 +210,10 @@ impl Upstream {
             return Err(ForwardError::Down { name: self.name() });
         }
         let sharing = self.sharing();
+        // Before the channel, so that it is dropped after it, and finds its own end closed.
+        let _queued = Queued(sharing);
         let (give, mut given) = oneshot::channel();
         sharing.waiters.borrow_mut().push_back(give);
-        let _queued = Queued(sharing);
         let deadline = tokio::time::Instant::now() + self.settings().connect_timeout;
         let mut waiting = None;
         // A connection that does not come about is not tried again and again for one request.
@@ -270,7 +278,7 @@ impl Upstream {
         }
         let waiters = std::mem::take(&mut *self.sharing().waiters.borrow_mut());
         for waiter in waiters {
-            let _gone = waiter.send(Err(error.again()));
+            let _gone = waiter.send(Err(error.again(&self.settings().name)));
         }
     }
 
@@ -313,9 +321,7 @@ impl Upstream {
 
     /// A stream of this connection is free. If other workers wait for a connection, it takes no more after some turns.
     fn freed(self: &Rc<Self>, connection: &Rc<Shared>) {
-        if connection.turns.get().is_multiple_of(TURNS)
-            && self.is_wanted_elsewhere(self.sharing().waiters.borrow().len())
-        {
+        if connection.turns.get().is_multiple_of(TURNS) && self.is_wanted_elsewhere(self.sharing().waiters()) {
             self.sharing().open.borrow_mut().retain(|open| !Rc::ptr_eq(open, connection));
         }
         self.serve_waiters();

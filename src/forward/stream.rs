@@ -7,6 +7,7 @@ use std::pin::Pin;
 use std::task::Context;
 use std::task::Poll;
 use std::task::ready;
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::Reason;
@@ -29,6 +30,9 @@ use tokio::sync::oneshot;
 
 use super::relay::Outgoing;
 use super::relay::OutgoingError;
+
+/// How long the end of an answer without a body is waited for.
+const LAST_WORD: Duration = Duration::from_secs(1);
 
 /// The answer to a request, as far as it has come.
 pub(super) type Answer = Response<RecvStream>;
@@ -287,13 +291,23 @@ pub(super) struct Coming {
     /// Bytes that are still to come, if the head says so; the library sees to it that they do.
     left: Option<u64>,
     is_at_trailers: bool,
+    /// Nobody waits for more, whether or not the stream has ended.
+    is_over: bool,
 }
 
 impl Coming {
     pub(super) fn of(stream: RecvStream, headers: &HeaderMap) -> Self {
         let length = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
         let left = if stream.is_end_stream() { Some(0) } else { length };
-        Self { stream, left, is_at_trailers: false }
+        Self { stream, left, is_at_trailers: false, is_over: false }
+    }
+
+    /// Waits for the end of an answer that is its head alone: it may come in a frame of its own, and a stream that has
+    /// not ended would have to be reset.
+    pub(super) async fn come_to_nothing(&mut self) {
+        let end = async { while let Some(Ok(_)) = poll_fn(|cx| self.poll_frame(cx)).await {} };
+        let _late = tokio::time::timeout(LAST_WORD, end).await;
+        (self.left, self.is_over) = (Some(0), true);
     }
 
     pub(super) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
@@ -315,7 +329,7 @@ impl Coming {
     }
 
     pub(super) fn is_end_stream(&self) -> bool {
-        self.stream.is_end_stream()
+        self.is_over || self.stream.is_end_stream()
     }
 
     pub(super) fn size_hint(&self) -> SizeHint {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
+use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use std::time::Instant;
@@ -165,6 +166,8 @@ pub(super) struct Desk {
     papers: Mutex<Papers>,
     /// Records have come, or answers.
     has_news: Notify,
+    /// The worker has to stop, and cuts what is under way.
+    cuts: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -450,6 +453,17 @@ impl Recorder {
         if tokio::time::timeout_at(deadline.into(), self.clone().hand_over()).await.is_err() {
             tracing::error!("the decision log does not answer: a worker's last records may be missing");
         }
+    }
+
+    /// From here on what breaks off does so because this worker stops.
+    pub fn cut(&self) {
+        self.desk.cuts.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether what breaks off does so because this worker stops.
+    #[must_use]
+    pub fn cuts(&self) -> bool {
+        self.desk.cuts.load(Ordering::Relaxed)
     }
 
     fn hurry(&self) {

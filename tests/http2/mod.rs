@@ -1,7 +1,9 @@
 //! HTTP/2 from callers.
 
 mod conformance;
+mod fields;
 mod floods;
 pub(crate) mod raw;
 mod slow;
+mod taken;
 mod translation;

@@ -178,7 +178,7 @@ impl<S: std::io::Read + std::io::Write> Raw<S> {
     }
 
     /// The next frame like this; none if the connection ends before.
-    pub(crate) fn until(&mut self, is_it: impl Fn(&Frame) -> bool) -> Option<Frame> {
+    pub(crate) fn until(&mut self, mut is_it: impl FnMut(&Frame) -> bool) -> Option<Frame> {
         let begin = std::time::Instant::now();
         loop {
             assert!(begin.elapsed() < CEILING, "waited in vain");

@@ -240,6 +240,12 @@ fn a_call_of_grpc_is_refused_in_its_own_words() {
         ("no answer", call(permitted("POST"), "Application/gRPC;x=y"), "14", "upstream_unavailable: "),
         ("no operation", unmapped, "7", "route_unmapped: "),
         ("unreadable", call(two_hosts, "application/grpc"), "13", "request_unreadable: "),
+        (
+            "another type beside it",
+            call(bare("POST").header("content-type", "text/plain"), "application/grpc"),
+            "16",
+            "c",
+        ),
     ];
     for (what, request, status, message) in table {
         let heard = caller.ask(request, Some(&["\0\0\0\0\0"])).unwrap();
@@ -250,8 +256,12 @@ fn a_call_of_grpc_is_refused_in_its_own_words() {
         assert!(heard.body.is_empty() && heard.trailers.is_none() && heard.value("content-length").is_none(), "{what}");
         sidecar.decision(heard.value("dpa-decision-id").unwrap());
     }
-    let problem = caller.ask(bare("POST").header("content-type", "application/json").body(()).unwrap(), None).unwrap();
-    assert_eq!(problem.value("content-type"), Some("application/problem+json"));
+    // What only begins so was told in a head that it does not look at.
+    for other in ["application/json", "application/grpc-web", "application/grpc-web+proto", "application/grpcx"] {
+        let problem = caller.ask(bare("POST").header("content-type", other).body(()).unwrap(), None).unwrap();
+        assert_eq!(problem.value("content-type"), Some("application/problem+json"), "{other}");
+        assert_eq!((problem.head.status().as_u16(), problem.value("grpc-status")), (401, None), "{other}");
+    }
 }
 
 #[test]
