@@ -30,6 +30,7 @@ mod hostile_files;
 mod house;
 mod http2;
 mod http2_upstream;
+mod inject;
 mod life;
 mod log_failures;
 mod overload;
