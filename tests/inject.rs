@@ -218,7 +218,7 @@ fn what_is_refused_and_where() {
         ("an anchor", "a: &a 1\nb: *a\n".to_owned(), &[], "error[DPA002]: an anchor"),
         ("a key twice", "a: 1\na: 2\n".to_owned(), &[], "error[DPA003]"),
         ("a note that nobody can read", deployment("", HTTP).replace("labels: {app: web}", "annotations: {dpa-sidecar.example/original: \"{\"}"), &[], "cannot be read"),
-        ("settings that nobody reaches", settings("0.0.0.0:8443", "127.0.0.1:8443"), &from_settings, "sidecar.yaml:4:28: error[DPA070]: nobody reaches the listener `http`"),
+        ("settings that nobody reaches", settings("0.0.0.0:8443", "127.0.0.1:8443"), &from_settings, "sidecar.yaml:4:27: error[DPA070]: nobody reaches the listener `http`"),
         ("settings without health for the kubelet", settings("0.0.0.0:9911", "127.0.0.1:9911"), &from_settings, "the kubelet asks the health listener"),
         ("a log that cannot be written", settings("/var/log/dpa-sidecar/decisions", "/tmp/decisions"), &from_settings, "in the pod only /var/log/dpa-sidecar"),
         ("settings with a mistake", settings("drain_timeout", "drain_time"), &from_settings, "error[DPA004]"),
