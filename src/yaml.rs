@@ -30,6 +30,9 @@ use serde_yaml::granit_parser::Span;
 /// Deepest nesting of lists and maps. The deepest place of our own files is 7.
 const MAX_DEPTH: usize = 32;
 
+/// The same for [`read_all`]: files of others describe types that hold types, which come to about 60.
+const MAX_DEPTH_OF_OTHERS: usize = 200;
+
 /// Faults of one file that are noted; no person reads further.
 pub const MOST_FAULTS: usize = 10_000;
 
@@ -76,6 +79,8 @@ pub struct Key {
     pub at: At,
     /// Its text.
     pub text: String,
+    /// Whether it can only be text.
+    pub quoted: bool,
 }
 
 /// What is wrong with a file's form, and where.
@@ -94,8 +99,8 @@ pub enum What {
     Syntax(String),
     /// An anchor `&x`, an alias `*x`, a tag `!x` or a second document.
     Unsupported(&'static str),
-    /// Nested deeper than 32.
-    TooDeep,
+    /// Nested deeper than so many.
+    TooDeep(usize),
     /// A key that stood before in the same map, and where.
     DuplicateKey(String, At),
     /// A key that nobody knows, and the keys that would be known.
@@ -119,6 +124,20 @@ pub fn read(text: &str, file: u16) -> Result<Node, Vec<Fault>> {
     read_apart(text, file, None)
 }
 
+/// Reads all documents of a file that others wrote, in order; none if there is nothing in it. They may be nested deeper.
+///
+/// # Errors
+///
+/// As [`read`].
+pub fn read_all(text: &str, file: u16) -> Result<Vec<Node>, Vec<Fault>> {
+    let mut tree = Tree::new(file, MAX_DEPTH_OF_OTHERS, None);
+    tree.done = Some(Vec::new());
+    tree.read(text)?;
+    let mut all = tree.done.unwrap_or_default();
+    all.extend(tree.root);
+    if tree.faults.is_empty() { Ok(all) } else { Err(tree.faults) }
+}
+
 /// Reads one document and hands over the entries of the list under one key of its root as they come, instead
 /// of keeping them: the list is empty in the tree. What is long is then never in memory as a whole.
 ///
@@ -133,27 +152,8 @@ pub fn read_entries(text: &str, file: u16, key: &str, take: &mut dyn FnMut(Node)
 type Apart<'a> = (&'a str, &'a mut dyn FnMut(Node));
 
 fn read_apart(text: &str, file: u16, apart: Option<Apart<'_>>) -> Result<Node, Vec<Fault>> {
-    let mut options = Options::default();
-    options.emit_anchor_events = false;
-    options.emit_unresolved_aliases = true;
-    options.emit_comments = false;
-    let mut tree = Tree { file, open: Vec::new(), root: None, faults: Vec::new(), apart };
-    for next in Parser::new_from_str_with_options(text, options) {
-        let (event, span) = match next {
-            Ok(next) => next,
-            Err(error) => {
-                let start = error.marker().byte_offset().unwrap_or(text.len());
-                let is_too_deep = *error.kind() == ErrorKind::RecursionLimitExceeded;
-                let what = if is_too_deep { What::TooDeep } else { What::Syntax(error.info()) };
-                tree.faults.push(Fault { at: tree.at(start, start + 1), what });
-                return Err(tree.faults);
-            }
-        };
-        if let Err(fault) = tree.take(event, &span) {
-            tree.faults.push(fault);
-            return Err(tree.faults);
-        }
-    }
+    let mut tree = Tree::new(file, MAX_DEPTH, apart);
+    tree.read(text)?;
     match tree.root {
         Some(root) if tree.faults.is_empty() => Ok(root),
         Some(_) => Err(tree.faults),
@@ -165,6 +165,9 @@ struct Tree<'a> {
     file: u16,
     open: Vec<Open>,
     root: Option<Node>,
+    /// Documents before the one that is open, if there may be any.
+    done: Option<Vec<Node>>,
+    most_depth: usize,
     faults: Vec<Fault>,
     apart: Option<Apart<'a>>,
 }
@@ -180,7 +183,35 @@ type Keys = HashMap<String, At>;
 /// Keys up to which a map is looked through: nearly all maps of our files, without a table for each.
 const FEW_KEYS: usize = 16;
 
-impl Tree<'_> {
+impl<'a> Tree<'a> {
+    fn new(file: u16, most_depth: usize, apart: Option<Apart<'a>>) -> Self {
+        Self { file, open: Vec::new(), root: None, done: None, most_depth, faults: Vec::new(), apart }
+    }
+
+    /// Takes all of a text, or up to the first fault that keeps it from being a tree.
+    fn read(&mut self, text: &str) -> Result<(), Vec<Fault>> {
+        let mut options = Options::default();
+        options.emit_anchor_events = false;
+        options.emit_unresolved_aliases = true;
+        options.emit_comments = false;
+        for next in Parser::new_from_str_with_options(text, options) {
+            let taken = match next {
+                Ok((event, span)) => self.take(event, &span),
+                Err(error) => {
+                    let start = error.marker().byte_offset().unwrap_or(text.len());
+                    let is_too_deep = *error.kind() == ErrorKind::RecursionLimitExceeded;
+                    let what = if is_too_deep { What::TooDeep(self.most_depth) } else { What::Syntax(error.info()) };
+                    Err(Fault { at: self.at(start, start + 1), what })
+                }
+            };
+            if let Err(fault) = taken {
+                self.faults.push(fault);
+                return Err(std::mem::take(&mut self.faults));
+            }
+        }
+        Ok(())
+    }
+
     fn at(&self, start: usize, end: usize) -> At {
         let byte = |offset: usize| u32::try_from(offset).unwrap_or(u32::MAX);
         At { file: self.file, start: byte(start), end: byte(end) }
@@ -216,15 +247,21 @@ impl Tree<'_> {
                 };
                 self.put(node)
             }
-            Event::DocumentStart(..) if self.root.is_some() => refuse("a second document (`---`)"),
+            Event::DocumentStart(..) if self.root.is_some() => match &mut self.done {
+                Some(done) => {
+                    done.extend(self.root.take());
+                    Ok(())
+                }
+                None => refuse("a second document (`---`)"),
+            },
             Event::StreamStart | Event::StreamEnd | Event::DocumentStart(..) | Event::DocumentEnd | _ => Ok(()),
         }
     }
 
     fn open(&mut self, open: Open) -> Result<(), Fault> {
         let (Open::List(at, _) | Open::Map(at, ..)) = &open;
-        if self.open.len() >= MAX_DEPTH {
-            return Err(Fault { at: *at, what: What::TooDeep });
+        if self.open.len() >= self.most_depth {
+            return Err(Fault { at: *at, what: What::TooDeep(self.most_depth) });
         }
         self.open.push(open);
         Ok(())
@@ -242,7 +279,7 @@ impl Tree<'_> {
             None => self.root = Some(node),
             Some(Open::List(_, items)) => items.push(node),
             Some(Open::Map(_, entries, key @ None, keys)) => {
-                let Value::Scalar { text, .. } = node.value else {
+                let Value::Scalar { text, quoted } = node.value else {
                     return Err(Fault { at: node.at, what: What::Unsupported("a key that is no text") });
                 };
                 let first = if entries.len() < FEW_KEYS {
@@ -256,7 +293,7 @@ impl Tree<'_> {
                 if let Some(first) = first {
                     note(&mut self.faults, Fault { at: node.at, what: What::DuplicateKey(text.clone(), first) });
                 }
-                *key = Some(Key { at: node.at, text });
+                *key = Some(Key { at: node.at, text, quoted });
             }
             Some(Open::Map(_, entries, key, _)) => {
                 if let Some(key) = key.take() {

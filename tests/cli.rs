@@ -47,6 +47,7 @@ const INVALID: [(&str, &str, usize); 61] = [
     ("no-sink", "DPA044", 1),
     ("no-such-customer-file", "DPA020", 1),
     ("nobody-vouches", "DPA005", 4),
+    ("node-network", "DPA070", 2),
     ("not-yaml", "DPA001", 1),
     ("not-yet-administered", "DPA043", 1),
     ("observe-against-the-policy", "DPA045", 1),
@@ -93,6 +94,9 @@ fn what_is_said_of_invalid_files() {
         let (text, exit, expected) = if code == "DPA060" {
             let output = run(&tests, &["test", &file]);
             (err(&output), output.status.code(), 2)
+        } else if code == "DPA070" {
+            let output = run(&tests, &["inject", "--policy-configmap", "p", "--settings-configmap", "s", &file]);
+            (err(&output), output.status.code(), 1)
         } else {
             let output = run(&tests, &["check", "--at", "2026-06-15", &file]);
             (out(&output) + &err(&output), output.status.code(), i32::from(count > 0))

@@ -115,12 +115,13 @@ fn apply(node: &mut yaml::Node, path: &[String], value: Option<&yaml::Node>) {
                 }
                 (Some(at), rest, value) => apply(&mut entries[at].1, rest, value),
                 (None, [], Some(value)) => {
-                    entries.push((yaml::Key { at: yaml::At::default(), text: key.clone() }, value.clone()));
+                    entries
+                        .push((yaml::Key { at: yaml::At::default(), text: key.clone(), quoted: false }, value.clone()));
                 }
                 // An entry of a list that is not there yet.
                 (None, [_], Some(value)) if key == "instructions" => {
                     let list = yaml::Node { at: yaml::At::default(), value: yaml::Value::List(vec![value.clone()]) };
-                    entries.push((yaml::Key { at: yaml::At::default(), text: key.clone() }, list));
+                    entries.push((yaml::Key { at: yaml::At::default(), text: key.clone(), quoted: false }, list));
                 }
                 (None, ..) => {}
             }

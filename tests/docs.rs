@@ -103,11 +103,13 @@ fn no_object(text: &str) -> Option<String> {
         Err(error) => return Some(error.to_string()),
     };
     let is = |place: &str, value: &str| object.pointer(place).and_then(Value::as_str) == Some(value);
-    let rules = object.pointer("/spec/egress").and_then(Value::as_array);
-    let is_whole = |rule: &Value| rule["to"].is_array() && rule["ports"].is_array();
+    let way = object.pointer("/spec/policyTypes/0").and_then(Value::as_str).unwrap_or_default();
+    let (rules, peers) = if way == "Ingress" { ("/spec/ingress", "from") } else { ("/spec/egress", "to") };
+    let rules = object.pointer(rules).and_then(Value::as_array);
+    let is_whole = |rule: &Value| rule[peers].is_array() && rule["ports"].is_array();
     let is_good = is("/apiVersion", "networking.k8s.io/v1")
         && is("/kind", "NetworkPolicy")
-        && is("/spec/policyTypes/0", "Egress")
+        && ["Egress", "Ingress"].contains(&way)
         && object.pointer("/spec/podSelector/matchLabels").is_some()
         && rules.is_some_and(|rules| !rules.is_empty() && rules.iter().all(is_whole));
     (!is_good).then(|| format!("no NetworkPolicy, or one that closes nothing: {object}"))
@@ -171,6 +173,7 @@ fn each_piece_of_yaml_is_good() {
         ("docs/identity.md", 4),
         ("docs/egress.md", 3),
         ("docs/change-a-policy.md", 3),
+        ("docs/kubernetes.md", 2),
     ] {
         let blocks = document(path);
         let count = blocks.iter().filter(|block| block.language == "yaml").count();

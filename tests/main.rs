@@ -31,6 +31,7 @@ mod house;
 mod http2;
 mod http2_ends;
 mod http2_upstream;
+mod inject;
 mod life;
 mod log_failures;
 mod overload;

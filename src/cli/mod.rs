@@ -7,6 +7,7 @@ mod coverage;
 mod demo;
 mod diff;
 mod explain;
+mod inject;
 mod keygen;
 mod offered;
 mod progress;
@@ -97,6 +98,7 @@ Examples:
   dpa-sidecar coverage sidecar.yaml -o html > coverage.html    what is enforced of the agreement, and what is not
   dpa-sidecar audit tail -f decisions.ndjson                   decisions, as a person reads them
   dpa-sidecar audit verify --key audit.key.pub /var/lib/dpa-sidecar
+  kubectl get deploy,svc -o yaml | dpa-sidecar inject … - | kubectl apply -f -
   dpa-sidecar schema policy > policy.schema.json               for editors and validators
 
 Exit codes: 0 yes or clean, 1 no or findings, 2 could not tell (usage, unreadable file).";
@@ -136,6 +138,8 @@ enum Command {
     Sign(sign::Arguments),
     /// Make a key pair that signs policies, or the checkpoints of a decision log.
     Keygen(keygen::Arguments),
+    /// Put the sidecar into Kubernetes manifests, and take it out again.
+    Inject(inject::Arguments),
     /// Print the JSON Schema (draft 2020-12) of a file, or of the lines of the decision log.
     Schema(schema::Arguments),
 }
@@ -184,6 +188,7 @@ pub fn run() -> Exit {
         Command::Audit(audit) => audit::audit(audit, &mut out, &mut err),
         Command::Sign(sign) => sign::sign(sign, &mut out, &mut err),
         Command::Keygen(keygen) => keygen::keygen(keygen, &mut out),
+        Command::Inject(inject) => inject::inject(inject, &mut out, &mut err),
         Command::Schema(schema) => schema::schema(schema, &mut out),
     };
     told(result, &mut err)

@@ -102,11 +102,13 @@ pub enum Code {
     Baseline,
     /// DPA060: a test case that asks for something impossible.
     Case,
+    /// DPA070: a workload that the sidecar cannot be put into.
+    Workload,
 }
 
 impl Code {
     /// All of them.
-    pub const ALL: [Self; 38] = [
+    pub const ALL: [Self; 39] = [
         Self::Syntax,
         Self::Unsupported,
         Self::DuplicateKey,
@@ -145,6 +147,7 @@ impl Code {
         Self::Signature,
         Self::Baseline,
         Self::Case,
+        Self::Workload,
     ];
 
     /// The stable code.
@@ -189,6 +192,7 @@ impl Code {
             Self::Signature => "DPA051",
             Self::Baseline => "DPA052",
             Self::Case => "DPA060",
+            Self::Workload => "DPA070",
         }
     }
 }
@@ -541,6 +545,15 @@ It names a party, service or subprocessor that is not there, or what no request 
 Example:
   caller: care-dsk               # wrong, if the policy has care-desk"#
             }
+            Self::Workload => {
+                r#"the sidecar cannot be put into this workload.
+
+`inject` refuses what would not start, or what callers could walk around: the network of the node, ports that are
+taken, a port that nobody can tell, a probe that cannot reach a service on loopback. It writes nothing then.
+
+Example:
+  hostNetwork: true              # loopback is that of the node: everybody there is taken for the service"#
+            }
         }
     }
 }
@@ -606,10 +619,10 @@ impl From<Fault> for Problem {
                 format!("{what} is not allowed here"),
                 "write the value out: what is read has to be what is meant",
             ),
-            What::TooDeep => Self::error(
+            What::TooDeep(most) => Self::error(
                 Code::TooMuch,
                 at,
-                "lists and maps are nested deeper than 32",
+                format!("lists and maps are nested deeper than {most}"),
                 "no place in these files is deeper than 8: look for a bracket that is not closed",
             ),
             What::DuplicateKey(key, _) => Self::error(
