@@ -92,7 +92,7 @@ pub(super) fn run(arguments: &Arguments, err: &mut dyn Write) -> Result<Exit, Cl
     if let Some(told) = told {
         err.write_all(told.as_bytes())?;
     }
-    sidecar.run_until_stopped(signals)?;
+    sidecar.run_until_stopped(signals);
     Ok(Exit::Yes)
 }
 

@@ -87,7 +87,7 @@ pub(super) fn demo(arguments: &Arguments, out: &mut dyn Write) -> Result<Exit, C
         let _left = std::fs::remove_dir_all(&folder);
     } else {
         invite(&addresses, tls, &log, out)?;
-        sidecar.run_until_stopped(signals)?;
+        sidecar.run_until_stopped(signals);
     }
     Ok(if as_told { Exit::Yes } else { Exit::No })
 }
