@@ -61,7 +61,7 @@ pub fn chain<'e>(error: &'e (dyn Error + 'static)) -> impl fmt::Display + 'e {
 
 /// Counters of the process, of what is rare. A clone counts into the same. What each request counts, each worker counts
 /// for itself.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Metrics {
     /// Forwarded without a record.
     pub unrecorded: Counter,
@@ -89,25 +89,6 @@ pub struct Metrics {
 }
 
 type ByWhy = Family<[(&'static str, &'static str); 1], Counter>;
-
-impl Default for Metrics {
-    fn default() -> Self {
-        Self {
-            unrecorded: Counter::default(),
-            malformed: Counter::default(),
-            too_large: Counter::default(),
-            timed_out: Counter::default(),
-            handshake: Counter::default(),
-            overloaded: Counter::default(),
-            panicked: Counter::default(),
-            gone: Counter::default(),
-            refused: Counter::default(),
-            flooded: Counter::default(),
-            policy_loads: Counter::default(),
-            policy_refused: Family::default(),
-        }
-    }
-}
 
 impl Metrics {
     /// A policy took effect.

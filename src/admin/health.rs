@@ -60,9 +60,11 @@ impl Health {
                 let (status, text) = self.ready(question.query == Some("verbose"));
                 Some(Reply::plain(status, text))
             }
-            "/metrics" => {
-                Some(Reply { status: StatusCode::OK, kind: "text/plain; version=0.0.4; charset=utf-8", text: self.page.text() })
-            }
+            "/metrics" => Some(Reply {
+                status: StatusCode::OK,
+                kind: "text/plain; version=0.0.4; charset=utf-8",
+                text: self.page.text(),
+            }),
             _ => None,
         }
     }

@@ -111,7 +111,8 @@ pub fn start(
                 let Some((socket, inside)) = inside else { return };
                 // Whoever can open a Unix socket is no page in a browser.
                 let is_tcp = matches!(socket, sockets::Bound::Tcp(_));
-                serve(&socket, move |question| inside.answer(&question), move |head| !is_tcp || is_asked_here(head)).await;
+                serve(&socket, move |question| inside.answer(&question), move |head| !is_tcp || is_asked_here(head))
+                    .await;
             };
             tokio::select! {
                 _ = stopped => {}

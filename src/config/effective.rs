@@ -126,8 +126,7 @@ impl Effective {
     #[must_use]
     pub fn json(&self) -> String {
         let version = env!("CARGO_PKG_VERSION");
-        let dump =
-            Dump { version, commit: crate::telemetry::COMMIT, digest: &self.digest, settings: &self.entries };
+        let dump = Dump { version, commit: crate::telemetry::COMMIT, digest: &self.digest, settings: &self.entries };
         let mut text = serde_json::to_string_pretty(&dump).unwrap_or_default();
         text.push('\n');
         text
