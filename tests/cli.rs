@@ -12,7 +12,8 @@ use crate::support::repository;
 use crate::support::run;
 
 /// File, its problem, and how many errors there are; a file with none has a warning only.
-const INVALID: [(&str, &str, usize); 60] = [
+const INVALID: [(&str, &str, usize); 61] = [
+    ("administered-from-everywhere", "DPA035", 1),
     ("agreement-ends-soon", "DPA030", 0),
     ("alias", "DPA002", 1),
     ("ambiguous-identity", "DPA016", 1),
@@ -47,7 +48,7 @@ const INVALID: [(&str, &str, usize); 60] = [
     ("no-such-customer-file", "DPA020", 1),
     ("nobody-vouches", "DPA005", 4),
     ("not-yaml", "DPA001", 1),
-    ("not-yet-administered", "DPA043", 1),
+    ("not-yet-a-candidate", "DPA043", 1),
     ("observe-against-the-policy", "DPA045", 1),
     ("one-peer-two-headers", "DPA035", 0),
     ("prohibited-sale", "DPA013", 1),

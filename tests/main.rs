@@ -50,3 +50,4 @@ mod token_keys;
 mod tokens;
 mod upgrade;
 mod upstream_failures;
+mod watching;

@@ -81,7 +81,7 @@ pub(super) fn run(arguments: &Arguments, format: LogFormat, err: &mut dyn Write)
         }
     };
     if arguments.print_config {
-        return print_config(&source, err);
+        return print_config(&source, is_short.then_some(arguments), err);
     }
     let Some(Prepared { settings, accepted, warnings }) = prepare(&source, err)? else { return Ok(Exit::No) };
     let summary = Summary::of(&settings, &accepted, warnings);
@@ -113,13 +113,27 @@ pub(super) fn run(arguments: &Arguments, format: LogFormat, err: &mut dyn Write)
 }
 
 /// What the settings come to, each key with its value and where that is from.
-fn print_config(source: &Source, err: &mut dyn Write) -> Result<Exit, CliError> {
+fn print_config(source: &Source, short: Option<&Arguments>, err: &mut dyn Write) -> Result<Exit, CliError> {
     let (settings, problems) = config::compile(source, &config::environment);
     let Some(settings) = settings else {
         print_problems(err, &problems, std::slice::from_ref(source), colour(&std::io::stderr()))?;
         return Ok(Exit::No);
     };
-    std::io::stdout().lock().write_all(settings.effective.text().as_bytes())?;
+    let effective = match short {
+        None => settings.effective,
+        Some(arguments) => {
+            let mut flags = vec![
+                ("policy.file", "--policy"),
+                ("upstreams[0].address", "--upstream"),
+                ("listeners[0].address", "--listen"),
+            ];
+            flags.extend(arguments.observe.then_some(("enforcement", "--observe")));
+            let storage = arguments.storage_location.map(|_| ("service.storage_location", "--storage-location"));
+            flags.extend(storage);
+            settings.effective.of_short_form(&flags)
+        }
+    };
+    std::io::stdout().lock().write_all(effective.text().as_bytes())?;
     Ok(Exit::Yes)
 }
 

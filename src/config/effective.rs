@@ -24,6 +24,10 @@ pub enum Origin {
     File(String, usize),
     /// These variables of the environment, or what the file says for a variable that is not set.
     Environment(Vec<String>, String, usize),
+    /// This flag.
+    Flag(&'static str),
+    /// The short form of `run` stands for it.
+    ShortForm,
     /// Nobody said otherwise.
     Default,
 }
@@ -35,6 +39,8 @@ impl fmt::Display for Origin {
             Self::Environment(names, path, line) => {
                 write!(out, "${{{}}} in {path}:{line}", names.join("}, ${"))
             }
+            Self::Flag(name) => out.write_str(name),
+            Self::ShortForm => out.write_str("short form"),
             Self::Default => out.write_str("default"),
         }
     }
@@ -107,6 +113,16 @@ impl Effective {
         lines.sort();
         let digest = sha256(lines.concat().as_bytes());
         Self { entries, digest }
+    }
+
+    /// The same for settings that no file says: those of the short form, of which flags say some.
+    #[must_use]
+    pub fn of_short_form(mut self, flags: &[(&str, &'static str)]) -> Self {
+        for entry in self.entries.iter_mut().filter(|entry| entry.origin != Origin::Default) {
+            let flag = flags.iter().find(|(key, _)| *key == entry.key);
+            entry.origin = flag.map_or(Origin::ShortForm, |(_, flag)| Origin::Flag(flag));
+        }
+        self
     }
 
     /// A line a setting: key, value, and where it is from.
@@ -204,9 +220,10 @@ fn shown(text: &str) -> String {
 /// A length of time, as it would be written.
 fn time(time: Duration) -> String {
     let millis = time.as_millis();
-    let units = [(86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1_000, "s")];
-    let found = units.into_iter().find(|(scale, _)| millis >= *scale && millis.is_multiple_of(*scale));
-    found.map_or_else(|| format!("{millis}ms"), |(scale, unit)| format!("{}{unit}", millis / scale))
+    // A minute is mostly written as 60s.
+    let units = [(86_400_000, 1, "d"), (3_600_000, 1, "h"), (60_000, 2, "m"), (1_000, 1, "s")];
+    let found = units.into_iter().find(|(scale, least, _)| millis >= scale * least && millis.is_multiple_of(*scale));
+    found.map_or_else(|| format!("{millis}ms"), |(scale, _, unit)| format!("{}{unit}", millis / scale))
 }
 
 /// A number of bytes, as it would be written.
@@ -266,6 +283,12 @@ impl Settings {
             add("header_bytes", sized(upstream.header_bytes));
             if let Some(tls) = &upstream.tls {
                 add("tls.server_name", tls.server_name.to_str().into_owned());
+            }
+        }
+        // Behind the routes stand the probes, which are about no subscriber.
+        for (place, route) in self.routes.all().iter().enumerate() {
+            if route.subject.is_some() {
+                add(&format!("routes[{place}].subscriber_data"), "true".to_owned());
             }
         }
         self.log_and_limits(&mut add);
