@@ -44,6 +44,8 @@ use crate::record::recorder::Pass;
 use crate::record::recorder::Receipt;
 use crate::record::recorder::RecordError;
 use crate::record::recorder::Recorder;
+use crate::record::tally::Primary;
+use crate::record::tally::Tally;
 use crate::standing::Standing;
 use crate::telemetry::Metrics;
 
@@ -418,6 +420,7 @@ impl Drop for OutcomeGuard {
             duration,
             ..self.ended
         };
+        recorder.tally().ended(ended.ending, duration);
         recorder.note(|batch| entry::outcome(batch, recorder.writer(), &ended));
     }
 }
@@ -427,6 +430,12 @@ impl Gate {
     #[must_use]
     pub fn new(rules: Arc<Rules>, recorder: Recorder, metrics: Metrics) -> Self {
         Self { rules, recorder, metrics }
+    }
+
+    /// What its worker counts.
+    #[must_use]
+    pub fn tally(&self) -> &Tally {
+        self.recorder.tally()
     }
 
     /// Steps 3 to 6: decides one request and writes the decision down.
@@ -470,15 +479,14 @@ impl Gate {
             .await;
         match (receipt, outcome) {
             (Ok(receipt), Some(mut outcome)) => {
-                let counter = if action == Action::Allowed { &self.metrics.allowed } else { &self.metrics.observed };
-                counter.inc();
+                self.tally().decided(primary(is_stale, &decision), action, enforcement);
                 outcome.ended.ending = Ending::Aborted;
                 let route = facts.route_place.and_then(|place| rules.routes.all().get(place));
                 let passage = route.map(|route| Arc::clone(&route.passage)).unwrap_or_default();
                 Verdict::Pass(Clearance { receipt, context: context(&facts, policy), passage, outcome })
             }
             (Ok(_), None) => {
-                self.metrics.denied.inc();
+                self.tally().decided(primary(is_stale, &decision), action, enforcement);
                 let is_party = facts.caller.known().is_some_and(|caller| caller.party.is_some());
                 let why = if is_stale && is_party { Refused::Stale } else { Refused::Rule(told(&facts, &decision)) };
                 Verdict::Refuse(self.refusal(&in_force, ids.decision, why))
@@ -525,7 +533,7 @@ impl Gate {
         let encode = |batch: &mut Batch| entry::unreadable(batch, writer, &about, &policy, enforcement);
         let receipt = self.recorder.append(pass, encode).await;
         if receipt.is_ok() {
-            self.metrics.denied.inc();
+            self.tally().decided(Primary::Unreadable, Action::Denied, enforcement);
         }
         let why = receipt.map_or_else(Refused::Unrecorded, |_| Refused::Unreadable(why));
         self.refusal(&policy, ids.decision, why)
@@ -576,6 +584,14 @@ impl Drop for Undecided<'_> {
 
 fn about<'a>(ids: &'a Ids, method: &'a Method, time: Timestamp) -> About<'a> {
     About { time, decision_id: ids.decision, request_id: ids.request, trace_id: &ids.trace, method, is_stale: false }
+}
+
+fn primary(is_stale: bool, decision: &Decision<'_>) -> Primary {
+    match decision.reasons().first() {
+        _ if is_stale => Primary::Stale,
+        Some(reason) => Primary::Rule(reason.code),
+        None => Primary::Nothing,
+    }
 }
 
 /// The one reason that the caller is told. Somebody unidentified, or no party to the agreement, learns

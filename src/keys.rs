@@ -259,6 +259,12 @@ impl KeySource {
         taken.is_err()
     }
 
+    /// How many keys are known.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.keys.load().count()
+    }
+
     /// Whether there are keys, and how they are, for `/readyz?verbose`.
     #[must_use]
     pub fn told(&self) -> (bool, String) {

@@ -33,11 +33,16 @@ pub type AnswerBody = Either<Full<Bytes>, Relay>;
 
 /// Codes of failures that are no decision.
 const DECISION_UNRECORDED: &str = "decision_unrecorded";
-const INTERNAL_ERROR: &str = "internal_error";
+/// The code where this program failed at a request.
+pub const INTERNAL_ERROR: &str = "internal_error";
 const OVERLOADED: &str = "overloaded";
 const UPSTREAM_UNAVAILABLE: &str = "upstream_unavailable";
 const UPSTREAM_TIMEOUT: &str = "upstream_timeout";
 const REQUEST_TOO_LARGE: &str = "request_too_large";
+
+/// Why a permitted request has no answer of the upstream: the words of [`reason_of`] and [`INTERNAL_ERROR`].
+pub const FAILURES: [&str; 6] =
+    [UPSTREAM_UNAVAILABLE, UPSTREAM_TIMEOUT, OVERLOADED, REQUEST_TOO_LARGE, REQUEST_UNREADABLE, INTERNAL_ERROR];
 
 /// In which form a caller is told that there is no answer of the upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -188,22 +193,36 @@ pub fn refused(refusal: &Refusal, form: Form) -> Response<AnswerBody> {
     response
 }
 
+/// The code that says why a permitted request has no answer of the upstream.
+#[must_use]
+pub fn reason_of(error: &ForwardError) -> &'static str {
+    match error {
+        ForwardError::CallerBroke(_) => REQUEST_UNREADABLE,
+        ForwardError::TooLarge { .. } => REQUEST_TOO_LARGE,
+        ForwardError::Overloaded { .. } => OVERLOADED,
+        ForwardError::Connect { .. }
+        | ForwardError::Down { .. }
+        | ForwardError::Tls { .. }
+        | ForwardError::Broken { .. }
+        | ForwardError::Switched { .. }
+        | ForwardError::Coded { .. } => UPSTREAM_UNAVAILABLE,
+        ForwardError::TimedOut { .. } => UPSTREAM_TIMEOUT,
+    }
+}
+
 /// Answers a request that was sent on, or was about to be, and got no answer.
 #[must_use]
 pub fn no_answer(error: &ForwardError, decision: Uuid, form: Form) -> Response<AnswerBody> {
-    let (code, title, detail) = match error {
+    let (title, detail) = match error {
         ForwardError::CallerBroke(_) => (
-            REQUEST_UNREADABLE,
             "The request broke off, or its body is not framed as it says.",
             "The sidecar permitted the request and could not read it to its end.",
         ),
         ForwardError::TooLarge { .. } => (
-            REQUEST_TOO_LARGE,
             "The body of the request is larger than its route allows.",
             "The sidecar permitted the request; the limit is one of its settings.",
         ),
         ForwardError::Overloaded { .. } => (
-            OVERLOADED,
             "All connections to the data service are in use.",
             "The sidecar permitted the request, and no connection came free in time; ask again.",
         ),
@@ -213,17 +232,15 @@ pub fn no_answer(error: &ForwardError, decision: Uuid, form: Form) -> Response<A
         | ForwardError::Broken { .. }
         | ForwardError::Switched { .. }
         | ForwardError::Coded { .. } => (
-            UPSTREAM_UNAVAILABLE,
             "The upstream cannot be reached or broke off.",
             "The sidecar permitted the request; the upstream that it goes to did not answer.",
         ),
         ForwardError::TimedOut { .. } => (
-            UPSTREAM_TIMEOUT,
             "The upstream did not answer in time.",
             "The sidecar permitted the request; the upstream that it goes to took too long.",
         ),
     };
-    failure(code, title, error.status(), detail, Some(decision), form)
+    failure(reason_of(error), title, error.status(), detail, Some(decision), form)
 }
 
 /// Answers a request that came while too many were under way: it was not decided on, so it has no decision.

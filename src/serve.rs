@@ -1,7 +1,6 @@
 //! Builds the steps from the settings and runs them until they are drained.
 
 use std::io;
-use std::net::TcpListener;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -24,10 +23,14 @@ use crate::accept;
 use crate::accept::Limits;
 use crate::admin;
 use crate::admin::Health;
+use crate::admin::Inside;
+use crate::admin::Scrape;
+use crate::admin::metrics::ListenerCounts;
 use crate::config::Settings;
 use crate::doors::egress::Egress;
 use crate::doors::proxy::Clock;
 use crate::doors::proxy::Proxy;
+use crate::doors::tally::Tally;
 use crate::forward::Destination;
 use crate::forward::Upstream;
 use crate::forward::headers::HeaderRules;
@@ -83,7 +86,12 @@ pub enum StartError {
 pub struct Sidecar {
     /// Where each listener really listens, by name.
     pub addresses: Vec<(String, Address)>,
-    health: Option<(TcpListener, Health)>,
+    /// Where the health listener really listens, if there is one.
+    pub health: Option<Address>,
+    /// Where the admin listener really listens, if there is one.
+    pub admin: Option<Address>,
+    /// Answers on both.
+    watched: Option<admin::Running>,
     draining: watch::Sender<bool>,
     /// Has files read again at once.
     again: Arc<Again>,
@@ -117,6 +125,8 @@ struct Bound {
     /// Place of its upstream.
     upstream: usize,
     egress: Option<Egress>,
+    /// What each worker counts there.
+    tallies: Vec<Arc<Tally>>,
 }
 
 /// Starts a sidecar. When it returns, the sockets are bound, the log is open and the workers run.
@@ -135,7 +145,9 @@ pub fn start(settings: Settings, accepted: Accepted, clock: Clock) -> Result<Sid
         addresses.push((listener.name.clone(), address));
         let load = |tls| tls::Server::load(&listener.name, tls).map(Arc::new);
         let tls = listener.tls.clone().map(load).transpose()?;
-        listeners.push(Bound { socket, tls, upstream: listener.upstream, egress: listener.egress.clone() });
+        let tallies = std::iter::repeat_with(Arc::default).take(settings.workers).collect();
+        let (upstream, egress) = (listener.upstream, listener.egress.clone());
+        listeners.push(Bound { socket, tls, upstream, egress, tallies });
     }
     let mut upstreams = Vec::new();
     for upstream in &settings.upstreams {
@@ -147,10 +159,8 @@ pub fn start(settings: Settings, accepted: Accepted, clock: Clock) -> Result<Sid
         servers: listeners.iter().filter_map(|bound| bound.tls.clone()).collect(),
         clients: upstreams.iter().filter_map(|upstream| upstream.tls().cloned()).collect(),
     };
-    let health_socket = match settings.health.map(|address| listen(&Address::Tcp(address))).transpose()? {
-        Some(sockets::Bound::Tcp(ref socket)) => Some(socket.try_clone().map_err(StartError::Thread)?),
-        Some(sockets::Bound::Unix(..)) | None => None,
-    };
+    let health = settings.health.map(|address| listen(&Address::Tcp(address))).transpose()?;
+    let inside = settings.admin.as_ref().map(listen).transpose()?;
     let metrics = Metrics::default();
     let enforcement = settings.enforcement;
     let loaded = |batch: &mut Batch, writer: &Writer| {
@@ -171,16 +181,10 @@ pub fn start(settings: Settings, accepted: Accepted, clock: Clock) -> Result<Sid
         tracing::info!(help, "what the policy weakens since the last start is not looked at");
     }
     let (log, closing) = Log::open(&settings.log, writer(&settings), Box::new(move || clock.now()), counters, loaded)?;
-    metrics.policy_loaded(accepted.policy.revision);
+    metrics.policy_loaded();
     let in_force = InForce { policy: Arc::new(accepted.policy), since: now, key_id: accepted.key_id };
     let standing = Arc::new(Standing::new(in_force, settings.policy.max_age));
     let (draining, drained) = watch::channel(false);
-    let health = health_socket.map(|socket| {
-        let keys = settings.key_sources.clone();
-        let (log, metrics, tls) = (Arc::clone(log.counters()), metrics.clone(), all_tls.clone());
-        let standing = Arc::clone(&standing);
-        (socket, Health { draining: drained.clone(), log, metrics, standing, tls, clock, keys })
-    });
     let rules = Rules {
         standing: Arc::clone(&standing),
         trust: settings.trust.clone(),
@@ -188,6 +192,38 @@ pub fn start(settings: Settings, accepted: Accepted, clock: Clock) -> Result<Sid
         routes: Arc::clone(&settings.routes),
         enforcement: settings.enforcement,
         on_failure: settings.log.on_failure,
+    };
+    let probes = usize::from(health.is_some()) + usize::from(inside.is_some());
+    let connections = connections(settings.limits.connections, settings.workers, addresses.len(), probes);
+    let concurrent = settings.limits.concurrent_requests.min(Semaphore::MAX_PERMITS);
+    let places = Arc::new(Semaphore::new(concurrent));
+    let counts = |(bound, (name, _)): (&Bound, &(String, Address))| ListenerCounts {
+        name: name.clone(),
+        upstream: bound.upstream,
+        tallies: bound.tallies.clone(),
+    };
+    let scrape = Scrape {
+        tallies: log.tallies(),
+        metrics: metrics.clone(),
+        log: Arc::clone(log.counters()),
+        listeners: listeners.iter().zip(&addresses).map(counts).collect(),
+        upstreams: upstreams.clone(),
+        places: (Arc::clone(&places), concurrent),
+        connections,
+        standing: Arc::clone(&standing),
+        keys: settings.key_sources.clone(),
+        tls: all_tls.clone(),
+        enforcement: settings.enforcement,
+        settings: settings.effective.digest.clone(),
+        draining: drained.clone(),
+        clock,
+        started: now,
+    };
+    let told = Inside {
+        settings: settings.effective.json(),
+        policy_file: settings.policy_file.display().to_string(),
+        standing: Arc::clone(&standing),
+        clock,
     };
     let share = Share {
         rules: Arc::new(rules),
@@ -198,13 +234,8 @@ pub fn start(settings: Settings, accepted: Accepted, clock: Clock) -> Result<Sid
         egress_headers: Arc::new(HeaderRules { keeps_tokens: false, trusted: Vec::new(), ..settings.headers.clone() }),
         headers: Arc::new(settings.headers.clone()),
         limits: settings.limits,
-        slots: accept::Slots::new(connections(
-            settings.limits.connections,
-            settings.workers,
-            addresses.len(),
-            health.is_some(),
-        )),
-        places: Arc::new(Semaphore::new(settings.limits.concurrent_requests.min(Semaphore::MAX_PERMITS))),
+        slots: accept::Slots::new(connections),
+        places,
         unread: Arc::new(accept::UnreadCounters::new(metrics.clone())),
         metrics,
         clock,
@@ -236,11 +267,16 @@ pub fn start(settings: Settings, accepted: Accepted, clock: Clock) -> Result<Sid
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(StartError::Thread)?;
         let thread = std::thread::Builder::new()
             .name(format!("dpa-worker-{number}"))
-            .spawn(move || work(&runtime, share, &recorder, number == 0))
+            .spawn(move || work(&runtime, share, &recorder, number))
             .map_err(StartError::Thread)?;
         workers.push(thread);
     }
-    Ok(Sidecar { addresses, health, draining, again, workers, closing })
+    let at = |bound: &Option<sockets::Bound>| bound.as_ref().and_then(|bound| bound.address().ok());
+    let (health_at, admin_at) = (at(&health), at(&inside));
+    let health = health.map(|socket| (socket, Health::of(scrape, settings.key_sources.clone())));
+    let inside = inside.map(|socket| (socket, told));
+    let watched = admin::start(health, inside).map_err(StartError::Thread)?;
+    Ok(Sidecar { addresses, health: health_at, admin: admin_at, watched, draining, again, workers, closing })
 }
 
 fn writer(settings: &Settings) -> Writer {
@@ -287,7 +323,7 @@ const FILES_OF_A_RUNTIME: usize = 4;
 
 /// How many connections there may be: as the settings say, but no more than the process may open files for, with one
 /// to the upstream for each. So the log never goes without. Raises the limit of open files as far as it goes.
-fn connections(wanted: usize, workers: usize, listeners: usize, has_health: bool) -> usize {
+fn connections(wanted: usize, workers: usize, listeners: usize, probes: usize) -> usize {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
     let files = match setrlimit(Resource::Nofile, raised) {
@@ -298,7 +334,7 @@ fn connections(wanted: usize, workers: usize, listeners: usize, has_health: bool
     let Some(files) = files.and_then(|files| usize::try_from(files).ok()) else { return wanted };
     let open = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
     // One more is accepted before the oldest is closed.
-    let probes = if has_health { admin::MOST_CONNECTIONS + 1 } else { 0 };
+    let probes = probes * (admin::MOST_CONNECTIONS + 1);
     let taken = open + workers * (listeners + FILES_OF_A_RUNTIME) + 2 * FILES_OF_A_RUNTIME + probes + SPARE_FILES;
     let possible = (files.saturating_sub(taken) / 2).max(workers * listeners);
     if wanted > possible {
@@ -310,11 +346,11 @@ fn connections(wanted: usize, workers: usize, listeners: usize, has_health: bool
 
 /// One worker thread: its doors, its upstream connections, its end of the log. Gives back until when the log is waited
 /// for.
-fn work(runtime: &tokio::runtime::Runtime, share: Share, recorder: &Recorder, is_first: bool) -> Instant {
+fn work(runtime: &tokio::runtime::Runtime, share: Share, recorder: &Recorder, number: usize) -> Instant {
     let local = LocalSet::new();
     let deadline = local.block_on(runtime, async {
         let handing_over = tokio::task::spawn_local(recorder.clone().hand_over());
-        if is_first {
+        if number == 0 {
             tokio::task::spawn_local(sum_up_unread(Arc::clone(&share.unread), recorder.clone(), share.clock));
         }
         let upstreams: Vec<_> = share.upstreams.iter().map(|to| Rc::new(Upstream::new(Arc::clone(to)))).collect();
@@ -322,8 +358,8 @@ fn work(runtime: &tokio::runtime::Runtime, share: Share, recorder: &Recorder, is
             tokio::task::spawn_local(Rc::clone(upstream).tend());
         }
         let mut doors = tokio::task::JoinSet::new();
-        for Bound { socket, tls, upstream, egress } in share.listeners.iter() {
-            let Some(upstream) = upstreams.get(*upstream) else { continue };
+        for Bound { socket, tls, upstream, egress, tallies } in share.listeners.iter() {
+            let (Some(upstream), Some(tally)) = (upstreams.get(*upstream), tallies.get(number)) else { continue };
             let listener = match socket.share() {
                 Ok(listener) => listener,
                 Err(error) => {
@@ -340,6 +376,7 @@ fn work(runtime: &tokio::runtime::Runtime, share: Share, recorder: &Recorder, is
                 headers: Arc::clone(if egress.is_some() { &share.egress_headers } else { &share.headers }),
                 egress: egress.clone(),
                 clock: share.clock,
+                tally: Arc::clone(tally),
             });
             let (slots, unread) = (share.slots.clone(), Arc::clone(&share.unread));
             let (tls, draining) = (tls.clone(), share.draining.clone());
@@ -414,19 +451,9 @@ impl Signals {
 impl Sidecar {
     /// Serves until SIGTERM or SIGINT, then drains: not ready, answers what is under way, writes the log
     /// last. A second signal stops at once. SIGHUP has the policy, certificates and keys read again.
-    ///
-    /// # Errors
-    ///
-    /// If the health listener cannot be taken over.
-    pub fn run_until_stopped(mut self, signals: Signals) -> Result<(), StartError> {
+    pub fn run_until_stopped(self, signals: Signals) {
         let Signals { runtime, mut terminate, mut interrupt, mut hangup } = signals;
-        let local = LocalSet::new();
-        let health = self.health.take();
-        let finished = local.block_on(&runtime, async move {
-            if let Some((socket, health)) = health {
-                let listener = tokio::net::TcpListener::from_std(socket)?;
-                tokio::task::spawn_local(admin::serve(listener, health));
-            }
+        runtime.block_on(async move {
             loop {
                 tokio::select! {
                     _ = terminate.recv() => break,
@@ -440,18 +467,16 @@ impl Sidecar {
             tracing::info!("stopping: waiting for the requests under way; a second signal stops at once");
             let stopped = tokio::task::spawn_blocking(move || self.stop());
             tokio::select! {
-                _ = stopped => Ok(()),
+                _ = stopped => {}
                 _ = terminate.recv() => std::process::exit(1),
                 _ = interrupt.recv() => std::process::exit(1),
             }
         });
-        finished.map_err(StartError::Thread)
     }
 
     /// Drains and returns when the last record is with the kernel.
     pub fn stop(self) {
-        let Self { addresses: _, health, draining, again: _, workers, closing } = self;
-        drop(health);
+        let Self { addresses: _, health: _, admin: _, watched, draining, again: _, workers, closing } = self;
         let _no_workers = draining.send(true);
         let mut deadline = None;
         for worker in workers {
@@ -461,5 +486,7 @@ impl Sidecar {
             }
         }
         closing.wait(deadline.unwrap_or_else(Instant::now));
+        // Until then it says that the sidecar is stopping.
+        drop(watched);
     }
 }

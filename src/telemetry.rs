@@ -1,15 +1,17 @@
-//! What operators watch: the operational log and the metrics. Decisions go to the decision log, never
-//! here.
+//! What operators watch: the operational log, and what metrics are counted with. Decisions go to the decision log,
+//! never here.
 
 use std::error::Error;
 use std::fmt;
 use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
-use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::registry::Registry;
+
+/// The commit that the program was built from, if its build said so in the variable `DPA_COMMIT`.
+pub const COMMIT: Option<&str> = option_env!("DPA_COMMIT");
 
 /// How the operational log is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -57,15 +59,10 @@ pub fn chain<'e>(error: &'e (dyn Error + 'static)) -> impl fmt::Display + 'e {
     })
 }
 
-/// Counters of the process. A clone counts into the same.
-#[derive(Clone, Debug)]
+/// Counters of the process, of what is rare. A clone counts into the same. What each request counts, each worker counts
+/// for itself.
+#[derive(Clone, Debug, Default)]
 pub struct Metrics {
-    /// Permitted, recorded, and sent on.
-    pub allowed: Counter,
-    /// Denied or unreadable, recorded, and refused.
-    pub denied: Counter,
-    /// Denied, recorded, and sent on all the same.
-    pub observed: Counter,
     /// Forwarded without a record.
     pub unrecorded: Counter,
     /// Heads that are no HTTP.
@@ -86,48 +83,16 @@ pub struct Metrics {
     pub refused: Counter,
     /// Connections of HTTP/2 that were closed since what came on them asked for next to nothing.
     pub flooded: Counter,
-    policy_revision: Gauge<u64, AtomicU64>,
-    policy_age: Gauge,
-    policy_loads: Counter,
-    policy_refused: Family<[(&'static str, &'static str); 1], Counter>,
-    decisions: Family<[(&'static str, &'static str); 1], Counter>,
-    unread: Family<[(&'static str, &'static str); 1], Counter>,
+    /// Policies that took effect.
+    pub policy_loads: Counter,
+    policy_refused: ByWhy,
 }
 
-impl Default for Metrics {
-    fn default() -> Self {
-        let decisions = Family::<_, Counter>::default();
-        let unread = Family::<_, Counter>::default();
-        let action = |word| decisions.get_or_create(&[("action", word)]).clone();
-        let why = |word| unread.get_or_create(&[("why", word)]).clone();
-        Self {
-            allowed: action("allowed"),
-            denied: action("denied"),
-            observed: action("observed"),
-            unrecorded: Counter::default(),
-            malformed: why("malformed"),
-            too_large: why("too_large"),
-            timed_out: why("timed_out"),
-            handshake: why("handshake"),
-            overloaded: why("overloaded"),
-            panicked: why("panicked"),
-            gone: why("gone"),
-            refused: why("refused"),
-            flooded: why("flooded"),
-            policy_revision: Gauge::default(),
-            policy_age: Gauge::default(),
-            policy_loads: Counter::default(),
-            policy_refused: Family::default(),
-            decisions,
-            unread,
-        }
-    }
-}
+type ByWhy = Family<[(&'static str, &'static str); 1], Counter>;
 
 impl Metrics {
-    /// A policy of this revision took effect.
-    pub fn policy_loaded(&self, revision: u64) {
-        self.policy_revision.set(revision);
+    /// A policy took effect.
+    pub fn policy_loaded(&self) {
         self.policy_loads.inc();
     }
 
@@ -136,36 +101,127 @@ impl Metrics {
         self.policy_refused.get_or_create(&[("why", why)]).inc();
     }
 
-    /// How many seconds ago the policy in force was issued, or taken if it does not say when it was issued.
-    pub fn policy_is_old(&self, seconds: i64) {
-        self.policy_age.set(seconds);
+    /// How often policies were refused for this reason.
+    #[must_use]
+    pub fn policies_refused(&self, why: &'static str) -> u64 {
+        self.policy_refused.get_or_create(&[("why", why)]).get()
     }
 
-    /// The counters in the text format of Prometheus.
+    /// Requests that were refused before a decision: each reason, as `dpa.unread` names it, and how many.
     #[must_use]
-    pub fn text(&self) -> String {
-        let mut registry = Registry::default();
-        registry.register("dpa_decisions", "Decisions by what was done about them", self.decisions.clone());
-        registry.register(
-            "dpa_decisions_unrecorded",
-            "Requests that were let through before their record was there",
-            self.unrecorded.clone(),
-        );
-        registry.register("dpa_requests_unread", "Requests refused before a decision", self.unread.clone());
-        registry.register("dpa_policy_revision", "Revision of the policy in force", self.policy_revision.clone());
-        registry.register(
-            "dpa_policy_age_seconds",
-            "Since the policy in force was issued, or taken if it does not say when it was issued",
-            self.policy_age.clone(),
-        );
-        registry.register("dpa_policy_loads", "Policies that took effect", self.policy_loads.clone());
-        registry.register(
-            "dpa_policy_refused",
-            "Policies that were refused; the one in force stayed",
-            self.policy_refused.clone(),
-        );
-        let mut text = String::new();
-        let _infallible = encode(&mut text, &registry);
-        text
+    pub fn unread(&self) -> [(&'static str, u64); 9] {
+        [
+            ("malformed", &self.malformed),
+            ("too_large", &self.too_large),
+            ("timed_out", &self.timed_out),
+            ("handshake", &self.handshake),
+            ("overloaded", &self.overloaded),
+            ("panicked", &self.panicked),
+            ("gone", &self.gone),
+            ("refused", &self.refused),
+            ("flooded", &self.flooded),
+        ]
+        .map(|(why, counter)| (why, counter.get()))
+    }
+}
+
+/// Upper bounds of the buckets of a [`Histogram`], in nanoseconds: from what a decision takes to how long a service may
+/// keep silent.
+const BOUNDS: [u64; 17] = [
+    50_000,
+    100_000,
+    250_000,
+    500_000,
+    1_000_000,
+    2_500_000,
+    5_000_000,
+    10_000_000,
+    25_000_000,
+    50_000_000,
+    100_000_000,
+    250_000_000,
+    500_000_000,
+    1_000_000_000,
+    2_500_000_000,
+    10_000_000_000,
+    30_000_000_000,
+];
+
+/// Lengths of time, counted by how long they are.
+#[derive(Debug, Default)]
+pub struct Histogram {
+    /// One for each bound, and one for what is longer than all.
+    buckets: [AtomicU64; BOUNDS.len() + 1],
+    nanos: AtomicU64,
+}
+
+impl Histogram {
+    /// One that was so long.
+    pub fn observe(&self, time: Duration) {
+        let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        let place = BOUNDS.partition_point(|bound| *bound < nanos);
+        if let Some(bucket) = self.buckets.get(place) {
+            bucket.fetch_add(1, Ordering::Relaxed);
+        }
+        self.nanos.fetch_add(nanos, Ordering::Relaxed);
+    }
+}
+
+/// What several histograms counted together.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Times {
+    buckets: [u64; BOUNDS.len() + 1],
+    nanos: u64,
+}
+
+impl Times {
+    /// Adds what this one counted so far.
+    pub fn add(&mut self, histogram: &Histogram) {
+        for (sum, bucket) in self.buckets.iter_mut().zip(&histogram.buckets) {
+            *sum += bucket.load(Ordering::Relaxed);
+        }
+        self.nanos = self.nanos.wrapping_add(histogram.nanos.load(Ordering::Relaxed));
+    }
+
+    /// How many.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.buckets.iter().sum()
+    }
+
+    /// All of them together, in seconds.
+    #[must_use]
+    pub fn seconds(&self) -> f64 {
+        Duration::from_nanos(self.nanos).as_secs_f64()
+    }
+
+    /// Upper bounds in seconds, the last one infinite, and how many are within each and above the one before.
+    pub fn buckets(&self) -> impl Iterator<Item = (f64, u64)> {
+        let bounds = BOUNDS.iter().map(|nanos| Duration::from_nanos(*nanos).as_secs_f64());
+        bounds.chain([f64::INFINITY]).zip(self.buckets)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_lies_in_the_bucket_whose_bound_it_does_not_pass() {
+        let table = [
+            ("no time at all", Duration::ZERO, 0.000_05),
+            ("exactly a bound", Duration::from_micros(50), 0.000_05),
+            ("a little more", Duration::from_nanos(50_001), 0.000_1),
+            ("the last bound", Duration::from_secs(30), 30.0),
+            ("longer than all", Duration::from_secs(31), f64::INFINITY),
+            ("longer than can be told", Duration::MAX, f64::INFINITY),
+        ];
+        for (name, time, expected) in table {
+            let (histogram, mut times) = (Histogram::default(), Times::default());
+            histogram.observe(time);
+            times.add(&histogram);
+            let found: Vec<_> = times.buckets().filter(|(_, count)| *count > 0).collect();
+            assert_eq!((found, times.count()), (vec![(expected, 1)], 1), "{name}");
+        }
     }
 }

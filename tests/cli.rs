@@ -12,7 +12,8 @@ use crate::support::repository;
 use crate::support::run;
 
 /// File, its problem, and how many errors there are; a file with none has a warning only.
-const INVALID: [(&str, &str, usize); 61] = [
+const INVALID: [(&str, &str, usize); 62] = [
+    ("administered-from-everywhere", "DPA035", 1),
     ("agreement-ends-soon", "DPA030", 0),
     ("alias", "DPA002", 1),
     ("ambiguous-identity", "DPA016", 1),
@@ -49,7 +50,7 @@ const INVALID: [(&str, &str, usize); 61] = [
     ("nobody-vouches", "DPA005", 4),
     ("node-network", "DPA070", 2),
     ("not-yaml", "DPA001", 1),
-    ("not-yet-administered", "DPA043", 1),
+    ("not-yet-a-candidate", "DPA043", 1),
     ("observe-against-the-policy", "DPA045", 1),
     ("one-peer-two-headers", "DPA035", 0),
     ("prohibited-sale", "DPA013", 1),

@@ -52,3 +52,4 @@ mod token_keys;
 mod tokens;
 mod upgrade;
 mod upstream_failures;
+mod watching;

@@ -57,6 +57,7 @@ fn door(settings: Settings, recorder: Recorder) -> Proxy {
     Proxy {
         gate: Gate::new(Arc::new(rules), recorder, Metrics::default()),
         upstream: Rc::new(Pool::new(Arc::new(Destination::new(settings.upstreams[0].clone(), None)))),
+        tally: Arc::default(),
         places: Arc::new(Semaphore::new(1)),
         storage: settings.storage_location,
         egress: None,

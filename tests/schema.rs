@@ -144,7 +144,7 @@ fn invalid_files_are_rejected_as_far_as_their_form_is_wrong() {
         ("unknown-field", false),
         ("unknown-word", false),
         ("wide-characters", false),
-        ("not-yet-administered", false),
+        ("not-yet-a-candidate", false),
         // These are wrong by what they mean.
         ("ambiguous-identity", true),
         ("never-signed", true),

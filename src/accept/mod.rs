@@ -296,13 +296,13 @@ pub async fn serve(
                 continue;
             }
         };
-        let door = Rc::clone(&door);
+        let (door, open) = (Rc::clone(&door), door.tally.opened());
         let (limits, unread) = (Rc::clone(&limits), Arc::clone(&unread));
         let draining = draining.clone();
         let tls = tls.clone().map(|tls| (tls, Arc::clone(&slots.handshakes)));
         connections.spawn_local(async move {
             connected(accepted, tls.as_ref(), door, &limits, &unread, draining).await;
-            drop(slot);
+            drop((open, slot));
         });
     }
 }

@@ -7,6 +7,7 @@ mod coverage;
 mod demo;
 mod diff;
 mod explain;
+mod healthcheck;
 mod inject;
 mod keygen;
 mod offered;
@@ -15,11 +16,14 @@ mod replay;
 mod run;
 mod schema;
 mod sign;
+mod summary;
 mod test;
 
 use std::io;
 use std::io::Write;
+use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::LazyLock;
 
 use clap::Parser;
 use clap::Subcommand;
@@ -81,9 +85,17 @@ enum CliError {
     Put { path: PathBuf, source: io::Error },
     #[error("the key `{path}` cannot be used")]
     BadKey { path: PathBuf, source: KeyError },
+    #[error("`{address}` does not tell how it is")]
+    Probe { address: SocketAddr, source: io::Error },
     #[error("cannot prepare the demo in `{path}`")]
     Prepare { path: PathBuf, source: io::Error },
 }
+
+/// The version, and the commit if the build named it.
+static VERSION: LazyLock<String> = LazyLock::new(|| {
+    let version = env!("CARGO_PKG_VERSION");
+    telemetry::COMMIT.map_or_else(|| version.to_owned(), |commit| format!("{version} ({commit})"))
+});
 
 const EXAMPLES: &str = "\
 Examples:
@@ -99,13 +111,14 @@ Examples:
   dpa-sidecar audit tail -f decisions.ndjson                   decisions, as a person reads them
   dpa-sidecar audit verify --key audit.key.pub /var/lib/dpa-sidecar
   kubectl get deploy,svc -o yaml | dpa-sidecar inject … - | kubectl apply -f -
+  dpa-sidecar healthcheck --config sidecar.yaml                is it ready? for a probe that runs a program
   dpa-sidecar schema policy > policy.schema.json               for editors and validators
 
 Exit codes: 0 yes or clean, 1 no or findings, 2 could not tell (usage, unreadable file).";
 
 /// Lets a request pass only if the data processing agreement with the customer allows it.
 #[derive(Debug, Parser)]
-#[command(name = "dpa-sidecar", version, after_help = EXAMPLES)]
+#[command(name = "dpa-sidecar", version = VERSION.as_str(), after_help = EXAMPLES)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -140,6 +153,8 @@ enum Command {
     Keygen(keygen::Arguments),
     /// Put the sidecar into Kubernetes manifests, and take it out again.
     Inject(inject::Arguments),
+    /// Ask a running sidecar whether it is ready.
+    Healthcheck(healthcheck::Arguments),
     /// Print the JSON Schema (draft 2020-12) of a file, or of the lines of the decision log.
     Schema(schema::Arguments),
 }
@@ -173,7 +188,7 @@ pub fn run() -> Exit {
             telemetry::start_log(arguments.log_format, colour(&io::stderr()));
             // The decision log may go to standard output, which its writer thread locks.
             drop(out);
-            return told(run::run(run, &mut err), &mut err);
+            return told(run::run(run, arguments.log_format, &mut err), &mut err);
         }
         Command::Demo(demo) => {
             drop(out);
@@ -187,6 +202,7 @@ pub fn run() -> Exit {
         Command::Coverage(coverage) => coverage::coverage(coverage, &mut out, &mut err),
         Command::Audit(audit) => audit::audit(audit, &mut out, &mut err),
         Command::Sign(sign) => sign::sign(sign, &mut out, &mut err),
+        Command::Healthcheck(healthcheck) => healthcheck::healthcheck(healthcheck, &mut out),
         Command::Keygen(keygen) => keygen::keygen(keygen, &mut out),
         Command::Inject(inject) => inject::inject(inject, &mut out, &mut err),
         Command::Schema(schema) => schema::schema(schema, &mut out),

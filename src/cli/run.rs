@@ -15,6 +15,7 @@ use super::ask::CLEAR;
 use super::colour;
 use super::offered::offered;
 use super::print_problems;
+use super::summary::Summary;
 use crate::config;
 use crate::config::Settings;
 use crate::decide::facts::Fact;
@@ -30,6 +31,7 @@ use crate::reload;
 use crate::reload::Accepted;
 use crate::serve;
 use crate::serve::StartError;
+use crate::telemetry::LogFormat;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -37,6 +39,7 @@ Examples:
   dpa-sidecar run --config sidecar.yaml
   dpa-sidecar run --policy policy.yaml --upstream 127.0.0.1:3000
   dpa-sidecar run --policy policy.yaml --upstream 127.0.0.1:3000 --observe
+  dpa-sidecar run --config sidecar.yaml --print-config
 
 The short form (without --config) has one route for every path; customer and purpose come from the header
 DPA-Context, the caller from the header DPA-Caller, believed from this machine only; decisions go to
@@ -47,6 +50,9 @@ pub(super) struct Arguments {
     /// The settings: a sidecar.yaml.
     #[arg(short, long, env = "DPA_CONFIG", conflicts_with_all = ["policy", "upstream", "observe", "listen", "storage_location"])]
     config: Option<PathBuf>,
+    /// Print the settings in force, each with where it is from, and stop.
+    #[arg(long)]
+    print_config: bool,
     /// Short form: the policy.
     #[arg(long, requires = "upstream")]
     policy: Option<PathBuf>,
@@ -64,7 +70,7 @@ pub(super) struct Arguments {
     storage_location: Option<Location>,
 }
 
-pub(super) fn run(arguments: &Arguments, err: &mut dyn Write) -> Result<Exit, CliError> {
+pub(super) fn run(arguments: &Arguments, format: LogFormat, err: &mut dyn Write) -> Result<Exit, CliError> {
     let (source, is_short) = match (&arguments.config, &arguments.policy, &arguments.upstream) {
         (Some(config), ..) => (reload::read(config)?, false),
         (None, Some(policy), Some(upstream)) => (short_form(arguments, policy, upstream)?, true),
@@ -74,7 +80,11 @@ pub(super) fn run(arguments: &Arguments, err: &mut dyn Write) -> Result<Exit, Cl
             ));
         }
     };
-    let Some((settings, accepted)) = prepare(&source, err)? else { return Ok(Exit::No) };
+    if arguments.print_config {
+        return print_config(&source, is_short.then_some(arguments), err);
+    }
+    let Some(Prepared { settings, accepted, warnings }) = prepare(&source, err)? else { return Ok(Exit::No) };
+    let summary = Summary::of(&settings, &accepted, warnings);
     let policy = &accepted.policy;
     if settings.enforcement == crate::policy::Enforcement::Observe {
         tracing::warn!("this sidecar observes: denied requests are recorded and pass");
@@ -89,15 +99,54 @@ pub(super) fn run(arguments: &Arguments, err: &mut dyn Write) -> Result<Exit, Cl
     for (name, address) in &sidecar.addresses {
         tracing::info!(%name, %address, "listening");
     }
+    let summary = summary.listening(&sidecar);
+    match format {
+        LogFormat::Json => summary.log(),
+        LogFormat::Text if tracing::enabled!(tracing::Level::INFO) => err.write_all(summary.text().as_bytes())?,
+        LogFormat::Text => {}
+    }
     if let Some(told) = told {
         err.write_all(told.as_bytes())?;
     }
-    sidecar.run_until_stopped(signals)?;
+    sidecar.run_until_stopped(signals);
     Ok(Exit::Yes)
 }
 
+/// What the settings come to, each key with its value and where that is from.
+fn print_config(source: &Source, short: Option<&Arguments>, err: &mut dyn Write) -> Result<Exit, CliError> {
+    let (settings, problems) = config::compile(source, &config::environment);
+    let Some(settings) = settings else {
+        print_problems(err, &problems, std::slice::from_ref(source), colour(&std::io::stderr()))?;
+        return Ok(Exit::No);
+    };
+    let effective = match short {
+        None => settings.effective,
+        Some(arguments) => {
+            let mut flags = vec![
+                ("policy.file", "--policy"),
+                ("upstreams[0].address", "--upstream"),
+                ("listeners[0].address", "--listen"),
+            ];
+            flags.extend(arguments.observe.then_some(("enforcement", "--observe")));
+            let storage = arguments.storage_location.map(|_| ("service.storage_location", "--storage-location"));
+            flags.extend(storage);
+            settings.effective.of_short_form(&flags)
+        }
+    };
+    std::io::stdout().lock().write_all(effective.text().as_bytes())?;
+    Ok(Exit::Yes)
+}
+
+/// What can be started.
+pub(super) struct Prepared {
+    pub(super) settings: Settings,
+    pub(super) accepted: Accepted,
+    /// How much in settings and policy is worth a look.
+    pub(super) warnings: usize,
+}
+
 /// Settings and policy, or nothing after what is wrong was told.
-pub(super) fn prepare(source: &Source, err: &mut dyn Write) -> Result<Option<(Settings, Accepted)>, CliError> {
+pub(super) fn prepare(source: &Source, err: &mut dyn Write) -> Result<Option<Prepared>, CliError> {
     let (settings, mut problems) = config::compile(source, &config::environment);
     let (sources, colour) = (std::slice::from_ref(source), colour(&std::io::stderr()));
     let Some(settings) = settings else {
@@ -120,11 +169,11 @@ pub(super) fn prepare(source: &Source, err: &mut dyn Write) -> Result<Option<(Se
         }
         return Ok(None);
     }
-    let count = problems.0.len() + loaded.map_or(0, |loaded| loaded.problems.0.len());
-    if count > 0 {
-        tracing::warn!(count, "settings and policy have warnings: `dpa-sidecar check` shows them");
+    let warnings = problems.0.len() + loaded.map_or(0, |loaded| loaded.problems.0.len());
+    if warnings > 0 {
+        tracing::warn!(count = warnings, "settings and policy have warnings: `dpa-sidecar check` shows them");
     }
-    Ok(offered.accepted().map(|accepted| (settings, accepted)))
+    Ok(offered.accepted().map(|accepted| Prepared { settings, accepted, warnings }))
 }
 
 /// The settings that the short form stands for, as the text of a sidecar.yaml.

@@ -73,8 +73,9 @@ pub(super) struct Document {
     /// The listener of `/livez`, `/readyz` and `/metrics`. Default: none.
     #[schemars(default)]
     pub(super) health: Section<Health>,
-    #[schemars(skip)]
-    pub(super) admin: Later,
+    /// The listener of `/config_dump` and `/policy`, for a person on this machine. Default: none.
+    #[schemars(default)]
+    pub(super) admin: Section<Admin>,
     /// Headers to the service and to callers.
     #[schemars(default)]
     pub(super) headers: Section<Headers>,
@@ -361,6 +362,14 @@ pub(super) struct LogFile {
 #[serde(deny_unknown_fields)]
 pub(super) struct Health {
     /// IP address and port, such as `0.0.0.0:9901`.
+    pub(super) address: Spanned<String>,
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Admin {
+    /// A loopback address and port, such as `127.0.0.1:9902`, or `unix:` and the path of a socket, from the folder of this
+    /// file.
     pub(super) address: Spanned<String>,
 }
 

@@ -2,7 +2,9 @@
 //!
 //! The only place that reads the environment.
 
+mod admin;
 mod document;
+mod effective;
 mod egress;
 mod headers;
 mod identity;
@@ -22,6 +24,9 @@ use self::document::From;
 use self::document::Later;
 use self::document::Take as TakeDocument;
 pub use self::document::schema;
+pub use self::effective::Effective;
+pub use self::effective::Entry;
+pub use self::effective::health_address;
 use self::egress::Ends;
 use self::egress::help_for;
 pub use self::policy::PolicyTerms;
@@ -120,12 +125,17 @@ pub struct Settings {
     pub log: LogSettings,
     /// `health.address`.
     pub health: Option<SocketAddr>,
+    /// `admin.address`.
+    pub admin: Option<sockets::Address>,
     /// `headers`, and what `identity` says of headers.
     pub headers: HeaderRules,
     /// `limits`.
     pub limits: Limits,
     /// `drain_timeout`.
     pub drain_timeout: Duration,
+    /// All of them, and where each is from.
+    pub effective: Effective,
+    token_bytes: usize,
     /// Constants that have to be in the policy.
     constants: Vec<(Constant, Spanned<String>)>,
     /// Where each route stands.
@@ -170,7 +180,7 @@ pub fn compile(source: &Source, environment: &dyn Fn(&str) -> Option<String>) ->
         is_http2_alone: false,
         environment,
     };
-    let settings = compiler.compile(&source.text);
+    let settings = compiler.compile(source);
     let problems = compiler.problems;
     if problems.has_errors() { (None, problems) } else { (settings, problems) }
 }
@@ -291,15 +301,15 @@ impl Compiler<'_> {
         self.problems.push(Problem::error(code, at, message, help));
     }
 
-    fn compile(&mut self, text: &str) -> Option<Settings> {
-        let mut root = match yaml::read(text, 0) {
+    fn compile(&mut self, source: &Source) -> Option<Settings> {
+        let mut root = match yaml::read(&source.text, 0) {
             Ok(root) => root,
             Err(faults) => {
                 self.problems.extend_faults(faults);
                 return None;
             }
         };
-        let environment = self.environment;
+        let (environment, written) = (self.environment, root.clone());
         let change = |text: &str| substitute(text, environment);
         if let Err(faults) = root.rewrite(&change) {
             for fault in faults {
@@ -314,7 +324,9 @@ impl Compiler<'_> {
         }
         let (document, faults) = root.decode::<document::Document>();
         self.problems.extend_faults(faults);
-        self.document(document?, root.at)
+        let mut settings = self.document(document?, root.at)?;
+        settings.effective = Effective::of(&settings, &root, &written, source);
+        Some(settings)
     }
 
     fn document(&mut self, document: document::Document, root_at: At) -> Option<Settings> {
@@ -343,7 +355,6 @@ impl Compiler<'_> {
         let routes = self.needed(routes, "routes", root_at);
         let decision_log = self.needed(decision_log, "decision_log", root_at);
         let workers = workers.given();
-        self.later("admin", &admin);
         let policy_terms = policy.as_ref().map(|policy| self.policy_terms(policy));
         if let Some(Spanned { value: 0, at }) = workers {
             self.error(Code::Invalid, at, "there has to be a worker", "write 1 or more, or leave `workers` out");
@@ -383,6 +394,7 @@ impl Compiler<'_> {
         let trust = Trust::new(ways);
         let headers = self.headers(headers.given().unwrap_or_default(), &trust);
         let health = health.given().and_then(|health| self.address(&health.address));
+        let admin = admin.given().and_then(|admin| self.admin(&admin.address));
         let log_at = decision_log.as_ref().map(|log| log.at);
         let log = decision_log.map(|log| self.log(log));
         let (service, policy) = (service?, policy?);
@@ -402,9 +414,12 @@ impl Compiler<'_> {
             routes: Arc::new(routes.with_egress_hosts(egress_hosts)),
             log: log?,
             health,
+            admin,
             headers,
             limits,
             drain_timeout: drain_timeout.given().map_or(Duration::from_secs(25), |span| span.0),
+            effective: Effective::default(),
+            token_bytes,
             constants,
             route_places,
             identity_at: identity_at?,
@@ -447,7 +462,7 @@ impl Compiler<'_> {
 
     fn address(&mut self, Spanned { value, at }: &Spanned<String>) -> Option<SocketAddr> {
         if value.starts_with("unix:") {
-            let message = "only listeners may have a Unix socket";
+            let message = "this listener may have no Unix socket";
             self.error(Code::Invalid, *at, message, "write an address such as `127.0.0.1:9901`");
             return None;
         }

@@ -9,6 +9,7 @@ use serde::Deserialize;
 
 use super::Compiler;
 use super::Settings;
+use super::document::Later;
 use super::document::Span;
 use crate::files;
 use crate::policy::Policy;
@@ -38,6 +39,10 @@ pub(super) struct PolicyFile {
     pub(super) max_age: Option<Spanned<Span>>,
     /// What becomes of requests when it is older: `deny` or `warn`. Default: deny.
     pub(super) on_stale: Option<Spanned<OnStale>>,
+    #[schemars(skip)]
+    pub(super) bundle_url: Later,
+    #[schemars(skip)]
+    pub(super) candidate: Later,
 }
 
 /// What the policy has to be.
@@ -59,7 +64,9 @@ const MAX_KEY: u64 = 64 * 1024;
 
 impl Compiler<'_> {
     pub(super) fn policy_terms(&mut self, policy: &PolicyFile) -> PolicyTerms {
-        let PolicyFile { file, public_key, baseline, max_age, on_stale } = policy;
+        let PolicyFile { file, public_key, baseline, max_age, on_stale, bundle_url, candidate } = policy;
+        self.later("policy.bundle_url", bundle_url);
+        self.later("policy.candidate", candidate);
         if let (None, Some(on_stale)) = (max_age, on_stale) {
             let message = "`on_stale` says what happens to requests when the policy is too old, and no age is";
             self.error(Code::MissingField, on_stale.at, message, "add `max_age: …`, or remove `on_stale`");

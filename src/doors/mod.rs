@@ -4,3 +4,4 @@
 pub mod egress;
 pub mod entrance;
 pub mod proxy;
+pub mod tally;

@@ -21,9 +21,9 @@ use http_body_util::Either;
 use hyper::body::Body as _;
 use jiff::Timestamp;
 use tokio::sync::Semaphore;
-use uuid::Uuid;
 
 use crate::doors::egress::Egress;
+use crate::doors::tally::Tally;
 use crate::forward::ForwardError;
 use crate::forward::Upstream;
 use crate::forward::headers;
@@ -95,6 +95,8 @@ pub struct Proxy {
     pub headers: Arc<HeaderRules>,
     /// What time it is.
     pub clock: Clock,
+    /// What this worker counts at this door.
+    pub tally: Arc<Tally>,
 }
 
 impl Proxy {
@@ -105,10 +107,14 @@ impl Proxy {
         let time = self.clock.now();
         let (ids, form) = (Ids::of(request.headers(), time), Form::of(request.headers()));
         let answered = AssertUnwindSafe(self.answer(peer, request, form, &ids, time, started)).catch_unwind().await;
-        answered.unwrap_or_else(|_panic| {
-            tracing::error!(decision = %ids.decision, "a request panicked: a mistake in this program");
+        let response = answered.unwrap_or_else(|_panic| {
+            let (decision, trace_id) = (ids.decision, &ids.trace);
+            tracing::error!(%decision, trace_id, "a request panicked: a mistake in this program");
+            self.tally.failed(respond::INTERNAL_ERROR);
             respond::failed(ids.decision, form)
-        })
+        });
+        self.tally.answered(response.status());
+        response
     }
 
     async fn answer(
@@ -151,11 +157,13 @@ impl Proxy {
         let target = seen.target;
         let decision = clearance.decision();
         let own = started.elapsed();
+        self.gate.tally().decision_took(own);
         if clearance.passage().body_limit.is_some_and(|most| body.size_hint().lower() > most) {
             let error = ForwardError::TooLarge { rest: None };
             let mut outcome = clearance.into_outcome();
             outcome.answered(error.status());
             outcome.end(Ending::NotForwarded);
+            self.tally.failed(respond::reason_of(&error));
             Box::pin(read_on(&head, body)).await;
             return self.timed(respond::no_answer(&error, decision, form), own);
         }
@@ -168,6 +176,7 @@ impl Proxy {
         }
         match self.upstream.send(clearance, Request::from_parts(head, body), &self.headers).await {
             Ok(response) => {
+                self.tally.upstream_took(started.elapsed().saturating_sub(own));
                 let mut response = response.map(Either::Right);
                 headers::clean_response(response.headers_mut());
                 if let (StatusCode::SWITCHING_PROTOCOLS, Some(protocol)) = (response.status(), protocol) {
@@ -178,7 +187,10 @@ impl Proxy {
                 response.headers_mut().insert(DPA_DECISION_ID, id_value(decision));
                 self.timed(response, own)
             }
-            Err(error) => self.timed(Box::pin(no_answer(error, decision, form, version)).await, own),
+            Err(error) => {
+                self.tally.failed(respond::reason_of(&error));
+                self.timed(Box::pin(no_answer(error, ids, form, version)).await, own)
+            }
         }
     }
 
@@ -209,6 +221,7 @@ impl Proxy {
         started: Instant,
     ) -> Response<AnswerBody> {
         let own = started.elapsed();
+        self.gate.tally().decision_took(own);
         // In a box, as all that only some requests come to: each request has room for the largest of what is not.
         Box::pin(read_on(head, body)).await;
         self.timed(respond::refused(refusal, form), own)
@@ -227,12 +240,13 @@ impl Proxy {
     }
 }
 
-async fn no_answer(mut error: ForwardError, decision: Uuid, form: Form, version: Version) -> Response<AnswerBody> {
+async fn no_answer(mut error: ForwardError, ids: &Ids, form: Form, version: Version) -> Response<AnswerBody> {
+    let (decision, trace_id) = (ids.decision, &ids.trace);
     let chain = crate::telemetry::chain(&error);
     if error.is_told_elsewhere() {
-        tracing::debug!(error = %chain, %decision, "a permitted request has no answer");
+        tracing::debug!(error = %chain, %decision, trace_id, "a permitted request has no answer");
     } else {
-        tracing::warn!(error = %chain, %decision, "a request that was sent on has no answer");
+        tracing::warn!(error = %chain, %decision, trace_id, "a request that was sent on has no answer");
     }
     drop(chain);
     if let ForwardError::TooLarge { rest } = &mut error

@@ -25,6 +25,7 @@ use http::StatusCode;
 
 use self::headers::HeaderRules;
 pub use self::pool::Destination;
+pub use self::pool::Glance;
 pub use self::pool::LEAST_BUFFER;
 pub use self::pool::Upstream;
 use self::relay::Arriving;

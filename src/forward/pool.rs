@@ -83,6 +83,23 @@ struct Reach {
     failures: u32,
     /// Whether a probe is under way, on one of the workers.
     is_probed: bool,
+    /// How often it was reached, and was not, since the start of the process.
+    connects: (u64, u64),
+}
+
+/// A data service at one moment, for the metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Glance {
+    /// Connections to it, those that are being made among them.
+    pub connections: usize,
+    /// Requests that wait for one.
+    pub waiting: usize,
+    /// Whether requests to it are refused, since it cannot be reached.
+    pub is_down: bool,
+    /// Connections that came about, since the start of the process.
+    pub reached: u64,
+    /// Those that did not.
+    pub missed: u64,
 }
 
 impl Destination {
@@ -105,6 +122,26 @@ impl Destination {
         self.tls.as_ref()
     }
 
+    /// Its settings.
+    #[must_use]
+    pub fn settings(&self) -> &UpstreamSettings {
+        &self.settings
+    }
+
+    /// How it is at this moment.
+    #[must_use]
+    pub fn glance(&self) -> Glance {
+        let most = self.settings.max_connections.min(Semaphore::MAX_PERMITS);
+        let (is_down, (reached, missed)) = (self.is_down(), self.reach().connects);
+        Glance {
+            connections: most.saturating_sub(self.places.available_permits()),
+            waiting: self.waiting.load(Ordering::Relaxed),
+            is_down,
+            reached,
+            missed,
+        }
+    }
+
     fn reach(&self) -> MutexGuard<'_, Reach> {
         self.reach.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -115,7 +152,10 @@ impl Destination {
 
     /// It was reached.
     fn reached(&self) {
-        let failures = std::mem::take(&mut self.reach().failures);
+        let mut reach = self.reach();
+        reach.connects.0 += 1;
+        let failures = std::mem::take(&mut reach.failures);
+        drop(reach);
         if failures >= FAILURES {
             tracing::info!(upstream = self.settings.name, "an upstream can be reached again");
         }
@@ -125,6 +165,7 @@ impl Destination {
     fn missed(&self, error: &ForwardError) -> bool {
         let mut reach = self.reach();
         reach.failures = reach.failures.saturating_add(1);
+        reach.connects.1 += 1;
         let (is_down, is_new) = (reach.failures >= FAILURES, reach.failures == FAILURES);
         let begins = is_down && !std::mem::replace(&mut reach.is_probed, is_down);
         drop(reach);

@@ -480,7 +480,7 @@ The setting is planned and not built. A sidecar that ignored it would do less th
 not start.
 
 Example:
-  admin: {…}                     # not yet"#
+  policy: {file: policy.yaml, candidate: next.yaml}   # `candidate`: not yet"#
             }
             Self::NoSink => {
                 r#"the decision log has nowhere to go.

@@ -47,7 +47,7 @@ impl Copies {
         let copy = move || {
             for lines in to_copy {
                 if let Err(error) = write(&lines) {
-                    tracing::warn!(%error, "{what} could not be copied");
+                    tracing::warn!(%error, what, "a copy could not be written");
                 }
             }
         };
@@ -61,7 +61,8 @@ impl Copies {
         let was_full = self.is_full;
         self.is_full = self.lines.try_send(lines).is_err();
         if self.is_full && !was_full {
-            tracing::warn!("{} is not taken any more where it is copied to: some is missing there", self.what);
+            let what = self.what;
+            tracing::warn!(what, "copies are not taken any more where they go: some are missing there");
         }
     }
 

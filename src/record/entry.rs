@@ -91,6 +91,9 @@ pub enum Ending {
 }
 
 impl Ending {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Completed, Self::Aborted, Self::Cut, Self::NotForwarded, Self::Panicked];
+
     /// The word in records.
     #[must_use]
     pub fn as_str(self) -> &'static str {

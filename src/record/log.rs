@@ -22,7 +22,9 @@ use super::recorder::Batch;
 use super::recorder::Desk;
 use super::recorder::Recorder;
 use super::scribe::Scribe;
+use super::tally::Tallies;
 use crate::policy::Durability;
+use crate::telemetry::Histogram;
 
 /// How often a log that cannot be written is tried while nobody asks for a record.
 pub(super) const RETRY: Duration = Duration::from_millis(500);
@@ -141,6 +143,20 @@ pub struct Counters {
     pub refused: AtomicU64,
     /// Whether the last write failed.
     pub is_failing: AtomicBool,
+    /// Requests that were refused because they could not be recorded, since the start of the process.
+    pub refused_in_all: Counter,
+    /// Outcomes that found no room, since the start of the process.
+    pub outcomes_lost: Counter,
+    /// Records that were written.
+    pub records: Counter,
+    /// Their bytes.
+    pub bytes: Counter,
+    /// Writes of several records each, by how long they took; the sync is part of one.
+    pub writes: Histogram,
+    /// Writes that failed, tries to write again among them.
+    pub failures: Counter,
+    /// Checkpoints that were written.
+    pub checkpoints: Counter,
     policy: Mutex<Box<str>>,
 }
 
@@ -153,6 +169,7 @@ impl Counters {
 
     /// Outcomes are lost: told once, and how many once the log can be written again.
     pub(super) fn lose_outcomes(&self, count: u64) {
+        self.outcomes_lost.inc_by(count);
         if self.lost_outcomes.fetch_add(count, Ordering::Relaxed) == 0 && count > 0 {
             tracing::error!("the decision log does not take records: outcomes are lost");
         }
@@ -279,6 +296,12 @@ impl Log {
     #[must_use]
     pub fn counters(&self) -> &Arc<Counters> {
         &self.counters
+    }
+
+    /// What all workers count of what they record.
+    #[must_use]
+    pub fn tallies(&self) -> Tallies {
+        Tallies(Arc::clone(&self.desks))
     }
 
     /// How long a request waits for its record.

@@ -12,6 +12,7 @@ pub mod recorder;
 mod scribe;
 pub mod segment;
 mod shown;
+pub mod tally;
 pub mod verify;
 
 pub use self::recorder::Batch;

@@ -22,6 +22,7 @@ use super::entry::Ending;
 use super::entry::Writer;
 use super::json;
 use super::log::Log;
+use super::tally::Tally;
 
 /// Most bytes of records that one worker keeps for a writer that does not answer. At a kilobyte a record
 /// that is 8,000 requests, more than wait within `decision_log.timeout`.
@@ -168,6 +169,7 @@ pub(super) struct Desk {
     has_news: Notify,
     /// The worker has to stop, and cuts what is under way.
     cuts: AtomicBool,
+    tally: Tally,
 }
 
 #[derive(Debug, Default)]
@@ -229,6 +231,11 @@ impl Papers {
 impl Desk {
     fn papers(&self) -> MutexGuard<'_, Papers> {
         self.papers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What its worker counted.
+    pub(super) fn tally(&self) -> &Tally {
+        &self.tally
     }
 
     /// Whether the worker has told that there is something to be written.
@@ -295,6 +302,12 @@ impl Recorder {
         self.log.writer()
     }
 
+    /// What this worker counts of what it records.
+    #[must_use]
+    pub fn tally(&self) -> &Tally {
+        self.desk.tally()
+    }
+
     /// Writes the records of one decision and waits until they are with the kernel.
     ///
     /// If that fails or takes longer than `decision_log.timeout`, and the request may be lost, it is
@@ -304,6 +317,7 @@ impl Recorder {
     ///
     /// [`RecordError`]: nothing may be forwarded.
     pub async fn append(&self, pass: Pass, encode: impl FnOnce(&mut Batch)) -> Result<Receipt, RecordError> {
+        let begin = Instant::now();
         let written = match self.enqueue(pass, encode) {
             None => Err(RecordError::Failed),
             Some(answer) => match tokio::time::timeout(self.log.timeout(), answer).await {
@@ -312,6 +326,7 @@ impl Recorder {
                 Err(_elapsed) => Err(RecordError::TimedOut),
             },
         };
+        self.tally().waited(begin.elapsed());
         let error = match written {
             Ok(place) => return Ok(Receipt(Accounted::Written(place))),
             Err(error) => error,
@@ -324,6 +339,7 @@ impl Recorder {
         }
         if !pass.may_be_lost {
             counters.refused.fetch_add(1, Ordering::Relaxed);
+            counters.refused_in_all.inc();
             return Err(error);
         }
         if !may_land {

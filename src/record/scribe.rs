@@ -317,6 +317,7 @@ impl Scribe {
 
     /// The log could not be written, and tries to say so.
     fn failed(&mut self, error: &io::Error) {
+        self.counters.failures.inc();
         let was_failing = std::mem::replace(&mut self.is_failing, true);
         self.counters.is_failing.store(true, Ordering::Relaxed);
         if was_failing {
@@ -451,6 +452,7 @@ impl Scribe {
         opening.records().for_each(|record| head.seal(record, &mut self.lines));
         let Sink::Files(files) = &mut self.sink else { return Ok(()) };
         files.open_next(&self.lines, now)?;
+        self.counters.records.inc_by(head.seq.saturating_sub(self.head.seq));
         self.head = head;
         self.copied();
         for (_, path) in gone {
@@ -465,8 +467,20 @@ impl Scribe {
         self.write(&[batch])
     }
 
-    /// Seals the records and writes them; the chain goes on from what is written.
+    /// Writes records, and counts them.
     fn write(&mut self, batches: &[&Batch]) -> Result<(), Unwritten> {
+        let (begin, before) = (Instant::now(), self.head.seq);
+        let result = self.write_sealed(batches);
+        self.counters.records.inc_by(self.head.seq.saturating_sub(before));
+        if result.is_ok() {
+            self.counters.bytes.inc_by(u64::try_from(self.lines.len()).unwrap_or(0));
+            self.counters.writes.observe(begin.elapsed());
+        }
+        result
+    }
+
+    /// Seals the records and writes them; the chain goes on from what is written.
+    fn write_sealed(&mut self, batches: &[&Batch]) -> Result<(), Unwritten> {
         let sealed = self.seal(batches);
         let synced = match &mut self.sink {
             Sink::Stdout(stdout) => {
@@ -536,6 +550,7 @@ impl Scribe {
             return;
         }
         self.checkpoint = self.head.seq;
+        self.counters.checkpoints.inc();
         if let Some(copy) = &mut self.checkpoint_copy {
             copy.send([line, b"\n"].concat());
         }

@@ -369,7 +369,7 @@ impl PolicyWatch {
         })
         .await;
         self.log.set_policy(accepted.policy.digest.clone());
-        self.metrics.policy_loaded(accepted.policy.revision);
+        self.metrics.policy_loaded();
         let next = InForce { policy: Arc::new(accepted.policy), since: now, key_id: accepted.key_id };
         seen.retired.push(self.standing.replace(next));
         seen.told.clear();

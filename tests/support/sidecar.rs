@@ -252,6 +252,23 @@ impl Sidecar {
         Self::listening(child, folder)
     }
 
+    /// The same, with an operational log of JSON objects.
+    pub(crate) fn start_json(folder: Folder, settings: &str) -> Self {
+        let settings = folder.write("sidecar.yaml", settings);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_dpa-sidecar"));
+        command.args(["--log-format", "json", "run", "--config"]).arg(settings).env_remove("DPA_CONFIG");
+        let mut child = piped(command.env("RUST_LOG", "info"));
+        let stdout = Output::of(child.stdout.take().unwrap());
+        let stderr = Output::of(child.stderr.take().unwrap());
+        let address = wait_for("the address", || {
+            let text = stderr.text();
+            let line = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+            let listening = line.into_iter().find(|line| line["message"] == "listening" && line["name"] == "main")?;
+            Some(listening["address"].as_str().unwrap().to_owned())
+        });
+        Self { child, folder, address, stdout, stderr }
+    }
+
     fn listening(mut child: Child, folder: Folder) -> Self {
         let stdout = Output::of(child.stdout.take().unwrap());
         let stderr = Output::of(child.stderr.take().unwrap());

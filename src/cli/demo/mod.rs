@@ -19,6 +19,7 @@ use self::tour::Caller;
 use self::tour::Tour;
 use super::CliError;
 use super::Exit;
+use super::run::Prepared;
 use super::run::prepare;
 use crate::doors::proxy::Clock;
 use crate::reload;
@@ -64,7 +65,9 @@ pub(super) fn demo(arguments: &Arguments, out: &mut dyn Write) -> Result<Exit, C
     let signals = serve::Signals::listen()?;
     let sidecar = loop {
         std::fs::write(&settings_file, settings(&service, port, arguments.tls)).map_err(unprepared)?;
-        let Some((settings, accepted)) = prepare(&reload::read(&settings_file)?, &mut std::io::stderr())? else {
+        let Some(Prepared { settings, accepted, warnings: _ }) =
+            prepare(&reload::read(&settings_file)?, &mut std::io::stderr())?
+        else {
             return Ok(Exit::Unable);
         };
         match serve::start(settings, accepted, Clock::starting_at(begin)) {
@@ -87,7 +90,7 @@ pub(super) fn demo(arguments: &Arguments, out: &mut dyn Write) -> Result<Exit, C
         let _left = std::fs::remove_dir_all(&folder);
     } else {
         invite(&addresses, tls, &log, out)?;
-        sidecar.run_until_stopped(signals)?;
+        sidecar.run_until_stopped(signals);
     }
     Ok(if as_told { Exit::Yes } else { Exit::No })
 }
