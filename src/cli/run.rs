@@ -29,7 +29,6 @@ use crate::policy::terms::Operation;
 use crate::reload;
 use crate::reload::Accepted;
 use crate::serve;
-use crate::serve::StartError;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -115,8 +114,11 @@ pub(super) fn prepare(source: &Source, err: &mut dyn Write) -> Result<Option<(Se
             print_problems(err, &loaded.problems, &loaded.sources, colour)?;
         }
         offered.print_weaker(&settings, err)?;
-        if let Some(refusal) = &offered.refusal {
-            serve::record_refused(&settings, refusal, Clock::default()).map_err(StartError::from)?;
+        // Another process may be writing the log, or there is no folder for it yet.
+        if let Some(refusal) = &offered.refusal
+            && let Err(error) = serve::record_refused(&settings, refusal, Clock::default())
+        {
+            writeln!(err, "error: the refusal is not recorded: {}", crate::telemetry::chain(&error))?;
         }
         return Ok(None);
     }
