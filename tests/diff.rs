@@ -718,7 +718,7 @@ fn table() -> Vec<(&'static str, Vec<Mutation>, Vec<Mutation>, &'static str)> {
             "people who are bound to confidentiality no more",
             vec![],
             vec![remove("callers/care-temp/human_access")],
-            "weaker human_access: redwood-strand granite-notch cedar-hollow",
+            "weaker human_access: redwood-strand granite-notch cedar-hollow salt-flat",
         ),
         (
             "another company behind the same id",

@@ -4,6 +4,9 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
 
+use dpa_sidecar::policy;
+use dpa_sidecar::policy::problem::Source;
+use dpa_sidecar::reload::agreed::Former;
 use dpa_sidecar::signature;
 use serde_json::Value;
 use serde_json::json;
@@ -459,6 +462,48 @@ fn customer_files_were_read_without_end() {
     let output = run(&folder.file("."), &["check", "policy.yaml"]);
     assert_eq!(output.status.code(), Some(1), "{}", err(&output));
     assert!(out(&output).contains("or 256 MiB in all of them"), "{}", out(&output));
+}
+
+#[test]
+fn customer_files_were_counted_in_sixteen_bits() {
+    let folder = Folder::new();
+    folder.write("policy.yaml", &(revision(12) + "\ncustomer_files: [\"customers.d/*.yaml\"]\n"));
+    std::fs::create_dir(folder.file("customers.d")).unwrap();
+    for number in 0..65_535 {
+        std::fs::File::create(folder.file(&format!("customers.d/{number}.yaml"))).unwrap();
+    }
+    let output = run(&folder.file("."), &["check", "policy.yaml"]);
+    assert_eq!(output.status.code(), Some(1), "{}", err(&output));
+    assert!(out(&output).contains("the policy is more than 65535 files"), "{}", out(&output));
+}
+
+#[test]
+fn customers_that_were_dropped_were_remembered_without_end() {
+    let policy = |first: usize, more: &str| {
+        let text = revision(12);
+        let (head, _) = text.split_once("\ncustomers:\n").unwrap();
+        let customers: String = (first..80)
+            .map(|number| {
+                format!(
+                    "  - {{id: c-{number}, legal_name: C, dpa: {{version: \"3\", contract_ref: M}}, permitted_purposes: [base]{more}}}\n"
+                )
+            })
+            .collect();
+        let source = Source { path: "policy.yaml".into(), text: format!("{head}\ncustomers:\n{customers}") };
+        policy::compile(&[source], &["policy.yaml".to_owned()], None, None).0.unwrap()
+    };
+    let mut former = Former::default();
+    for first in 0..70 {
+        former = former.after(&policy(first, ""), &policy(first + 1, ""));
+    }
+    // 70 loads took one out each; 64 of them are remembered.
+    let refusal = former.held_against(&policy(0, ", enforcement: observe"), jiff::Timestamp::now()).unwrap_err();
+    let mut back: Vec<&str> = refusal.weaker.iter().flat_map(|it| &it.customers).map(String::as_str).collect();
+    back.sort_unstable();
+    let mut expected: Vec<String> = (6..70).map(|number| format!("c-{number}")).collect();
+    expected.sort_unstable();
+    assert_eq!(back, expected);
+    assert!(former.held_against(&policy(0, ""), jiff::Timestamp::now()).is_ok(), "as they were");
 }
 
 #[test]

@@ -60,7 +60,7 @@ impl Baseline {
 pub fn held_against(new: &Policy, old: &Policy, now: Timestamp) -> Result<usize, Refusal> {
     if new.name != old.name {
         let text = format!(
-            "`{}` is another policy than `{}`: write `metadata: {{name: {}, …}}`, or start with the other one, and with a baseline of its name",
+            "`{}` is another policy than `{}`: write `metadata: {{name: {}, …}}`; another one begins with a start of its own",
             new.name, old.name, old.name
         );
         return Err(Refusal::of(Why::Name, new, text));

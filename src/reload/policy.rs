@@ -487,3 +487,21 @@ async fn apart<T: Send + 'static>(work: impl FnOnce() -> Result<T, Refusal> + Se
         Err(error) => Err(failed(format!("no thread to compile it: {error}"))),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_policy_that_stayed_too_old_was_told_once() {
+        let then = Timestamp::UNIX_EPOCH;
+        for (name, seconds, expected) in [
+            ("at once", 0, false),
+            ("before the hour is over", 3_599, false),
+            ("after an hour", 3_600, true),
+            ("after the clock was set back", -3_600, true),
+        ] {
+            assert_eq!(is_told_again(then, then + SignedDuration::from_secs(seconds)), expected, "{name}");
+        }
+    }
+}
