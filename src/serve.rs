@@ -49,6 +49,7 @@ use crate::record::recorder::Recorder;
 use crate::reload;
 use crate::reload::Accepted;
 use crate::reload::Again;
+use crate::reload::Baseline;
 use crate::reload::PolicySource;
 use crate::reload::PolicyWatch;
 use crate::reload::Refusal;
@@ -246,6 +247,11 @@ pub fn start(settings: Settings, accepted: Accepted, clock: Clock) -> Result<Sid
     let look_again = Arc::clone(&again);
     let policy = PolicyWatch {
         source: PolicySource { path: settings.policy_file.clone(), key: settings.policy.key.clone() },
+        baseline: settings
+            .policy
+            .baseline
+            .as_ref()
+            .map(|it| Baseline { path: it.value.clone(), policy_file: settings.policy_file.clone() }),
         standing,
         enforcement: settings.enforcement,
         // Before the workers' own: the log takes what it says first.
@@ -255,7 +261,7 @@ pub fn start(settings: Settings, accepted: Accepted, clock: Clock) -> Result<Sid
         clock,
         demands: {
             let settings = Arc::clone(&settings);
-            Arc::new(move |policy| settings.check_against(policy))
+            Arc::new(move |policy| settings.check_against(policy, clock.now()))
         },
     };
     reload::start(all_tls, settings.key_sources.clone(), policy, clock, share.draining.clone(), look_again)

@@ -667,7 +667,8 @@ proptest! {
 }
 
 /// Kinds that no decision of a request rests on.
-const NO_DECISION: [Kind; 4] = [Kind::DecisionLog, Kind::SignedPolicy, Kind::RequireEnforce, Kind::Wording];
+const NO_DECISION: [Kind; 5] =
+    [Kind::DecisionLog, Kind::SignedPolicy, Kind::RequireEnforce, Kind::SubprocessorName, Kind::Wording];
 
 /// What is changed, a line a change: direction, kind, for whom.
 fn told(changes: &[Change]) -> String {
@@ -714,6 +715,27 @@ fn table() -> Vec<(&'static str, Vec<Mutation>, Vec<Mutation>, &'static str)> {
     let dpa = |more: &str| redwood("dpa", &format!("{{version: \"3\", contract_ref: C{more}}}"));
     vec![
         ("nothing", vec![], vec![set("metadata/revision", "13")], ""),
+        (
+            "people who are bound to confidentiality no more",
+            vec![],
+            vec![remove("callers/care-temp/human_access")],
+            "weaker human_access: redwood-strand granite-notch cedar-hollow salt-flat",
+        ),
+        (
+            "another company behind the same id",
+            vec![],
+            vec![sp("sp-09", "legal_name", "X")],
+            "weaker subprocessor_name: redwood-strand\ntighter subprocessor_name: redwood-strand",
+        ),
+        (
+            "a new customer on observe, where others are enforced",
+            vec![],
+            vec![set(
+                "customers/birch-lake",
+                "{id: birch-lake, legal_name: N, dpa: {version: \"3\", contract_ref: C}, permitted_purposes: [base], enforcement: observe}",
+            )],
+            "weaker enforcement: birch-lake\nweaker customer: birch-lake",
+        ),
         (
             "another order of a list, a set spelled out",
             vec![],
@@ -1263,7 +1285,7 @@ fn what_has_to_be_agreed() {
         (
             "one customer consents of seven",
             vec![measures("1.3")],
-            vec![measures("1.2"), consent("weakening: min_tls_version", "2026-09-01")],
+            vec![measures("1.2"), consent("weakening: min_tls_version, from: \"1.3\", to: \"1.2\"", "2026-09-01")],
             format!("min_tls_version: {}", all.replace("redwood-strand ", "")),
         ),
         ("a customer moves to observe", vec![], vec![observe.clone()], "enforcement: redwood-strand".to_owned()),

@@ -36,6 +36,7 @@ mod life;
 mod log_failures;
 mod overload;
 mod panicked;
+mod policy_gate;
 mod policy_reload;
 mod pool;
 mod properties;

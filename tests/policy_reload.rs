@@ -36,7 +36,7 @@ use crate::support::run;
 use crate::support::wait_for;
 
 /// The sample policy with this revision.
-fn revision(number: u64) -> String {
+pub(crate) fn revision(number: u64) -> String {
     let text = std::fs::read_to_string(repository("config/policy.yaml")).unwrap();
     let changed =
         text.replace("revision: 12, issued_at: 2026-06-01", &format!("revision: {number}, issued_at: 2020-06-01"));
@@ -45,24 +45,24 @@ fn revision(number: u64) -> String {
 }
 
 /// A sidecar.yaml whose `policy` is this.
-fn settings(upstream: &str, policy: &str, enforcement: &'static str) -> String {
+pub(crate) fn settings(upstream: &str, policy: &str, enforcement: &'static str) -> String {
     let setup = Setup { enforcement, ..Setup::to(upstream) };
     let text = setup.text();
     let line = text.lines().find(|line| line.starts_with("policy:")).unwrap();
     text.replace(line, &format!("policy: {policy}"))
 }
 
-fn start(folder: Folder, upstream: &str, policy: &str) -> Sidecar {
+pub(crate) fn start(folder: Folder, upstream: &str, policy: &str) -> Sidecar {
     Setup::to(upstream).start_with(&settings(upstream, policy, "enforce"), folder)
 }
 
-fn hang_up(sidecar: &Sidecar) {
+pub(crate) fn hang_up(sidecar: &Sidecar) {
     let sent = Command::new("kill").args(["-HUP", &sidecar.id().to_string()]).status().unwrap();
     assert!(sent.success());
 }
 
 /// The records of event `dpa.policy`, once there are so many.
-fn policy_events(sidecar: &Sidecar, count: usize) -> Vec<Value> {
+pub(crate) fn policy_events(sidecar: &Sidecar, count: usize) -> Vec<Value> {
     wait_for(&format!("{count} records about policies"), || {
         let text = std::fs::read_to_string(sidecar.log()).unwrap();
         let lines: String =
@@ -72,13 +72,13 @@ fn policy_events(sidecar: &Sidecar, count: usize) -> Vec<Value> {
     })
 }
 
-fn loaded(sidecar: &Sidecar, revision: u64) -> Value {
+pub(crate) fn loaded(sidecar: &Sidecar, revision: u64) -> Value {
     sidecar.record(&format!("revision {revision}"), |record| {
         record["event"] == "dpa.policy" && record["what"] == "loaded" && record["policy"]["revision"] == revision
     })
 }
 
-fn refused(sidecar: &Sidecar, why: &str) -> Value {
+pub(crate) fn refused(sidecar: &Sidecar, why: &str) -> Value {
     sidecar.record(&format!("a refusal: {why}"), |record| record["what"] == "refused" && record["why"] == why)
 }
 
@@ -181,19 +181,19 @@ fn a_mounted_volume_is_swapped_with_its_customer_files() {
 }
 
 /// A key, and what it signs.
-struct Office {
+pub(crate) struct Office {
     key: NewKey,
     signer: Signer,
 }
 
 impl Office {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let key = signature::generate().unwrap();
         Self { signer: Signer::read(key.private.as_bytes()).unwrap(), key }
     }
 
     /// Manifest and signature of these files, whatever they hold.
-    fn signed(&self, revision: u64, files: &[(&str, &str)]) -> (String, String) {
+    pub(crate) fn signed(&self, revision: u64, files: &[(&str, &str)]) -> (String, String) {
         use base64::Engine as _;
         let files: BTreeMap<_, _> = files.iter().copied().collect();
         let files: Vec<Value> = files
@@ -207,12 +207,12 @@ impl Office {
     }
 
     /// The public key, a signed policy of this revision, and nothing else.
-    fn open(&self, folder: &Folder, number: u64) {
+    pub(crate) fn open(&self, folder: &Folder, number: u64) {
         folder.write("policy.pub", &self.key.public);
         self.put(folder, number, &revision(number));
     }
 
-    fn put(&self, folder: &Folder, number: u64, text: &str) {
+    pub(crate) fn put(&self, folder: &Folder, number: u64, text: &str) {
         let (manifest, signature) = self.signed(number, &[("policy.yaml", text)]);
         folder.write("policy.yaml", text);
         folder.write("policy.yaml.manifest.json", &manifest);
@@ -220,7 +220,7 @@ impl Office {
     }
 }
 
-const SIGNED: &str = "{file: policy.yaml, public_key: policy.pub}";
+pub(crate) const SIGNED: &str = "{file: policy.yaml, public_key: policy.pub}";
 
 #[test]
 fn what_is_not_as_it_was_signed() {
@@ -455,7 +455,7 @@ fn what_the_settings_do_not_give_is_refused_at_a_reload_too() {
     assert_eq!(decided_with(&sidecar, &sidecar.ask(permitted())), 12);
 }
 
-fn health(address: &str, path: &str) -> Answer {
+pub(crate) fn health(address: &str, path: &str) -> Answer {
     wait_for("the health listener", || {
         let mut probe = Connection::on(std::net::TcpStream::connect(address).ok()?);
         probe.try_send(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n")).ok()?;
@@ -463,7 +463,7 @@ fn health(address: &str, path: &str) -> Answer {
     })
 }
 
-fn free_address() -> String {
+pub(crate) fn free_address() -> String {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
 }
 

@@ -12,11 +12,14 @@ use crate::policy::problem::Problems;
 use crate::record::policy_event::Why;
 use crate::reload;
 use crate::reload::Accepted;
+use crate::reload::Baseline;
 use crate::reload::Loaded;
 use crate::reload::PolicySource;
 use crate::reload::Refusal;
+use crate::reload::agreed::NoBaseline;
 use crate::reload::gather::NotGathered;
 use crate::telemetry::chain;
+use crate::yaml::Spanned;
 
 /// What became of it.
 pub(super) struct Offered {
@@ -27,7 +30,7 @@ pub(super) struct Offered {
     weaker: usize,
     /// Whether there is a baseline, and nothing is weaker that is not agreed.
     pub(super) is_held_against: bool,
-    /// Why it may not follow what was signed or agreed.
+    /// Why it may not take effect.
     pub(super) refusal: Option<Refusal>,
 }
 
@@ -51,61 +54,38 @@ pub(super) fn offered(
     let source = PolicySource { path: settings.policy_file.clone(), key: terms.key.clone() };
     let gathered = match source.gather() {
         Ok(gathered) => gathered,
-        Err(NotGathered::Unread(error)) => {
-            problems.push(unreadable_policy(settings, &error));
-            return offered;
-        }
-        Err(NotGathered::Unsigned(error)) => {
-            problems.push(not_as_signed(settings, &error.to_string()));
-            offered.refusal = Some(NotGathered::Unsigned(error).into());
+        Err(error) => {
+            problems.push(match &error {
+                NotGathered::Unread(error) => unreadable_policy(settings, error),
+                NotGathered::Unsigned(error) => not_as_signed(settings, &error.to_string()),
+            });
+            offered.refusal = Some(error.into());
             return offered;
         }
     };
     let manifest = gathered.manifest().cloned();
     let loaded = gathered.compile(None, look_out);
-    if let Some(policy) = &loaded.policy {
-        problems.0.extend(settings.check_against(policy).0);
-        if let Some(Err(error)) = manifest.map(|manifest| manifest.is_of(policy)) {
-            problems.push(not_as_signed(settings, &error.to_string()));
-            offered.refusal = Some(NotGathered::Unsigned(error).into());
-        } else if let Some(baseline) = agreed(settings, problems) {
-            offered.against = Some(baseline.named());
-            match reload::held_against(policy, &baseline, now) {
-                Ok(weaker) => (offered.weaker, offered.is_held_against) = (weaker, true),
-                Err(refusal) => {
-                    problems.0.extend(not_agreed(settings, &refusal));
-                    offered.refusal = Some(refusal);
+    offered.refusal = match &loaded.policy {
+        None => Some(Refusal::of_problems(Why::Invalid, None, &loaded.problems, &loaded.sources)),
+        Some(policy) => {
+            let unfit = settings.check_against(policy, now);
+            let fits = match unfit.has_errors() {
+                true => Err(Refusal::of_problems(Why::Settings, Some(policy.named()), &unfit, &[])),
+                false => Ok(()),
+            };
+            problems.0.extend(unfit.0);
+            let follows = match manifest.map(|manifest| manifest.is_of(policy)) {
+                Some(Err(error)) => {
+                    problems.push(not_as_signed(settings, &error.to_string()));
+                    Err(NotGathered::Unsigned(error).into())
                 }
-            }
+                Some(Ok(())) | None => offered.held(settings, policy, now, problems),
+            };
+            follows.and(fits).err()
         }
-    }
+    };
     offered.loaded = Some(loaded);
     offered
-}
-
-/// The baseline, if there is one and it can be used.
-fn agreed(settings: &Settings, problems: &mut Problems) -> Option<Policy> {
-    let baseline = settings.policy.baseline.as_ref()?;
-    let source = PolicySource { path: baseline.value.clone(), key: None };
-    let (path, at) = (baseline.value.display(), baseline.at);
-    match source.gather() {
-        Err(error) => {
-            let message = format!("the baseline cannot be used: {}", chain(&error));
-            let help = "name the policy that was agreed last; a relative path counts from the folder of this file";
-            problems.push(Problem::error(Code::Unreadable, at, message, help));
-            None
-        }
-        Ok(gathered) => {
-            // It has a name of its own, and may be the same policy.
-            let policy = gathered.called(&settings.policy_file).compile(None, None).policy;
-            if policy.is_none() {
-                let message = format!("the baseline `{path}` has mistakes, so nothing can be held against it");
-                let help = format!("`dpa-sidecar check {path}` says which; name the policy that was agreed last");
-                problems.push(Problem::error(Code::Baseline, at, message, help));
-            }
-            policy
-        }
-    }
 }
 
 fn not_as_signed(settings: &Settings, why: &str) -> Problem {
@@ -123,11 +103,15 @@ fn not_agreed(settings: &Settings, refusal: &Refusal) -> Option<Problem> {
             let message = format!("{count} {plural} weaker than the baseline and not agreed");
             (message, "put the consent, notice or instruction on record, or take the change back")
         }
+        Why::Name => (
+            format!("the policy does not follow the baseline: {}", refusal.text),
+            "name the baseline of this policy: what was agreed in one says nothing of the other",
+        ),
         Why::Revision => (
             format!("the policy does not follow the baseline: {}", refusal.text),
             "bring the newer policy here; what was agreed before is no way back, but a higher revision with the old text is",
         ),
-        Why::Unreadable | Why::Signature | Why::Invalid | Why::Settings => return None,
+        Why::Unreadable | Why::Signature | Why::Invalid | Why::Settings | Why::Baseline => return None,
     };
     Some(Problem::error(Code::Baseline, at, message, help))
 }
@@ -143,6 +127,39 @@ fn unreadable_policy(settings: &Settings, error: &reload::ReadError) -> Problem 
 }
 
 impl Offered {
+    /// Holds a policy against the baseline, if there is one.
+    fn held(
+        &mut self,
+        settings: &Settings,
+        policy: &Policy,
+        now: Timestamp,
+        problems: &mut Problems,
+    ) -> Result<(), Refusal> {
+        let Some(Spanned { value: path, at }) = settings.policy.baseline.clone() else { return Ok(()) };
+        let baseline = Baseline { path, policy_file: settings.policy_file.clone() }.read().map_err(|error| {
+            let text = chain(&error).to_string();
+            let (code, help) = match &error {
+                NoBaseline::Unread(_) => (
+                    Code::Unreadable,
+                    "name the policy that was agreed last; a relative path counts from the folder of this file"
+                        .to_owned(),
+                ),
+                NoBaseline::Mistakes(path) => (
+                    Code::Baseline,
+                    format!("`dpa-sidecar check {path}` says which; name the policy that was agreed last"),
+                ),
+            };
+            problems.push(Problem::error(code, at, &*text, help));
+            Refusal::of(Why::Baseline, policy, text)
+        })?;
+        self.against = Some(baseline.named());
+        self.weaker = reload::held_against(policy, &baseline, now).inspect_err(|refusal| {
+            problems.0.extend(not_agreed(settings, refusal));
+        })?;
+        self.is_held_against = true;
+        Ok(())
+    }
+
     /// What may take effect, if nothing is wrong with it.
     pub(super) fn accepted(self) -> Option<Accepted> {
         let Self { loaded, key_id, against, weaker, is_held_against: _, refusal } = self;

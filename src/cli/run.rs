@@ -30,7 +30,6 @@ use crate::policy::terms::Operation;
 use crate::reload;
 use crate::reload::Accepted;
 use crate::serve;
-use crate::serve::StartError;
 use crate::telemetry::LogFormat;
 
 #[derive(Debug, clap::Args)]
@@ -164,8 +163,11 @@ pub(super) fn prepare(source: &Source, err: &mut dyn Write) -> Result<Option<Pre
             print_problems(err, &loaded.problems, &loaded.sources, colour)?;
         }
         offered.print_weaker(&settings, err)?;
-        if let Some(refusal) = &offered.refusal {
-            serve::record_refused(&settings, refusal, Clock::default()).map_err(StartError::from)?;
+        // Another process may be writing the log, or there is no folder for it yet.
+        if let Some(refusal) = &offered.refusal
+            && let Err(error) = serve::record_refused(&settings, refusal, Clock::default())
+        {
+            writeln!(err, "error: the refusal is not recorded: {}", crate::telemetry::chain(&error))?;
         }
         return Ok(None);
     }

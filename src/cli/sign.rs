@@ -1,9 +1,7 @@
 //! `sign`: the manifest of a policy, and its signature.
 
-use std::fs::File;
 use std::io;
 use std::io::Write;
-use std::path::Path;
 use std::path::PathBuf;
 
 use super::CliError;
@@ -67,21 +65,9 @@ pub(super) fn sign(arguments: &Arguments, out: &mut dyn Write, err: &mut dyn Wri
     let (manifest, signature) = Manifest::of(policy, files).signed(&signer);
     for (what, text) in [(MANIFEST, &manifest), (SIGNATURE, &signature)] {
         let path = beside(path, what);
-        put(&path, text.as_bytes()).map_err(|source| CliError::Put { path: path.clone(), source })?;
+        files::replace(&path, text.as_bytes()).map_err(|source| CliError::Put { path: path.clone(), source })?;
     }
     let many = if names.len() == 1 { "" } else { "s" };
     writeln!(out, "{}, {} file{many}, signed by {}", policy.named(), names.len(), signer.id())?;
     Ok(Exit::Yes)
-}
-
-/// Replaces a file whole.
-fn put(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let fresh = beside(path, ".new");
-    let written = File::create(&fresh).and_then(|mut file| {
-        file.write_all(bytes)?;
-        file.sync_all()
-    });
-    written.and_then(|()| std::fs::rename(&fresh, path)).inspect_err(|_| {
-        let _left_over = std::fs::remove_file(&fresh);
-    })
 }

@@ -19,6 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::Method;
+use jiff::Timestamp;
 
 use self::document::From;
 use self::document::Later;
@@ -29,6 +30,7 @@ pub use self::effective::Entry;
 pub use self::effective::health_address;
 use self::egress::Ends;
 use self::egress::help_for;
+use self::policy::MAX_KEY;
 pub use self::policy::PolicyTerms;
 use self::tokens::Believed;
 use self::tokens::Claimed;
@@ -43,6 +45,7 @@ use crate::establish::route::RouteError;
 use crate::establish::route::Routes;
 use crate::establish::route::Subject;
 use crate::establish::route::Take;
+use crate::files;
 use crate::forward::Address;
 use crate::forward::LEAST_BUFFER;
 use crate::forward::Protocol;
@@ -186,9 +189,9 @@ pub fn compile(source: &Source, environment: &dyn Fn(&str) -> Option<String>) ->
 }
 
 impl Settings {
-    /// What the policy demands and these settings do not give, and names in routes that it does not have.
+    /// What the policy demands at this moment and these settings do not give, and names in routes that it does not have.
     #[must_use]
-    pub fn check_against(&self, policy: &Policy) -> Problems {
+    pub fn check_against(&self, policy: &Policy, now: Timestamp) -> Problems {
         let mut problems = Problems::default();
         let mut below =
             |at, message: &str, help: &str| problems.push(Problem::error(Code::BelowPolicy, at, message, help));
@@ -200,7 +203,7 @@ impl Settings {
             let help = "write `durability: synced`, or ask the policy's owner what was promised";
             below(self.log_at, "the policy promises a decision log that is `synced` to disk", help);
         }
-        self.check_policy_terms(policy, &mut problems);
+        self.check_policy_terms(policy, now, &mut problems);
         for (constant, Spanned { value, at }) in &self.constants {
             let (found, what, help) = help_for(*constant, value, policy);
             if !found {
@@ -854,7 +857,7 @@ impl Compiler<'_> {
     /// The key that signs checkpoints. It is read once, at the start.
     fn signer(&mut self, Spanned { value, at }: &Spanned<String>) -> Option<Arc<Signer>> {
         let path = self.folder.join(value);
-        let read = std::fs::read(&path).map_err(|error| error.to_string());
+        let read = files::read(&path, MAX_KEY).map_err(|error| error.to_string());
         let signer = read.and_then(|pem| Signer::read(&pem).map_err(|error| error.to_string()));
         match signer {
             Ok(signer) => Some(Arc::new(signer)),

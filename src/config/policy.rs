@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use jiff::SignedDuration;
+use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
@@ -32,7 +33,7 @@ pub(super) struct PolicyFile {
     /// The public key (PEM) of who signs the policy, from the folder of this file. It is read once, at the start.
     /// Default: the policy need not be signed.
     pub(super) public_key: Option<Spanned<String>>,
-    /// The policy that was agreed last, from the folder of this file: the first one of each start is held against it.
+    /// The policy that was agreed last, from the folder of this file: each one that is loaded is held against it.
     /// Default: it is held against none.
     pub(super) baseline: Option<Spanned<String>>,
     /// How old the policy may be, counted from its `issued_at`. Default: any age.
@@ -59,8 +60,11 @@ pub struct PolicyTerms {
     max_age_at: At,
 }
 
-/// Most bytes of a public key; one has 113.
-const MAX_KEY: u64 = 64 * 1024;
+/// Most bytes of a key of ours; a private one has 119.
+pub(super) const MAX_KEY: u64 = 64 * 1024;
+
+/// How far the clocks of who issues a policy and of who takes it may differ.
+const CLOCKS_DIFFER: SignedDuration = SignedDuration::from_mins(5);
 
 impl Compiler<'_> {
     pub(super) fn policy_terms(&mut self, policy: &PolicyFile) -> PolicyTerms {
@@ -100,7 +104,7 @@ impl Compiler<'_> {
 
 impl Settings {
     /// What the policy promises of itself, and what has to stand in it for these settings.
-    pub(super) fn check_policy_terms(&self, policy: &Policy, problems: &mut Problems) {
+    pub(super) fn check_policy_terms(&self, policy: &Policy, now: Timestamp, problems: &mut Problems) {
         let terms = &self.policy;
         if policy.security.signed_policy && terms.key.is_none() {
             let help = "add `public_key: …` beside the policy's file, or ask its owner what was promised";
@@ -111,6 +115,12 @@ impl Settings {
             let help = "ask the policy's owner to write `metadata: {…, issued_at: …}`, or remove `max_age`";
             let message = "the policy does not say when it was issued, so nobody knows how old it is";
             problems.push(Problem::error(Code::MissingField, terms.max_age_at, message, help));
+        }
+        let ahead = policy.issued_at.map(|issued| issued.duration_since(now)).unwrap_or_default();
+        if terms.max_age.is_some() && ahead > CLOCKS_DIFFER {
+            let help = "ask the policy's owner for one with the true date, or bring it when that has come";
+            let message = "the policy says that it was issued later than now, so nobody knows how old it is";
+            problems.push(Problem::error(Code::Dates, terms.max_age_at, message, help));
         }
     }
 }

@@ -1,9 +1,6 @@
 //! TLS in the settings: of listeners, towards upstreams, and what their files hold.
 
 use std::collections::HashSet;
-use std::fs::File;
-use std::io::BufReader;
-use std::io::Read as _;
 use std::path::Path;
 
 use jiff::SignedDuration;
@@ -19,6 +16,7 @@ use super::Listener;
 use super::Settings;
 use super::Way;
 use super::document;
+use crate::files;
 use crate::forward::Protocol;
 use crate::policy::Policy;
 use crate::policy::TlsVersion;
@@ -103,9 +101,6 @@ const BUNDLES: [&str; 4] = [
     "/etc/ssl/ca-bundle.pem",
     "/etc/ssl/cert.pem",
 ];
-
-/// Most bytes of a file that are looked at for authorities.
-const MOST_BYTES: u64 = 16 * 1024 * 1024;
 
 /// How long before its end `check` speaks of a certificate.
 const SOON: SignedDuration = SignedDuration::from_hours(30 * 24);
@@ -326,9 +321,8 @@ impl Settings {
 
 /// How many different certificates a PEM file has; none, if it cannot be read.
 fn roots(path: &Path) -> usize {
-    let Ok(file) = File::open(path) else { return 0 };
-    let certificates = CertificateDer::pem_reader_iter(BufReader::new(file.take(MOST_BYTES)));
-    certificates.map_while(Result::ok).collect::<HashSet<_>>().len()
+    let Ok(bytes) = files::read(path, tls::MAX_BYTES) else { return 0 };
+    CertificateDer::pem_slice_iter(&bytes).map_while(Result::ok).collect::<HashSet<_>>().len()
 }
 
 fn ends_soon(ending: &tls::Ending, look_out: Timestamp) -> Option<Problem> {

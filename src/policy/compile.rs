@@ -28,6 +28,7 @@ use super::SecurityMeasures;
 use super::Subprocessor;
 use super::SubprocessorId;
 use super::Transfer;
+use super::Weakening;
 use super::document;
 use super::identities::Tree;
 use super::problem::Code;
@@ -583,6 +584,7 @@ impl Compiler {
     fn subprocessor(&mut self, entry: document::Subprocessor) -> Subprocessor {
         let document::Subprocessor {
             id,
+            legal_name,
             identities,
             permitted_purposes,
             operations,
@@ -597,6 +599,7 @@ impl Compiler {
         let party = self.subprocessor_ids.get(&id.value).copied().map(Party::Subprocessor);
         self.identities(identities, party);
         Subprocessor {
+            legal_name: legal_name.into(),
             permitted_purposes: self.party_purposes(&permitted_purposes),
             operations: operations.map(|list| self.filled(list).into_iter().collect()),
             data_categories: self.filled(data_categories),
@@ -638,7 +641,6 @@ impl Compiler {
         }
         let instructions = instructions.map(|list| list.items).unwrap_or_default();
         let consents = consents.map(|list| list.items).unwrap_or_default();
-        let weakened = |consent: &document::Consent| Some((consent.weakening?, consent.given_at.value.begins()));
         self.number(instructions.iter().map(|instruction| &instruction.id), |number| number);
         Customer {
             accepted_at: dpa.accepted_at.map(Date::begins),
@@ -657,7 +659,7 @@ impl Compiler {
                     Some((self.subprocessor_named(&objection.subprocessor)?, objection.effective_at.begins()))
                 })
                 .collect(),
-            weakenings: consents.iter().filter_map(weakened).collect(),
+            weakenings: consents.iter().filter_map(|consent| self.weakening(consent)).collect(),
             consents: consents.iter().filter_map(|consent| self.consent(consent)).collect(),
             instructions: instructions.into_iter().map(|instruction| self.instruction(instruction)).collect(),
             enforcement: enforcement.unwrap_or(default),
@@ -702,6 +704,23 @@ impl Compiler {
                 None
             }
         }
+    }
+
+    /// A consent to a weakened measure.
+    fn weakening(&mut self, consent: &document::Consent) -> Option<Weakening> {
+        let document::Consent { weakening, from, to, given_at, .. } = consent;
+        let is_whole = from.is_some() == to.is_some();
+        if !is_whole || (weakening.is_none() && from.is_some()) {
+            let message = "`from` and `to` are the step of a weakened measure, and one is nothing without the other";
+            self.error(
+                Code::OneOf,
+                given_at.at,
+                message,
+                "write `{weakening: …, from: …, to: …, …}`, or leave out both",
+            );
+        }
+        let step = from.as_deref().zip(to.as_deref()).map(|(from, to)| (from.into(), to.into()));
+        weakening.map(|measure| Weakening { measure, step, given_at: given_at.value.begins() })
     }
 
     fn instruction(&mut self, instruction: document::Instruction) -> Instruction {

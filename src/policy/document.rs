@@ -168,6 +168,8 @@ pub enum Measure {
     SignedPolicy,
     /// `enforcement`.
     Enforcement,
+    /// That people behind a caller have an undertaking of confidentiality (`human_access`).
+    Confidentiality,
 }
 
 impl Measure {
@@ -180,6 +182,7 @@ impl Measure {
             Self::DecisionLog => "decision_log",
             Self::SignedPolicy => "signed_policy",
             Self::Enforcement => "enforcement",
+            Self::Confidentiality => "confidentiality",
         }
     }
 }
@@ -308,9 +311,8 @@ pub(super) struct Undertaking {
 pub(super) struct Subprocessor {
     /// A short name; records name it.
     pub(super) id: Spanned<Id>,
-    /// The name in the agreement.
-    #[expect(dead_code, reason = "evidence: checked for its form only")]
-    legal_name: String,
+    /// The name in the agreement: another one is another company.
+    pub(super) legal_name: String,
     /// What it does.
     #[expect(dead_code, reason = "evidence: checked for its form only")]
     service: String,
@@ -419,6 +421,10 @@ pub(super) struct Consent {
     pub(super) subprocessor: Option<Spanned<Id>>,
     /// The weakened measure it accepted: this, or `subprocessor`.
     pub(super) weakening: Option<Measure>,
+    /// What the measure was; needs `to`. Default: not said.
+    pub(super) from: Option<String>,
+    /// What it will be; needs `from`. Default: not said.
+    pub(super) to: Option<String>,
     /// From when.
     pub(super) given_at: Spanned<Date>,
     /// The evidence.

@@ -2,6 +2,8 @@
 //!
 //! It is checked before anything else is parsed: first the signature of its bytes, then the hash of each file.
 
+use std::collections::HashSet;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
@@ -50,8 +52,13 @@ pub enum Unsigned {
     #[error("`{0}` is not in the manifest")]
     Unlisted(String),
     /// A file with other content.
-    #[error("`{0}` is not as it was signed")]
-    Changed(String),
+    #[error("`{name}` is not as it was signed: its SHA-256 is {sha256}")]
+    Changed {
+        /// Its name.
+        name: String,
+        /// SHA-256 of what it holds.
+        sha256: String,
+    },
     /// A file that is listed and is no part of the policy.
     #[error("`{0}` is in the manifest and not there, or no `customer_files` names it")]
     Missing(String),
@@ -128,16 +135,33 @@ impl Manifest {
         Ok(manifest)
     }
 
+    /// Whether a file is one of those that were signed, whatever is in it.
+    ///
+    /// # Errors
+    ///
+    /// [`Unsigned::Unlisted`].
+    pub fn lists(&self, name: &str) -> Result<(), Unsigned> {
+        self.file(name).map(drop)
+    }
+
     /// Whether a file has the content that was signed.
     ///
     /// # Errors
     ///
     /// [`Unsigned::Unlisted`], [`Unsigned::Changed`].
     pub fn holds(&self, name: &str, bytes: &[u8]) -> Result<(), Unsigned> {
+        let sha256 = sha256(bytes);
+        if self.file(name)?.sha256 == sha256 {
+            Ok(())
+        } else {
+            Err(Unsigned::Changed { name: name.to_owned(), sha256 })
+        }
+    }
+
+    fn file(&self, name: &str) -> Result<&File, Unsigned> {
         let place = self.files.binary_search_by(|file| file.name.as_str().cmp(name));
         let listed = place.ok().and_then(|place| self.files.get(place));
-        let listed = listed.ok_or_else(|| Unsigned::Unlisted(name.to_owned()))?;
-        if listed.sha256 == sha256(bytes) { Ok(()) } else { Err(Unsigned::Changed(name.to_owned())) }
+        listed.ok_or_else(|| Unsigned::Unlisted(name.to_owned()))
     }
 
     /// Whether each file that is listed is one of these.
@@ -146,8 +170,8 @@ impl Manifest {
     ///
     /// [`Unsigned::Missing`].
     pub fn is_whole(&self, names: &[String]) -> Result<(), Unsigned> {
-        let is_there = |file: &&File| names.contains(&file.name);
-        let missing = self.files.iter().find(|file| !is_there(file));
+        let names: HashSet<&str> = names.iter().map(String::as_str).collect();
+        let missing = self.files.iter().find(|file| !names.contains(file.name.as_str()));
         missing.map_or(Ok(()), |file| Err(Unsigned::Missing(file.name.clone())))
     }
 

@@ -200,7 +200,7 @@ pub struct Purpose {
 }
 
 /// Who a proven identity is in the agreement.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Party {
     /// One of the processor's own.
     Own(CallerId),
@@ -247,6 +247,8 @@ pub struct OwnCaller {
 pub struct Subprocessor {
     /// Its id.
     pub id: Id,
+    /// Which company it is, as written. No decision rests on it.
+    pub legal_name: Box<str>,
     /// What it may ask for or be given data for.
     pub permitted_purposes: PurposeSet,
     /// What may be done; all if not listed.
@@ -313,6 +315,17 @@ pub struct Instruction {
     pub restricts: Option<Box<str>>,
 }
 
+/// A customer's consent to a weakened measure (clause 3.2).
+#[derive(Clone, Debug)]
+pub struct Weakening {
+    /// What is weakened.
+    pub measure: Measure,
+    /// What it was and will be, as written, if the consent says so.
+    pub step: Option<(Box<str>, Box<str>)>,
+    /// When it was given.
+    pub given_at: Timestamp,
+}
+
 /// A customer and its agreement.
 #[derive(Clone, Debug)]
 pub struct Customer {
@@ -332,8 +345,8 @@ pub struct Customer {
     pub objections: Box<[(SubprocessorId, Timestamp)]>,
     /// Subprocessors it accepted ahead of time, from when.
     pub consents: Box<[(SubprocessorId, Timestamp)]>,
-    /// Weakened measures it accepted, from when. No decision rests on them (clause 3.2).
-    pub weakenings: Box<[(Measure, Timestamp)]>,
+    /// Weakened measures it accepted. No decision rests on them (clause 3.2).
+    pub weakenings: Box<[Weakening]>,
     /// Its instructions.
     pub instructions: Box<[Instruction]>,
     /// Whether its violations are blocked.
@@ -671,6 +684,41 @@ impl Policy {
     #[must_use]
     pub fn clause_text(&self, clause: &str) -> Option<&str> {
         self.clauses.get(clause).map(AsRef::as_ref)
+    }
+
+    /// The same with some of its customers only, to hold others against: without what their own callers prove to be,
+    /// and without texts.
+    #[must_use]
+    pub fn with_only(&self, is_kept: impl Fn(&Customer) -> bool) -> Self {
+        let customers: Vec<Customer> = self.customers.iter().filter(|customer| is_kept(customer)).cloned().collect();
+        let is_left = |party: Party| match party {
+            Party::Own(_) | Party::Subprocessor(_) => true,
+            // Their numbers are others now.
+            Party::Customer(_) => false,
+        };
+        let mut identity_patterns = identities::Tree::default();
+        for (identity, party) in self.identity_patterns.all().filter(|(_, party)| is_left(*party)) {
+            identity_patterns.insert(identity.clone(), *party);
+        }
+        let identities = self.identities.iter().filter(|(_, party)| is_left(**party));
+        Self {
+            name: self.name.clone(),
+            digest: self.digest.clone(),
+            notices: self.notices.clone(),
+            residency: self.residency.clone(),
+            clauses: HashMap::new(),
+            purposes: self.purposes.clone(),
+            callers: self.callers.clone(),
+            subprocessors: self.subprocessors.clone(),
+            customer_ids: customers.iter().map(|it| it.id.clone()).zip((0..).map(CustomerId)).collect(),
+            customers,
+            purpose_ids: self.purpose_ids.clone(),
+            subprocessor_ids: self.subprocessor_ids.clone(),
+            caller_ids: self.caller_ids.clone(),
+            identities: identities.map(|(identity, party)| (identity.clone(), *party)).collect(),
+            identity_patterns,
+            ..*self
+        }
     }
 
     /// How much was loaded, for people.

@@ -365,7 +365,8 @@ Example:
             Self::Dates => {
                 r#"dates do not fit together.
 
-Something ends before it begins, or `terminated_at` and `return_until` are not both there.
+Something ends before it begins, `terminated_at` and `return_until` are not both there, or a policy whose age counts
+(`policy.max_age`) says that it was issued later than now.
 
 Example:
   terminated_at: 2026-03-31
@@ -374,8 +375,8 @@ Example:
             Self::CustomerFiles => {
                 r#"a customer file is missing or cannot be read.
 
-A pattern of `customer_files` matches no file, or a file that it matches is unreadable. Paths count from the
-folder of the policy.
+A pattern of `customer_files` matches no file, or a file that it matches is unreadable or no regular file, or all of
+them are too large together. Paths count from the folder of the policy.
 
 Example:
   customer_files: ["customers.d/*.yaml"]"#

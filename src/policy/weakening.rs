@@ -1,8 +1,11 @@
-//! Which weaker changes need a word of the customer, and whether it is on record (clauses 2.2, 2.5, 2.8, 3.2).
+//! Which weaker changes need a word of the customer, and whether it is on record (clauses 2.2, 2.4, 2.5, 2.8, 3.2).
 //!
-//! A measure is weakened, and a customer moved to observe, with the customer's consent or 90 days after a notice.
+//! A measure is weakened, and a customer put on observe, with the customer's consent or 90 days after a notice.
 //! A purpose, a place or a subprocessor is added with the customer's consent or instruction. What else is weaker is
 //! told by `diff` and needs nothing here: it follows from what the customer signed, or is the customer's own word.
+//!
+//! A word covers one step. Of a measure it names the step; of a place or a subprocessor it is one that did not stand
+//! in the policy before, since what stood there was given for what was agreed then.
 
 use jiff::SignedDuration;
 use jiff::Timestamp;
@@ -61,15 +64,21 @@ fn needs(change: &Change) -> Option<Needs> {
         Kind::RequireEnforce | Kind::DefaultEnforcement | Kind::Enforcement => {
             Some(Needs::Consent(Measure::Enforcement))
         }
+        // Clause 2.7 asks that people are bound. That they need not be any more is a weaker measure; that the
+        // undertaking was renewed, or is another group's, is what the clause wants.
+        Kind::HumanAccess => Some(Needs::Consent(Measure::Confidentiality)),
         Kind::CustomerPurpose | Kind::RequiresInstruction => Some(Needs::PurposesInstructed),
         Kind::StorageLocation | Kind::AccessLocation | Kind::Transfer => Some(Needs::ResidencyInstructed),
+        // Another company, or somebody else's machine, behind the same name is another subprocessor.
         Kind::Subprocessor
+        | Kind::SubprocessorName
+        | Kind::SubprocessorIdentity
         | Kind::SubprocessorPurpose
         | Kind::SubprocessorOperation
         | Kind::SubprocessorData
         | Kind::SubprocessorPeriod
         | Kind::Objection => subprocessor(),
-        // The customer's own word.
+        // The customer's own word. Who is new comes with its own contract, whatever that permits.
         Kind::Acceptance
         | Kind::Suspension
         | Kind::Termination
@@ -78,14 +87,13 @@ fn needs(change: &Change) -> Option<Needs> {
         | Kind::Restriction
         | Kind::Customer
         | Kind::CustomerIdentity => None,
-        // Within what the customer permits already.
+        // Within what the customer permits already: whom the processor employs, and with which machines, is its own.
         Kind::Caller
         | Kind::CallerIdentity
         | Kind::CallerPurpose
         | Kind::CallerOperation
         | Kind::CallerLocation
         | Kind::Confidentiality
-        | Kind::SubprocessorIdentity
         | Kind::SubprocessorStorage
         | Kind::SubprocessorAccess
         | Kind::SubprocessorAgreement
@@ -95,20 +103,32 @@ fn needs(change: &Change) -> Option<Needs> {
 }
 
 fn refusal(change: &Change, needs: &Needs, old: &Policy, new: &Policy, now: Timestamp) -> Option<Refused> {
+    let announced = match needs {
+        Needs::Consent(measure) => announced(*measure, new, now),
+        Needs::PurposesInstructed | Needs::ResidencyInstructed | Needs::Subprocessor(_) => Vec::new(),
+    };
     if let Needs::Consent(measure) = needs
-        && is_announced(change, *measure, new, now)
+        && leads(*measure, words(change, *measure), &announced)
     {
         return None;
     }
-    let is_agreed = |customer: &&Customer| match needs {
-        Needs::Consent(measure) => {
-            customer.weakenings.iter().any(|(consented, since)| consented == measure && *since <= now)
+    let is_agreed = |customer: &&Customer| {
+        let before = old.customer_named(customer.id.as_str()).and_then(|id| old.customer(id));
+        match needs {
+            Needs::Consent(measure) => {
+                let issued = before.map(|_| old.issued_at.unwrap_or(Timestamp::MAX));
+                let consented = consented(*measure, customer, issued, now);
+                leads(*measure, words(change, *measure), &[announced.as_slice(), &consented].concat())
+            }
+            Needs::PurposesInstructed => {
+                change.values.iter().all(|purpose| in_force(customer, now).any(|it| names_purpose(it, new, purpose)))
+            }
+            Needs::ResidencyInstructed => {
+                let rested = before.and_then(|before| old.residency(before).instruction.as_deref());
+                rests_on_another(customer, before, rested, now)
+            }
+            Needs::Subprocessor(id) => has_accepted((customer, new), before.map(|before| (before, old)), id, now),
         }
-        Needs::PurposesInstructed => {
-            change.values.iter().all(|purpose| in_force(customer, now).any(|it| names_purpose(it, new, purpose)))
-        }
-        Needs::ResidencyInstructed => rests_on_another(customer, old, now),
-        Needs::Subprocessor(id) => has_accepted(customer, new, id, now),
     };
     let concerned: Vec<&Customer> = match &change.concerns {
         Concerns::All => new.customers.iter().collect(),
@@ -130,11 +150,11 @@ fn refusal(change: &Change, needs: &Needs, old: &Policy, new: &Policy, now: Time
                 "weakening_notices:\n  - {{measure: {word}, from: \"{from}\", to: \"{to}\", notice_given_at: {day}}}   # 90 days before it takes effect\n"
             );
             let consent = without.first().map(|id| {
-                format!("customers:\n  - id: {id}\n    consents:\n      - {{weakening: {word}, given_at: {day}, ref: …}}\n# or, for all customers:\n")
+                format!("customers:\n  - id: {id}\n    consents:\n      - {{weakening: {word}, from: \"{from}\", to: \"{to}\", given_at: {day}, ref: …}}\n# or, for all customers:\n")
             });
             let missing = match without.is_empty() {
                 true => format!("a notice to the customers, at least 90 days old, that `{word}` goes from {from} to {to}"),
-                false => format!("each customer's consent to a weaker `{word}`, or a notice to them, at least 90 days old, that it goes from {from} to {to}"),
+                false => format!("each customer's consent that `{word}` goes from {from} to {to}, or a notice of that to them, at least 90 days old"),
             };
             (missing, consent.unwrap_or_default() + &notice)
         }
@@ -149,7 +169,7 @@ fn refusal(change: &Change, needs: &Needs, old: &Policy, new: &Policy, now: Time
                 + "    residency: {storage_locations: […], access_locations: […], source: instruction, ref: ins-NEW}\n",
         ),
         Needs::Subprocessor(id) => (
-            format!("each customer's consent to `{id}`, or an accepted instruction that lists it"),
+            format!("each customer's consent to `{id}`, or an accepted instruction that lists it, another than before"),
             format!(
                 "customers:\n  - id: {}\n    consents:\n      - {{subprocessor: {id}, given_at: {day}, ref: …}}\n",
                 without.first().map_or("…", String::as_str)
@@ -182,14 +202,60 @@ fn words(change: &Change, measure: Measure) -> [&str; 2] {
     }
 }
 
-/// Whether the customers were told 90 days ago, of this step.
-fn is_announced(change: &Change, measure: Measure, new: &Policy, now: Timestamp) -> bool {
-    let [from, to] = words(change, measure);
-    new.notices.iter().any(|notice| {
-        let is_far_enough = *notice.to == *to || (measure == Measure::ClientAuthentication && &*notice.to == "none");
-        let is_old = notice.given_at.checked_add(NOTICE).is_ok_and(|end| end <= now);
-        notice.measure == measure && *notice.from == *from && is_far_enough && is_old
-    })
+/// The values of a measure, the strictest first. Each but the last may be weakened to those behind it.
+fn values(measure: Measure) -> &'static [&'static str] {
+    match measure {
+        Measure::MinTlsVersion => &["1.3", "1.2", "none"],
+        Measure::ClientAuthentication => &["required", "optional"],
+        Measure::DecisionLog => &["synced", "written"],
+        Measure::SignedPolicy => &["true", "false"],
+        Measure::Enforcement => &["enforce", "observe"],
+        Measure::Confidentiality => &["undertaking", "none"],
+    }
+}
+
+/// A step of a measure, as it was agreed or announced. Words that the measure does not have are nothing.
+type Step = [&'static str; 2];
+
+fn step(measure: Measure, from: &str, to: &str) -> Option<Step> {
+    let to = if measure == Measure::ClientAuthentication && to == "none" { "optional" } else { to };
+    let known = |word| values(measure).iter().copied().find(|known| *known == word);
+    Some([known(from)?, known(to)?])
+}
+
+/// The steps of which the customers were told 90 days ago.
+fn announced(measure: Measure, new: &Policy, now: Timestamp) -> Vec<Step> {
+    let is_old = |given_at: Timestamp| given_at.checked_add(NOTICE).is_ok_and(|end| end <= now);
+    let notices = new.notices.iter().filter(|it| it.measure == measure && is_old(it.given_at));
+    let mut steps: Vec<Step> = notices.filter_map(|it| step(measure, &it.from, &it.to)).collect();
+    steps.sort_unstable();
+    steps.dedup();
+    steps
+}
+
+/// The steps that a customer has consented to. A consent that does not say which counts where there is only one, and
+/// unless it was given before the policy that it would weaken was `issued`.
+fn consented(measure: Measure, customer: &Customer, issued: Option<Timestamp>, now: Timestamp) -> Vec<Step> {
+    let given = customer.weakenings.iter().filter(|it| it.measure == measure && it.given_at <= now);
+    let steps = given.filter_map(|it| match (&it.step, values(measure)) {
+        (Some((from, to)), _) => step(measure, from, to),
+        (None, [from, to]) if issued.is_none_or(|issued| issued <= it.given_at) => Some([*from, *to]),
+        (None, _) => None,
+    });
+    steps.collect()
+}
+
+/// Whether steps lead from one value to another, one after the other.
+fn leads(measure: Measure, [from, to]: [&str; 2], steps: &[Step]) -> bool {
+    let mut reached = vec![from];
+    for _ in values(measure) {
+        for [from, to] in steps {
+            if reached.contains(from) && !reached.contains(to) {
+                reached.push(to);
+            }
+        }
+    }
+    reached.contains(&to)
 }
 
 fn in_force(customer: &Customer, now: Timestamp) -> impl Iterator<Item = &Instruction> {
@@ -201,20 +267,38 @@ fn names_purpose(instruction: &Instruction, policy: &Policy, purpose: &str) -> b
     purposes.is_some_and(|set| policy.purpose_named(purpose).is_some_and(|id| set.contains(id)))
 }
 
-fn rests_on_another(customer: &Customer, old: &Policy, now: Timestamp) -> bool {
-    let before = old.customer_named(customer.id.as_str()).and_then(|id| old.customer(id));
-    let before = before.and_then(|before| old.residency(before).instruction.as_deref());
-    // The default rests on no single customer's word.
-    let own = customer.residency.as_ref().and_then(|residency| residency.instruction.as_deref());
-    let named = own.filter(|named| before != Some(*named));
-    named.is_some_and(|named| in_force(customer, now).any(|it| it.id.as_str() == named))
+/// Whether an instruction is another word than those of before: by its id, or by its dates.
+fn is_another(instruction: &Instruction, before: Option<&Customer>) -> bool {
+    let is_same = |it: &Instruction| it.id == instruction.id && it.in_force == instruction.in_force;
+    !before.is_some_and(|before| before.instructions.iter().any(is_same))
 }
 
-fn has_accepted(customer: &Customer, policy: &Policy, subprocessor: &str, now: Timestamp) -> bool {
-    let Some(id) = policy.subprocessor_named(subprocessor) else { return false };
+/// Whether a customer's own residency rests on another instruction than before.
+fn rests_on_another(customer: &Customer, before: Option<&Customer>, rested: Option<&str>, now: Timestamp) -> bool {
+    // The default rests on no single customer's word.
+    let own = customer.residency.as_ref().and_then(|residency| residency.instruction.as_deref());
+    let named = own.filter(|named| rested != Some(*named));
+    named.is_some_and(|named| in_force(customer, now).any(|it| it.id.as_str() == named && is_another(it, before)))
+}
+
+/// Whether a customer has accepted a subprocessor by another word than those of before.
+fn has_accepted(
+    (customer, new): (&Customer, &Policy),
+    before: Option<(&Customer, &Policy)>,
+    subprocessor: &str,
+    now: Timestamp,
+) -> bool {
+    let Some(id) = new.subprocessor_named(subprocessor) else { return false };
+    let stood = |given: Timestamp| {
+        before.is_some_and(|(before, old)| {
+            let id = old.subprocessor_named(subprocessor);
+            before.consents.iter().any(|(other, since)| Some(*other) == id && *since == given)
+        })
+    };
     let lists = |it: &Instruction| {
         let list = it.permits.as_ref().and_then(|permits| permits.subprocessors.as_ref());
-        list.is_some_and(|list| list.contains(&id))
+        list.is_some_and(|list| list.contains(&id)) && is_another(it, before.map(|(before, _)| before))
     };
-    customer.consents.iter().any(|(other, since)| *other == id && *since <= now) || in_force(customer, now).any(lists)
+    customer.consents.iter().any(|(other, since)| *other == id && *since <= now && !stood(*since))
+        || in_force(customer, now).any(lists)
 }

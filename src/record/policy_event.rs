@@ -26,18 +26,30 @@ pub enum Why {
     Signature,
     /// It has mistakes.
     Invalid,
+    /// It is another one: `metadata.name` differs.
+    Name,
     /// Its revision is lower than the one in force, or the same with another content.
     Revision,
     /// These settings give less than it demands.
     Settings,
+    /// The baseline cannot be used, so nothing can be held against it.
+    Baseline,
     /// Something is weaker, and not agreed.
     Weaker,
 }
 
 impl Why {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Unreadable, Self::Signature, Self::Invalid, Self::Revision, Self::Settings, Self::Weaker];
+    pub const ALL: [Self; 8] = [
+        Self::Unreadable,
+        Self::Signature,
+        Self::Invalid,
+        Self::Name,
+        Self::Revision,
+        Self::Settings,
+        Self::Baseline,
+        Self::Weaker,
+    ];
 
     /// The word in records and metrics.
     #[must_use]
@@ -46,8 +58,10 @@ impl Why {
             Self::Unreadable => "unreadable",
             Self::Signature => "signature",
             Self::Invalid => "invalid",
+            Self::Name => "name",
             Self::Revision => "revision",
             Self::Settings => "settings",
+            Self::Baseline => "baseline",
             Self::Weaker => "weaker",
         }
     }

@@ -1,5 +1,6 @@
 //! The files of a policy, read once each at one moment, and verified before anything in them is parsed.
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use crate::policy::problem::Problem;
 use crate::policy::problem::Problems;
 use crate::policy::problem::Source;
 use crate::signature::Verifier;
+use crate::signature::sha256;
 use crate::yaml::At;
 use crate::yaml::Node;
 
@@ -53,6 +55,12 @@ pub struct Gathered {
     problems: Problems,
     manifest: Option<Manifest>,
 }
+
+/// Most bytes of all files of a policy together: one of 100,000 customers has about 60 MiB.
+const MOST_BYTES: usize = 256 * 1024 * 1024;
+
+/// Most files of a policy: places count them in 16 bits.
+const MOST_FILES: usize = 65_535;
 
 /// Most bytes of a signature file; a good one has 89.
 const MAX_SIGNATURE: u64 = 1024;
@@ -88,6 +96,14 @@ impl PolicySource {
         manifest.is_whole(&gathered.names)?;
         gathered.manifest = Some(manifest);
         Ok(gathered)
+    }
+
+    /// A hash over the files that say what the others have to be: the policy's, and what signs it. What cannot be read
+    /// counts as empty. With why a policy cannot be gathered, it says whether that is the same one as before.
+    #[must_use]
+    pub fn mark(&self) -> String {
+        let hash = |path: &PathBuf| sha256(&files::read(path, super::MAX_BYTES).unwrap_or_default());
+        sha256(self.paths(&[]).iter().map(hash).collect::<String>().as_bytes())
     }
 
     /// What there is to look at: the policy's file, what signs it, and the files that these globs find.
@@ -129,11 +145,13 @@ impl Gathered {
 
     fn around_listed(first: Source, manifest: Option<&Manifest>) -> Result<Self, Unsigned> {
         let folder = Path::new(&first.path).parent().map(Path::to_path_buf).unwrap_or_default();
-        let mut names = vec![file_name(&first.path)];
+        let own = file_name(&first.path);
         let mut problems = Problems::default();
         let globs = policy::customer_file_globs(&first.text);
-        let mut sources = vec![first];
-        for (glob, at) in &globs {
+        let mut bytes = first.text.len();
+        let (mut names, mut sources) = (vec![own.clone()], vec![first]);
+        let mut known = HashSet::from([own.clone()]);
+        'all: for (glob, at) in &globs {
             let mut wrong =
                 |message: String, help: &str| problems.push(Problem::error(Code::CustomerFiles, *at, message, help));
             let Some(paths) = found(&folder, glob) else {
@@ -142,21 +160,38 @@ impl Gathered {
             };
             let mut is_any = false;
             for path in paths {
-                let read = path.map_err(std::io::Error::from).and_then(|path| {
-                    let name = path.strip_prefix(&folder).unwrap_or(&path).to_string_lossy().into_owned();
-                    read(&path).map(|source| (name, source)).map_err(|error| error.source)
-                });
-                match read {
-                    Ok((name, _)) if names.first() == Some(&name) => {}
-                    Ok((name, _)) if names.contains(&name) => is_any = true,
-                    Ok((name, source)) => {
+                let name = |path: &Path| path.strip_prefix(&folder).unwrap_or(path).to_string_lossy().into_owned();
+                let read = match path {
+                    Ok(path) if name(&path) == own => continue,
+                    Ok(path) => {
                         is_any = true;
+                        let name = name(&path);
+                        if !known.insert(name.clone()) {
+                            continue;
+                        }
+                        // What is not listed is not even read.
+                        manifest.map_or(Ok(()), |manifest| manifest.lists(&name))?;
+                        read(&path).map(|source| (name, source)).map_err(|error| error.source)
+                    }
+                    Err(error) => Err(std::io::Error::from(error)),
+                };
+                is_any = true;
+                match read {
+                    Ok((name, source)) => {
+                        bytes = bytes.saturating_add(source.text.len());
+                        if bytes > MOST_BYTES || names.len() >= MOST_FILES {
+                            let message = format!(
+                                "the policy is more than {MOST_FILES} files, or {} MiB in all of them",
+                                MOST_BYTES / (1024 * 1024)
+                            );
+                            wrong(message, "put several customers into a file, or split the policy between sidecars");
+                            break 'all;
+                        }
                         manifest.map_or(Ok(()), |manifest| manifest.holds(&name, source.text.as_bytes()))?;
                         names.push(name);
                         sources.push(source);
                     }
                     Err(error) => {
-                        is_any = true;
                         wrong(format!("a file of `{glob}` cannot be read: {error}"), "make it readable, or remove it");
                     }
                 }

@@ -1,5 +1,6 @@
 //! Reads files from disk, and again when they change: the policy's, certificates, keys.
 
+pub mod agreed;
 pub mod gather;
 mod policy;
 
@@ -12,12 +13,13 @@ use jiff::Timestamp;
 use tokio::sync::Notify;
 use tokio::sync::watch;
 
+pub use self::agreed::Baseline;
+pub use self::agreed::held_against;
 pub use self::gather::Gathered;
 pub use self::gather::PolicySource;
 pub use self::policy::Accepted;
 pub use self::policy::PolicyWatch;
 pub use self::policy::Refusal;
-pub use self::policy::held_against;
 use crate::doors::proxy::Clock;
 use crate::files;
 use crate::keys::KeySource;

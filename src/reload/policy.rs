@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
 
+use jiff::SignedDuration;
 use jiff::Timestamp;
 use tokio::sync::Notify;
 use tokio::sync::oneshot;
@@ -14,18 +15,18 @@ use tokio::sync::watch;
 use super::Gathered;
 use super::LOOK_AGAIN;
 use super::PolicySource;
+use super::agreed::Baseline;
+use super::agreed::Former;
+use super::agreed::held_against;
 use super::gather::NotGathered;
 use crate::doors::proxy::Clock;
 use crate::policy::Enforcement;
 use crate::policy::Named;
 use crate::policy::Policy;
-use crate::policy::diff::Direction;
-use crate::policy::diff::diff;
 use crate::policy::problem::Problems;
 use crate::policy::problem::Severity;
 use crate::policy::problem::Source;
 use crate::policy::problem::position;
-use crate::policy::weakening;
 use crate::policy::weakening::Refused;
 use crate::record::log::Counters;
 use crate::record::policy_event;
@@ -91,11 +92,13 @@ const MOST_NAMED: usize = 5;
 
 impl Refusal {
     /// Of files that did not come as far as being a policy.
-    fn unread(why: Why, text: String) -> Self {
+    pub(super) fn unread(why: Why, text: String) -> Self {
         Self { why, offered: None, text: text.into(), problems: Vec::new(), weaker: Vec::new() }
     }
 
-    fn of(why: Why, policy: &Policy, text: String) -> Self {
+    /// Of a policy that was compiled.
+    #[must_use]
+    pub fn of(why: Why, policy: &Policy, text: String) -> Self {
         Self { why, offered: Some(policy.named()), text: text.into(), problems: Vec::new(), weaker: Vec::new() }
     }
 
@@ -120,7 +123,8 @@ impl Refusal {
         Self { why, offered, text: text.into(), problems, weaker: Vec::new() }
     }
 
-    fn of_weaker(policy: &Policy, weaker: Vec<Refused>) -> Self {
+    /// Of a policy of which something is weaker than one before, and not agreed.
+    pub(super) fn of_weaker(policy: &Policy, weaker: Vec<Refused>) -> Self {
         let told = |refused: &Refused| {
             let named: Vec<&str> = refused.customers.iter().take(MOST_NAMED).map(String::as_str).collect();
             let rest = refused.customers.len().saturating_sub(named.len());
@@ -133,6 +137,12 @@ impl Refusal {
         let more = if rest > 0 { format!("; and {rest} more") } else { String::new() };
         let text = format!("weaker and not agreed: {}{more}", first.join("; "));
         Self { weaker, ..Self::of(Why::Weaker, policy, text) }
+    }
+
+    /// The same, and against which one before it was held.
+    #[must_use]
+    pub(super) fn than(self, which: &str) -> Self {
+        Self { text: format!("held against {which}: {}", self.text).into(), ..self }
     }
 
     /// As it is put into the decision log; `in_force` is what stays.
@@ -149,40 +159,24 @@ impl Refusal {
     }
 }
 
-/// Holds a policy against the one before it: the revision only grows, and what is weaker has to be agreed. How many
-/// of its changes are weaker.
-///
-/// # Errors
-///
-/// [`Refusal`].
-pub fn held_against(new: &Policy, old: &Policy, now: Timestamp) -> Result<usize, Refusal> {
-    if new.revision < old.revision {
-        let text = format!("revision {} is lower than {}", new.revision, old.revision);
-        return Err(Refusal::of(Why::Revision, new, text));
-    }
-    if new.revision == old.revision && new.digest != old.digest {
-        let text = format!("revision {} is not what it was: raise the revision with every change", new.revision);
-        return Err(Refusal::of(Why::Revision, new, text));
-    }
-    let changes = diff(old, new, Some(now));
-    let refused = weakening::refused(&changes, old, new, now);
-    if !refused.is_empty() {
-        return Err(Refusal::of_weaker(new, refused));
-    }
-    Ok(changes.iter().filter(|change| change.direction == Direction::Weaker).count())
-}
-
 /// What the settings want of a policy.
 pub(super) type Demands = Arc<dyn Fn(&Policy) -> Problems + Send + Sync>;
 
-/// Compiles files and holds them against the settings and the policy in force.
+/// What a policy is held against.
+struct Before {
+    demands: Demands,
+    in_force: Arc<Policy>,
+    former: Former,
+    baseline: Option<Baseline>,
+    now: Timestamp,
+}
+
+/// Compiles files and holds them against the settings, the policy in force, and what was agreed before it.
 fn weighed(
     gathered: Gathered,
     key_id: Option<String>,
-    demands: &Demands,
-    old: &Policy,
-    now: Timestamp,
-) -> Result<Accepted, Refusal> {
+    Before { demands, in_force, former, baseline, now }: &Before,
+) -> Result<(Accepted, Former), Refusal> {
     let manifest = gathered.manifest().cloned();
     let loaded = gathered.compile(None, None);
     let Some(policy) = loaded.policy else {
@@ -195,8 +189,14 @@ fn weighed(
     if problems.has_errors() {
         return Err(Refusal::of_problems(Why::Settings, Some(policy.named()), &problems, &[]));
     }
-    let weaker = held_against(&policy, old, now)?;
-    Ok(Accepted { policy, key_id, against: Some(old.named()), weaker })
+    let weaker = held_against(&policy, in_force, *now)?;
+    former.held_against(&policy, *now)?;
+    if let Some(baseline) = baseline {
+        let agreed = baseline.read().map_err(|error| Refusal::of(Why::Baseline, &policy, chain(&error).to_string()))?;
+        held_against(&policy, &agreed, *now).map_err(|refusal| refusal.than("the baseline"))?;
+    }
+    let former = former.after(in_force, &policy);
+    Ok((Accepted { policy, key_id, against: Some(in_force.named()), weaker }, former))
 }
 
 /// How often the files are read even if nothing about them seems to have changed: not every file system tells.
@@ -205,8 +205,12 @@ const READ_AGAIN: Duration = Duration::from_secs(3);
 /// How long files that do not fit each other, or are not there, are given to become whole before that is told.
 const BECOMING_WHOLE: Duration = Duration::from_secs(2);
 
-/// How often a policy that was refused for what is weaker is held up again: a notice may have become old enough.
+/// How often a policy that was refused for what was agreed is held up again: a notice may have become old enough, the
+/// baseline another.
 const AGREED_MEANWHILE: Duration = Duration::from_secs(60);
+
+/// How often it is recorded that the policy is too old, as long as it is.
+const STALE_AGAIN: SignedDuration = SignedDuration::from_hours(1);
 
 /// Refusals that are remembered, so that none is recorded twice.
 const MOST_TOLD: usize = 64;
@@ -215,6 +219,8 @@ const MOST_TOLD: usize = 64;
 pub struct PolicyWatch {
     /// Where it is.
     pub source: PolicySource,
+    /// What it is held against, beside the one in force; it is read anew each time.
+    pub baseline: Option<Baseline>,
     /// What is in force.
     pub standing: Arc<Standing>,
     /// What the settings want of it.
@@ -247,7 +253,10 @@ struct Seen {
     told: Vec<String>,
     /// What is not in force any more, until nobody decides with it.
     retired: Vec<Arc<InForce>>,
-    is_stale: bool,
+    /// Customers that are gone.
+    former: Former,
+    /// The policy that was too old at the last look, by its digest, and when that was recorded.
+    stale: Option<(Box<str>, Timestamp)>,
 }
 
 impl PolicyWatch {
@@ -264,7 +273,8 @@ impl PolicyWatch {
             fresh: None,
             told: Vec::new(),
             retired: Vec::new(),
-            is_stale: false,
+            former: Former::default(),
+            stale: None,
         };
         let mut is_told_whole = false;
         loop {
@@ -289,20 +299,22 @@ impl PolicyWatch {
     async fn look(&self, seen: &mut Seen, is_told_whole: bool) {
         let stats: Vec<Option<Stat>> = self.source.paths(&seen.globs).iter().map(|path| stat(path)).collect();
         let is_same = stats == seen.stats && seen.read_at.elapsed() < READ_AGAIN;
-        if is_same && seen.fresh.is_none() && !is_told_whole && !seen.may_be_agreed() {
+        if is_same && seen.fresh.is_none() && !is_told_whole && !seen.may_be_agreed(self.baseline.is_some()) {
             return;
         }
         (seen.stats, seen.read_at) = (stats, Instant::now());
-        let gathered = self.gather(seen);
+        let gathered = self.source.gather().map_err(Refusal::from);
         let fingerprint = match &gathered {
             Ok(gathered) => gathered.fingerprint(),
-            Err(refusal) => refusal.text.to_string(),
+            Err(refusal) => format!("{} {}", refusal.text, self.source.mark()),
         };
         if let Ok(gathered) = &gathered {
             seen.globs = gathered.globs().to_vec();
         }
         let settled = seen.settled.as_ref().filter(|(before, ..)| *before == fingerprint);
-        if settled.is_some_and(|(_, refused, _)| refused.is_none() || !(is_told_whole || seen.may_be_agreed())) {
+        if settled.is_some_and(|(_, refused, _)| {
+            refused.is_none() || !(is_told_whole || seen.may_be_agreed(self.baseline.is_some()))
+        }) {
             seen.fresh = None;
             return;
         }
@@ -330,15 +342,6 @@ impl PolicyWatch {
         (seen.settled, seen.fresh) = (Some((fingerprint, refused, Instant::now())), None);
     }
 
-    fn gather(&self, seen: &Seen) -> Result<Gathered, Refusal> {
-        // A pipe would be waited for.
-        let odd = self.source.paths(&seen.globs).into_iter().find(|path| path.exists() && !path.is_file());
-        if let Some(path) = odd {
-            return Err(Refusal::unread(Why::Unreadable, format!("`{}` is no file", path.display())));
-        }
-        self.source.gather().map_err(Refusal::from)
-    }
-
     /// Puts what was read into force, unless it is in force already.
     async fn take(&self, gathered: Result<Gathered, Refusal>, seen: &mut Seen) -> Result<(), Refusal> {
         let gathered = gathered?;
@@ -348,13 +351,21 @@ impl PolicyWatch {
                 tracing::info!(revision = in_force.policy.revision, "the files say again what is in force");
             }
             self.standing.settle();
+            // What is refused from now on is refused anew, even if it was before.
+            seen.told.clear();
             return Ok(());
         }
-        let (demands, old, now) = (Arc::clone(&self.demands), Arc::clone(&in_force.policy), self.clock.now());
+        let before = Before {
+            demands: Arc::clone(&self.demands),
+            in_force: Arc::clone(&in_force.policy),
+            former: seen.former.clone(),
+            baseline: self.baseline.clone(),
+            now: self.clock.now(),
+        };
         let key_id = self.source.key.as_ref().map(|key| key.id().to_owned());
         drop(in_force);
         let begin = Instant::now();
-        let accepted = apart(move || weighed(gathered, key_id, &demands, &old, now)).await?;
+        let (accepted, former) = apart(move || weighed(gathered, key_id, &before)).await?;
         let now = self.clock.now();
         let Accepted { policy, key_id, weaker, .. } = &accepted;
         tracing::info!(
@@ -372,6 +383,7 @@ impl PolicyWatch {
         self.metrics.policy_loaded();
         let next = InForce { policy: Arc::new(accepted.policy), since: now, key_id: accepted.key_id };
         seen.retired.push(self.standing.replace(next));
+        seen.former = former;
         seen.told.clear();
         Ok(())
     }
@@ -405,19 +417,24 @@ impl PolicyWatch {
         seen.told.push(mark);
     }
 
-    /// Tells once when the policy has become older than the settings allow.
+    /// Tells when the policy has become older than the settings allow, and every hour that it is: so that it stands in
+    /// each part of the log.
     async fn look_at_age(&self, seen: &mut Seen) {
         let (policy, now) = (self.standing.policy(), self.clock.now());
-        let is_stale = self.standing.is_stale(&policy, now);
-        if is_stale && !seen.is_stale {
-            tracing::error!(revision = policy.revision, "the policy is older than `policy.max_age`");
-            let named = policy.named();
-            self.note(|recorder| {
-                recorder.note(|batch| policy_event::stale(batch, recorder.writer(), now, self.enforcement, &named));
-            })
-            .await;
+        if !self.standing.is_stale(&policy, now) {
+            seen.stale = None;
+            return;
         }
-        seen.is_stale = is_stale;
+        if seen.stale.as_ref().is_some_and(|(told, at)| *told == policy.digest && !is_told_again(*at, now)) {
+            return;
+        }
+        tracing::error!(revision = policy.revision, "the policy is older than `policy.max_age`");
+        let named = policy.named();
+        self.note(|recorder| {
+            recorder.note(|batch| policy_event::stale(batch, recorder.writer(), now, self.enforcement, &named));
+        })
+        .await;
+        seen.stale = Some((policy.digest.clone(), now));
     }
 
     /// Writes a record and waits until it is with the kernel, as long as a request would.
@@ -428,11 +445,21 @@ impl PolicyWatch {
 }
 
 impl Seen {
-    /// Whether what was refused for being weaker may be agreed by now.
-    fn may_be_agreed(&self) -> bool {
+    /// Whether what was refused for what was agreed may be agreed by now.
+    fn may_be_agreed(&self, has_baseline: bool) -> bool {
         let is_due = |at: &Instant| at.elapsed() >= AGREED_MEANWHILE;
-        self.settled.as_ref().is_some_and(|(_, why, at)| *why == Some(Why::Weaker) && is_due(at))
+        let rests = |why: &Why| match why {
+            Why::Weaker | Why::Baseline => true,
+            Why::Revision | Why::Name => has_baseline,
+            Why::Unreadable | Why::Signature | Why::Invalid | Why::Settings => false,
+        };
+        self.settled.as_ref().is_some_and(|(_, why, at)| why.as_ref().is_some_and(rests) && is_due(at))
     }
+}
+
+/// Whether what was recorded then is to be recorded again: after an hour, or if the clock was set back.
+fn is_told_again(then: Timestamp, now: Timestamp) -> bool {
+    now.duration_since(then).abs() >= STALE_AGAIN
 }
 
 fn stat(path: &Path) -> Option<Stat> {
@@ -458,5 +485,23 @@ async fn apart<T: Send + 'static>(work: impl FnOnce() -> Result<T, Refusal> + Se
             Err(_panicked) => Err(failed("it could not be compiled: a mistake in this program".to_owned())),
         },
         Err(error) => Err(failed(format!("no thread to compile it: {error}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_policy_that_stayed_too_old_was_told_once() {
+        let then = Timestamp::UNIX_EPOCH;
+        for (name, seconds, expected) in [
+            ("at once", 0, false),
+            ("before the hour is over", 3_599, false),
+            ("after an hour", 3_600, true),
+            ("after the clock was set back", -3_600, true),
+        ] {
+            assert_eq!(is_told_again(then, then + SignedDuration::from_secs(seconds)), expected, "{name}");
+        }
     }
 }

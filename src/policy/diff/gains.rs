@@ -12,14 +12,20 @@ use super::Change;
 use super::Concerns;
 use super::Direction;
 use super::Kind;
+use super::sets::all;
+use super::sets::filtered;
+use super::sets::gained_data;
+use super::sets::gained_operations;
+use super::sets::in_words;
+use super::sets::listed;
+use super::sets::may;
+use super::sets::same_places;
 use super::spans::Span;
 use super::spans::told;
-use crate::policy::CallerId;
 use crate::policy::Customer;
 use crate::policy::CustomerId;
 use crate::policy::Enforcement;
 use crate::policy::Instruction;
-use crate::policy::MAX_PURPOSES;
 use crate::policy::OwnCaller;
 use crate::policy::Party;
 use crate::policy::Permits;
@@ -32,12 +38,9 @@ use crate::policy::Subprocessor;
 use crate::policy::SubprocessorId;
 use crate::policy::TlsVersion;
 use crate::policy::places::Place;
-use crate::policy::terms::DataCategory;
 use crate::policy::terms::Identity;
 use crate::policy::terms::Location;
 use crate::policy::terms::Operation;
-use crate::policy::terms::Operations;
-use crate::policy::within;
 
 /// What `to` permits beyond `from`; `direction` is what that is to the reader.
 pub(super) fn gains(from: &Policy, to: &Policy, since: Timestamp, direction: Direction) -> Vec<Change> {
@@ -231,18 +234,33 @@ impl Gains<'_> {
 
     fn whole_customers(&mut self) {
         for customer in &self.to.customers {
-            let opens = !open(self.to, customer, self.since).is_empty()
-                || (customer.enforcement == Enforcement::Observe && self.from.enforcement == Enforcement::Enforce);
-            if self.from.customer_named(customer.id.as_str()).is_some() || !opens {
+            if self.from.customer_named(customer.id.as_str()).is_some() {
                 continue;
             }
             let id = customer.id.to_string();
-            let words = (
-                format!("the customer `{id}` is new"),
-                format!("the customer `{id}` is gone: every request for it is denied"),
-            );
-            let concerns = Concerns::Customers(vec![id.clone()]);
-            self.note(Kind::Customer, whole("customers", id), concerns, Vec::new(), words);
+            let concerns = || Concerns::Customers(vec![id.clone()]);
+            // Requests for who was no customer went by the default.
+            let is_observed =
+                customer.enforcement == Enforcement::Observe && self.from.enforcement == Enforcement::Enforce;
+            if is_observed {
+                let words = (
+                    format!("`{id}` is new and on observe: what is denied for it passes and is only written down"),
+                    format!("`{id}` is gone, and with it its observe: what is denied for it no longer passes"),
+                );
+                let values = match self.direction {
+                    Direction::Weaker => vec!["enforce".to_owned(), "observe".to_owned()],
+                    Direction::Tighter | Direction::Neutral => vec!["observe".to_owned(), "enforce".to_owned()],
+                };
+                let place = Place::Customer(id.clone(), "enforcement");
+                self.note(Kind::Enforcement, place, concerns(), values, words);
+            }
+            if is_observed || !open(self.to, customer, self.since).is_empty() {
+                let words = (
+                    format!("the customer `{id}` is new"),
+                    format!("the customer `{id}` is gone: every request for it is denied"),
+                );
+                self.note(Kind::Customer, whole("customers", id.clone()), concerns(), Vec::new(), words);
+            }
         }
         // Who is no customer any more goes by the default.
         for customer in &self.from.customers {
@@ -332,6 +350,15 @@ impl Gains<'_> {
             self.caller_location(before, caller);
             let spans = bound_by(caller).minus(&[bound_by(before)]);
             let concerns = self.concerned(|both| !self.caller_reach(caller, both).during(&spans).is_empty());
+            if before.undertaking.is_some() && caller.undertaking.is_none() {
+                let words = (
+                    format!("`{id}` has no people behind it any more who would have to be bound to confidentiality"),
+                    format!("`{id}` has people behind it, who have to be bound to confidentiality"),
+                );
+                let place = Place::Caller(id, "human_access");
+                self.note(Kind::HumanAccess, place, concerns, vec!["undertaking".to_owned(), "none".to_owned()], words);
+                continue;
+            }
             let words = (
                 format!("the people behind `{id}` get in {}", told(&spans)),
                 format!("the people behind `{id}` no longer get in {}", told(&spans)),
@@ -391,6 +418,15 @@ impl Gains<'_> {
                 self.note(Kind::Subprocessor, whole("subprocessors", id), concerns, Vec::new(), words);
                 continue;
             };
+            if before.legal_name.trim() != entry.legal_name.trim() {
+                let concerns = self.concerned(|both| !self.reach(number, entry, both).is_empty());
+                let words = (
+                    format!("behind `{id}` is another company: {}", entry.legal_name),
+                    format!("behind `{id}` is no longer {}", entry.legal_name),
+                );
+                let place = Place::Subprocessor(id.clone(), "legal_name");
+                self.note(Kind::SubprocessorName, place, concerns, vec![entry.legal_name.to_string()], words);
+            }
             let purposes = self.gained_purposes(before.permitted_purposes, entry.permitted_purposes);
             let concerns = self.concerned(|both| self.reach(number, entry, both).meets(purposes));
             let values = self.names(purposes);
@@ -495,6 +531,8 @@ impl Gains<'_> {
             }
         }
         let mut gained: HashMap<Party, Vec<String>> = HashMap::new();
+        // What a subprocessor proves to be, and somebody else who is bound by no word on that subprocessor.
+        let mut passed: Vec<(SubprocessorId, Party, &Identity)> = Vec::new();
         for (identity, party) in self.to.all_identities() {
             let Some(key) = name(self.to, party) else { continue };
             let exact = self.from.identities.get(identity).and_then(|party| name(self.from, *party));
@@ -504,40 +542,53 @@ impl Gains<'_> {
                 let before = self.from.all_identities_like(identity).and_then(|party| name(self.from, party));
                 let moved = before.filter(|before| *before != key).map(|(_, id)| format!(" (of `{id}`)"));
                 gained.entry(party).or_default().push(format!("{identity}{}", moved.unwrap_or_default()));
+                for before in self.from.parties_of(identity) {
+                    if let (Some(Party::Subprocessor(before)), Party::Own(_) | Party::Customer(_)) = (before, party) {
+                        passed.push((before, party, identity));
+                    }
+                }
             }
         }
         let mut gained: Vec<(Party, Vec<String>)> = gained.into_iter().collect();
-        gained.sort_by_key(|(party, _)| match party {
-            Party::Own(CallerId(number)) => (0, *number),
-            Party::Subprocessor(SubprocessorId(number)) => (1, *number),
-            Party::Customer(CustomerId(number)) => (2, *number),
-        });
+        gained.sort_by_key(|(party, _)| *party);
+        passed.sort();
         for (party, mut values) in gained {
             values.sort();
             self.identities_of(party, values);
+        }
+        for (before, party, identity) in passed {
+            self.passed_on(before, party, identity);
+        }
+    }
+
+    /// The customers whose data a party may have.
+    fn reached_by(&self, party: Party) -> Concerns {
+        match party {
+            Party::Own(number) => self.concerned(|both| {
+                self.to.caller(number).is_some_and(|caller| !self.caller_reach(caller, both).is_empty())
+            }),
+            Party::Subprocessor(number) => self.concerned(|both| {
+                self.to.subprocessor(number).is_some_and(|entry| !self.reach(number, entry, both).is_empty())
+            }),
+            Party::Customer(number) => self.concerned(|both| both.id == number && !both.open.is_empty()),
         }
     }
 
     fn identities_of(&mut self, party: Party, values: Vec<String>) {
         let Some((_, id)) = name(self.to, party) else { return };
         let id = id.to_owned();
-        let (kind, concerns, place, is_new) = match party {
-            Party::Own(number) => {
-                let Some(caller) = self.to.caller(number) else { return };
-                let concerns = self.concerned(|both| !self.caller_reach(caller, both).is_empty());
+        let (kind, place, is_new) = match party {
+            Party::Own(_) => {
                 let is_new = self.from.caller_named(&id).is_none();
-                (Kind::CallerIdentity, concerns, Place::Caller(id.clone(), "identities"), is_new)
+                (Kind::CallerIdentity, Place::Caller(id.clone(), "identities"), is_new)
             }
             Party::Subprocessor(number) => {
-                let Some(entry) = self.to.subprocessor(number) else { return };
-                let concerns = self.concerned(|both| !self.reach(number, entry, both).is_empty());
                 let is_new = self.subprocessor_before(number).is_none();
-                (Kind::SubprocessorIdentity, concerns, Place::Subprocessor(id.clone(), "identities"), is_new)
+                (Kind::SubprocessorIdentity, Place::Subprocessor(id.clone(), "identities"), is_new)
             }
-            Party::Customer(number) => {
-                let concerns = self.concerned(|both| both.id == number && !both.open.is_empty());
+            Party::Customer(_) => {
                 let is_new = self.from.customer_named(&id).is_none();
-                (Kind::CustomerIdentity, concerns, Place::Customer(id.clone(), "identities"), is_new)
+                (Kind::CustomerIdentity, Place::Customer(id.clone(), "identities"), is_new)
             }
         };
         if is_new {
@@ -545,7 +596,19 @@ impl Gains<'_> {
         }
         let list = listed(&values);
         let words = (format!("`{id}` is also {list}"), format!("`{id}` is no longer {list}"));
-        self.note(kind, place, concerns, values, words);
+        self.note(kind, place, self.reached_by(party), values, words);
+    }
+
+    /// A subprocessor's identity is somebody else's now, and asks under that name.
+    fn passed_on(&mut self, before: SubprocessorId, party: Party, identity: &Identity) {
+        let (Some(before), Some((_, id))) = (self.from.subprocessor(before), name(self.to, party)) else { return };
+        let before = before.id.to_string();
+        let words = (
+            format!("`{identity}` of the subprocessor `{before}` asks as `{id}`"),
+            format!("`{identity}` asks as the subprocessor `{before}`, and no longer as `{id}`"),
+        );
+        let place = Place::Subprocessor(before, "identities");
+        self.note(Kind::SubprocessorIdentity, place, self.reached_by(party), vec![identity.to_string()], words);
     }
 
     // ---- customers ---------------------------------------------------------------------------------
@@ -927,45 +990,4 @@ fn name(policy: &Policy, party: Party) -> Option<(u8, &str)> {
 /// A whole entry.
 fn whole(section: &str, id: String) -> Place {
     Place::Key(vec![section.to_owned(), id])
-}
-
-// ---- sets ------------------------------------------------------------------------------------------
-
-fn all(set: PurposeSet) -> impl Iterator<Item = PurposeId> {
-    let count = u32::try_from(MAX_PURPOSES).unwrap_or(u32::MAX);
-    (0..count).map(PurposeId).filter(move |id| set.contains(*id))
-}
-
-fn filtered(set: PurposeSet, test: impl Fn(PurposeId) -> bool) -> PurposeSet {
-    let mut left = PurposeSet::default();
-    all(set).filter(|id| test(*id)).for_each(|id| left.insert(id));
-    left
-}
-
-fn gained_operations(from: Option<Operations>, to: Option<Operations>) -> Vec<String> {
-    let gained = Operation::ALL.iter().filter(|it| within(to, **it) && !within(from, **it));
-    gained.map(|it| it.as_str().to_owned()).collect()
-}
-
-fn gained_data(from: &[DataCategory], to: &[DataCategory]) -> Vec<String> {
-    in_words(to.iter().filter(|data| !from.iter().any(|known| known.covers(data))))
-}
-
-fn same_places(one: &[Location], two: &[Location]) -> bool {
-    one.iter().all(|place| two.contains(place)) && two.iter().all(|place| one.contains(place))
-}
-
-fn in_words<'t, T: ToString + 't>(terms: impl Iterator<Item = &'t T>) -> Vec<String> {
-    terms.map(ToString::to_string).collect()
-}
-
-/// Names, for people.
-fn listed(names: &[String]) -> String {
-    let names: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
-    names.join(", ")
-}
-
-fn may(id: &str, what: &str, values: &[String]) -> (String, String) {
-    let list = listed(values);
-    (format!("`{id}` may {what} {list}"), format!("`{id}` may no longer {what} {list}"))
 }

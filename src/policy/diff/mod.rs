@@ -8,13 +8,15 @@
 //! Each change is held against all that the policy on its other side permits besides: a subprocessor that a customer
 //! has refused is not weaker for it. The other rules of the old policy do not count, so that of two
 //! changes which open something only together, both are weaker. An objection that is dropped is weaker even where nothing
-//! else would let that subprocessor in: it is the customer's word.
+//! else would let that subprocessor in: it is the customer's word. Another company behind a subprocessor is weaker,
+//! though no rule reads its name: what passes goes to somebody else.
 //!
 //! A request that names an instruction is compared with what it may do without naming it too: that a request may
 //! now bear a name that opens nothing is no weakening.
 
 mod gains;
 mod rest;
+mod sets;
 mod spans;
 
 use jiff::Timestamp;
@@ -123,8 +125,12 @@ kinds!(
     CallerLocation = "caller_location",
     /// When the people behind a caller are bound to confidentiality.
     Confidentiality = "confidentiality",
+    /// Whether there are people behind a caller, who have to be bound to confidentiality.
+    HumanAccess = "human_access",
     /// A whole subprocessor.
     Subprocessor = "subprocessor",
+    /// Which company a subprocessor is.
+    SubprocessorName = "subprocessor_name",
     /// Who a subprocessor is.
     SubprocessorIdentity = "subprocessor_identity",
     /// What a subprocessor may have data for.

@@ -1,0 +1,142 @@
+//! What was agreed before a policy: the one that it follows, the baseline, and what former ones said of customers that
+//! are gone. A policy is held against all of them before it takes effect.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use super::PolicySource;
+use super::Refusal;
+use super::gather::NotGathered;
+use crate::policy::Policy;
+use crate::policy::diff::Change;
+use crate::policy::diff::Concerns;
+use crate::policy::diff::Direction;
+use crate::policy::diff::diff;
+use crate::policy::weakening;
+use crate::record::policy_event::Why;
+
+/// The policy that was agreed last, as the settings name it.
+#[derive(Clone, Debug)]
+pub struct Baseline {
+    /// Its file.
+    pub path: PathBuf,
+    /// The file of the policy that is held against it: it may be the same one, under a name of its own.
+    pub policy_file: PathBuf,
+}
+
+/// Why nothing can be held against a baseline.
+#[derive(Debug, thiserror::Error)]
+pub enum NoBaseline {
+    /// It cannot be read.
+    #[error("the baseline cannot be used")]
+    Unread(#[source] NotGathered),
+    /// It is no policy.
+    #[error("the baseline `{0}` has mistakes, so nothing can be held against it")]
+    Mistakes(String),
+}
+
+impl Baseline {
+    /// Reads it. It is not verified: who may write it says what was agreed.
+    ///
+    /// # Errors
+    ///
+    /// [`NoBaseline`].
+    pub fn read(&self) -> Result<Policy, NoBaseline> {
+        let source = PolicySource { path: self.path.clone(), key: None };
+        let gathered = source.gather().map_err(NoBaseline::Unread)?;
+        let policy = gathered.called(&self.policy_file).compile(None, None).policy;
+        policy.ok_or_else(|| NoBaseline::Mistakes(self.path.display().to_string()))
+    }
+}
+
+/// Holds a policy against one before it: it is of the same name, the revision only grows, and what is weaker has to be
+/// agreed. How many of its changes are weaker.
+///
+/// # Errors
+///
+/// [`Refusal`].
+pub fn held_against(new: &Policy, old: &Policy, now: Timestamp) -> Result<usize, Refusal> {
+    if new.name != old.name {
+        let text = format!(
+            "`{}` is another policy than `{}`: write `metadata: {{name: {}, …}}`; another one begins with a start of its own",
+            new.name, old.name, old.name
+        );
+        return Err(Refusal::of(Why::Name, new, text));
+    }
+    if new.revision < old.revision {
+        let text = format!("revision {} is lower than {}", new.revision, old.revision);
+        return Err(Refusal::of(Why::Revision, new, text));
+    }
+    if new.revision == old.revision && new.digest != old.digest {
+        let text = format!("revision {} is not what it was: raise the revision with every change", new.revision);
+        return Err(Refusal::of(Why::Revision, new, text));
+    }
+    let changes = diff(old, new, Some(now));
+    let refused = weakening::refused(&changes, old, new, now);
+    if !refused.is_empty() {
+        return Err(Refusal::of_weaker(new, refused));
+    }
+    Ok(changes.iter().filter(|change| change.direction == Direction::Weaker).count())
+}
+
+/// Customers that loads of this process have taken out, each as the last policy that had it: one that comes back is held
+/// against that.
+#[derive(Clone, Debug, Default)]
+pub struct Former(Vec<Arc<Policy>>);
+
+/// Loads whose customers are remembered.
+const MOST_FORMER: usize = 64;
+
+/// Customers that are remembered, of all loads.
+const MOST_FORMER_CUSTOMERS: usize = 100_000;
+
+impl Former {
+    /// Holds customers that come back against what was agreed with them last.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal`].
+    pub fn held_against(&self, new: &Policy, now: Timestamp) -> Result<(), Refusal> {
+        let mut refused = Vec::new();
+        for former in &self.0 {
+            let is_back = |id: &str| former.customer_named(id).is_some() && new.customer_named(id).is_some();
+            if !former.customer_names().any(|id| is_back(id.as_str())) {
+                continue;
+            }
+            // What concerns the others, and all, was agreed with those who were there.
+            let is_theirs = |change: &Change| match &change.concerns {
+                Concerns::Customers(ids) => ids.iter().all(|id| is_back(id)),
+                Concerns::All | Concerns::Unnamed | Concerns::Nobody => false,
+            };
+            let changes: Vec<Change> = diff(former, new, Some(now)).into_iter().filter(is_theirs).collect();
+            refused.extend(weakening::refused(&changes, former, new, now));
+        }
+        if refused.is_empty() { Ok(()) } else { Err(Refusal::of_weaker(new, refused).than("when it was there last")) }
+    }
+
+    /// What is to be remembered once `new` has replaced `old`.
+    #[must_use]
+    pub fn after(&self, old: &Policy, new: &Policy) -> Self {
+        let is_gone = |id: &str| new.customer_named(id).is_none();
+        let still = |former: &Arc<Policy>| match former.customer_names().all(|id| is_gone(id.as_str())) {
+            true => Arc::clone(former),
+            false => Arc::new(former.with_only(|customer| is_gone(customer.id.as_str()))),
+        };
+        let mut all: Vec<Arc<Policy>> = self.0.iter().map(still).collect();
+        if old.customer_names().any(|id| is_gone(id.as_str())) {
+            all.push(Arc::new(old.with_only(|customer| is_gone(customer.id.as_str()))));
+        }
+        all.retain(|former| former.customer_names().next().is_some());
+        let mut room = MOST_FORMER_CUSTOMERS;
+        let mut newest = all.into_iter().rev().take(MOST_FORMER).take_while(|former| {
+            let left = room.checked_sub(former.customer_names().count());
+            room = left.unwrap_or(0);
+            left.is_some()
+        });
+        let mut kept: Vec<Arc<Policy>> = newest.by_ref().collect();
+        kept.reverse();
+        Self(kept)
+    }
+}
