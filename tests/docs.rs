@@ -11,11 +11,11 @@ use crate::support::repository;
 use crate::support::run;
 
 /// A fenced block, and the comment before it that says what it is.
-struct Block {
-    line: usize,
-    language: String,
-    what: String,
-    text: String,
+pub(crate) struct Block {
+    pub(crate) line: usize,
+    pub(crate) language: String,
+    pub(crate) what: String,
+    pub(crate) text: String,
 }
 
 /// The fenced blocks of a document. Blank lines may stand between the comment and its block, nothing else.
@@ -44,7 +44,7 @@ fn blocks(document: &str) -> Vec<Block> {
     found
 }
 
-fn document(path: &str) -> Vec<Block> {
+pub(crate) fn document(path: &str) -> Vec<Block> {
     blocks(&std::fs::read_to_string(repository(path)).unwrap())
 }
 
@@ -120,6 +120,8 @@ fn faults(path: &str, blocks: &[Block]) -> Vec<String> {
     let mut faults = Vec::new();
     // What stands before the cases of the last whole test file: a piece of one goes by it.
     let mut head = String::new();
+    // The last piece that was merged: another one may say that it goes with it.
+    let mut merged = String::new();
     for Block { line, what, text, .. } in blocks.iter().filter(|block| block.language == "yaml") {
         let folder = beside_the_sample_policy();
         let command = match what.as_str() {
@@ -127,8 +129,12 @@ fn faults(path: &str, blocks: &[Block]) -> Vec<String> {
                 folder.write("block.yaml", text);
                 "check"
             }
-            "merge" => {
-                folder.write("block.yaml", &amending(text));
+            "merge" | "merge too" => {
+                if what == "merge" {
+                    merged.clear();
+                }
+                merged += text;
+                folder.write("block.yaml", &amending(&merged));
                 "test"
             }
             "settings" => {
@@ -150,7 +156,7 @@ fn faults(path: &str, blocks: &[Block]) -> Vec<String> {
             }
             other => {
                 faults.push(format!(
-                    "{path}:{line}: `{other}`: write `<!-- check: whole -->`, `merge`, `cases`, `settings` or `kubernetes` before the block"
+                    "{path}:{line}: `{other}`: write `<!-- check: whole -->`, `merge`, `merge too`, `cases`, `settings` or `kubernetes` before the block"
                 ));
                 continue;
             }
@@ -238,6 +244,8 @@ fn each_command_that_a_document_names_is_there() {
         "docs/sign-a-policy.md",
         "docs/settings.md",
         "docs/egress.md",
+        "docs/replay.md",
+        "docs/coverage.md",
     ] {
         for line in document(path).iter().filter(|block| block.language == "console").flat_map(|it| it.text.lines()) {
             let Some((_, rest)) = line.split_once("$ dpa-sidecar ") else { continue };

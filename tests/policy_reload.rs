@@ -18,7 +18,6 @@ use serde_json::Value;
 use serde_json::json;
 
 use crate::support::Answer;
-use crate::support::CARE_DESK;
 use crate::support::Connection;
 use crate::support::Folder;
 use crate::support::Head;
@@ -625,7 +624,7 @@ fn an_age_that_nobody_knows() {
 }
 
 /// Callers that ask for the same things again and again, each on its own connection.
-struct Load {
+pub(crate) struct Load {
     stop: Arc<AtomicBool>,
     asked: Arc<AtomicUsize>,
     callers: Vec<std::thread::JoinHandle<()>>,
@@ -633,7 +632,7 @@ struct Load {
 
 impl Load {
     /// The requests, and the statuses that they may be answered with.
-    fn of(sidecar: &Sidecar, requests: Vec<(String, Vec<u16>)>, callers: usize) -> Self {
+    pub(crate) fn of(sidecar: &Sidecar, requests: Vec<(String, Vec<u16>)>, callers: usize) -> Self {
         let (stop, asked) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
         let requests = Arc::new(requests);
         let callers = (0..callers)
@@ -658,12 +657,12 @@ impl Load {
     }
 
     /// How many it has asked by now.
-    fn asked(&self) -> usize {
+    pub(crate) fn asked(&self) -> usize {
         self.asked.load(Ordering::Relaxed)
     }
 
     /// Stops; how many were asked, each of them answered as expected.
-    fn end(self) -> usize {
+    pub(crate) fn end(self) -> usize {
         self.stop.store(true, Ordering::Relaxed);
         self.callers.into_iter().for_each(|caller| caller.join().unwrap());
         self.asked.load(Ordering::Relaxed)
@@ -783,143 +782,4 @@ fn a_hundred_reloads_under_requests() {
     assert_eq!(upstream.seen().len(), asked / 2);
     assert_eq!(in_force.len(), good.len(), "nothing else was ever in force");
     assert!(with.len() > 20, "only {} of them decided anything", with.len());
-}
-
-/// Who asks for what, and is it permitted: one request of each kind.
-fn parties() -> Vec<(&'static str, &'static str, String)> {
-    let desk = "spiffe://lampwick.example/sa/desk";
-    let mut all = Vec::new();
-    for customer in ["redwood-strand", "granite-notch", "cedar-hollow", "fibre-outardes"] {
-        for (name, caller) in [("sp-13", desk), ("care-desk", CARE_DESK)] {
-            let request = Head::bare("GET", &format!("/v1/customers/{customer}/subscribers/1a2b"))
-                .with("DPA-Caller", caller)
-                .with("DPA-Context", "purpose=customer_support");
-            all.push((customer, name, request.end()));
-        }
-    }
-    all
-}
-
-const SP_13: &str = "subprocessors:
-  - id: sp-13
-    legal_name: Lampwick Support, Inc.
-    service: Help desk
-    identities: [\"spiffe://lampwick.example/sa/desk\"]
-    permitted_purposes: [customer_support]
-    data_categories: [user.name, user.contact]
-    storage_locations: [US-NV]
-    access_locations: [US-NV]
-    agreement: {ref: SPA-2026-02, signed_on: 2025-01-01, flow_down: true}
-    effective_at: 2025-02-01
-";
-
-/// The story of `docs/change-a-policy.md`, from the officer's first edit to the last request.
-#[test]
-fn a_new_subprocessor_from_the_edit_to_the_requests() {
-    let upstream = Upstream::ok();
-    let folder = Folder::new();
-    let here = folder.file(".");
-    // Whatever day it is, the same customers are concerned.
-    let on_any_day = |number| {
-        let text = revision(number).replace("suspended_by_law_at: 2026-05-01", "suspended_by_law_at: 2024-05-02");
-        text.replace("accepted_at: 2026-05-01", "accepted_at: 2024-05-01")
-    };
-    let old = on_any_day(12);
-    let policy = folder.write("policy.yaml", &old);
-    folder.write("agreed.yaml", &old);
-
-    // The officer adds a subprocessor.
-    let added = on_any_day(13).replacen("subprocessors:\n", SP_13, 1);
-    folder.write("draft.yaml", &added);
-
-    // `diff` says for whom that is weaker.
-    let told = run(&here, &["diff", "agreed.yaml", "draft.yaml", "-o", "json"]);
-    assert_eq!(told.status.code(), Some(1));
-    let told: Value = serde_json::from_str(&out(&told)).unwrap();
-    let weaker: Vec<&Value> =
-        told["changes"].as_array().unwrap().iter().filter(|it| it["direction"] == "weaker").collect();
-    assert_eq!(weaker.len(), 1);
-    assert_eq!(weaker[0]["kind"], "subprocessor");
-    let whom = json!(["redwood-strand", "granite-notch", "cedar-hollow"]);
-    assert_eq!(weaker[0]["customers"], whom);
-
-    // Put in place all the same, the gate refuses it, and says what is weaker for whom.
-    let sidecar = start(folder, &upstream.address, "{file: policy.yaml, baseline: agreed.yaml}");
-    let all = parties();
-    let load = Load::of(&sidecar, all.iter().map(|(_, _, request)| (request.clone(), vec![200, 403])).collect(), 3);
-    std::fs::write(&policy, &added).unwrap();
-    let record = refused(&sidecar, "weaker");
-    assert_eq!(record["changes"][0]["kind"], "subprocessor");
-    assert_eq!(record["changes"][0]["customers"], whom);
-    assert_eq!((&record["policy"]["revision"], &record["offered"]["revision"]), (&json!(12), &json!(13)));
-
-    // Two customers consent, and one refuses it. That is put on record.
-    let consent = "    consents: [{subprocessor: sp-13, given_at: 2020-01-15, ref: CONS-7}]\n";
-    let objection = "      - {subprocessor: sp-13, effective_at: 2020-01-15, ref: OBJ-7}\n";
-    let mut agreed = added.replace("revision: 13", "revision: 14");
-    for (after, more) in [
-        ("    permitted_purposes: [base, customer_analytics, customer_marketing, quality_improvement]\n", consent),
-        ("      - {subprocessor: sp-09, effective_at: 2025-02-01, ref: OBJ-5}\n", objection),
-        ("    dpa: {version: \"3\", accepted_at: 2024-05-01, contract_ref: MSA-0502}\n", consent),
-    ] {
-        assert_eq!(agreed.matches(after).count(), 1, "{after}");
-        agreed = agreed.replace(after, &format!("{after}{more}"));
-    }
-    std::fs::write(here.join("draft.yaml"), &agreed).unwrap();
-    let checked = run(&here, &["check", "draft.yaml", "--against", "agreed.yaml"]);
-    assert_eq!(checked.status.code(), Some(0), "{}", out(&checked));
-
-    // What the change does to requests is known before it is made.
-    let cases: String = all
-        .iter()
-        .map(|(customer, caller, _)| {
-            format!("  - {{name: {customer} {caller}, request: {{customer: {customer}, caller: {caller}, purpose: customer_support, data_categories: [user.contact]}}, expect: {{decision: deny}}}}\n")
-        })
-        .collect();
-    let head = "version: 1\npolicy: draft.yaml\nclock: 2026-06-15T12:00:00Z\nservices: {api: {storage_location: US-OR}}\ndefaults: {service: api, operation: retrieve}\ncases:\n";
-    std::fs::write(here.join("cases.yaml"), format!("{head}{cases}")).unwrap();
-    let told = run(&here, &["diff", "agreed.yaml", "draft.yaml", "--requests", "cases.yaml", "-o", "json"]);
-    let told: Value = serde_json::from_str(&out(&told)).unwrap_or_else(|_| panic!("{}", err(&told)));
-    let foretold: BTreeSet<String> = told["requests"]["flips"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|flip| flip["name"].as_str().unwrap().to_owned())
-        .collect();
-    assert_eq!(foretold, BTreeSet::from(["redwood-strand sp-13".to_owned(), "cedar-hollow sp-13".to_owned()]));
-    // (Here `replay` says the same of the records that the load above has written.)
-
-    // The gate lets it pass, under requests.
-    let asked = load.asked();
-    std::fs::write(&policy, &agreed).unwrap();
-    let record = loaded(&sidecar, 14);
-    assert_eq!(record["weaker"], 1, "and agreed");
-    assert_eq!(record["against"]["revision"], 12);
-    wait_for("requests under both", || (load.asked() > asked + 200).then_some(()));
-    let asked = load.end();
-
-    // Exactly those decisions are others, and each names the policy that made it.
-    let stopped = sidecar.stop();
-    let records = records_in(&std::fs::read_to_string(stopped.folder.file("decisions.ndjson")).unwrap());
-    let mut decided: BTreeMap<(String, u64), BTreeSet<String>> = BTreeMap::new();
-    let mut count = 0;
-    for record in records.iter().filter(|record| record["event"] == "dpa.decision") {
-        count += 1;
-        let caller = record["recipient"]["id"].as_str().filter(|id| !id.contains("://")).unwrap_or("sp-13");
-        let name = format!("{} {caller}", record["customer_id"].as_str().unwrap());
-        let decision = record["decision"].as_str().unwrap().to_owned();
-        decided.entry((name, record["policy"]["revision"].as_u64().unwrap())).or_default().insert(decision);
-    }
-    assert_eq!(count, asked, "none was lost");
-    let mut flipped = BTreeSet::new();
-    for (customer, caller, _) in &all {
-        let name = format!("{customer} {caller}");
-        let [before, after] = [12, 14].map(|number| decided[&(name.clone(), number)].clone());
-        assert_eq!((before.len(), after.len()), (1, 1), "{name}: one policy gives one answer");
-        if before != after {
-            flipped.insert(name);
-        }
-    }
-    assert_eq!(flipped, foretold);
-    assert!(decided.keys().all(|(_, number)| [12, 14].contains(number)), "what was refused decided nothing");
 }

@@ -35,6 +35,7 @@ use crate::diff::Dice;
 use crate::diff::Pair;
 use crate::diff::agreed_and_next;
 use crate::diff::mutation;
+use crate::docs::document;
 use crate::properties::Asked;
 use crate::properties::OWN;
 use crate::properties::SAMPLE;
@@ -47,6 +48,7 @@ use crate::support::Upstream;
 use crate::support::as_golden;
 use crate::support::err;
 use crate::support::out;
+use crate::support::repository;
 use crate::support::run;
 
 /// A request as it came, whatever the policy.
@@ -330,6 +332,17 @@ fn what_is_said_of_a_log() {
         wrong.extend(as_golden(&format!("replay/{name}.json"), &out(&json)));
     }
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn the_example_of_the_documentation_is_what_is_said() {
+    let golden = std::fs::read_to_string(repository("tests/golden/replay/with-the-policy-of-then.txt")).unwrap();
+    let golden = golden.replace("next/policy.yaml", "policy.yaml");
+    let block = document("docs/replay.md").into_iter().find(|block| block.language == "console").unwrap();
+    let (_, shown) = block.text.split_once('\n').unwrap();
+    for line in shown.lines().filter(|line| *line != "…") {
+        assert!(golden.lines().any(|said| said == line), "docs/replay.md shows, and nothing says: {line}");
+    }
 }
 
 fn replayed(folder: &Folder, log: &str, policy: &str) -> (Option<i32>, Value) {

@@ -69,7 +69,7 @@ footer{margin-top:2rem;border-top:1px solid var(--line);padding-top:.8rem;color:
 --good-bg:#fff;--warn:#5c3a00;--warn-bg:#fff;--bad:#8c0a1e;--bad-bg:#fff}
 html{font-size:9pt}body{padding:0;max-width:none;font-size:1rem;line-height:1.35}
 h2{margin:1.2rem 0 .4rem}h2,h3{break-after:avoid}
-th,td{padding:4pt 5pt}tr,li,dl{break-inside:avoid}thead{display:table-header-group}
+th,td{padding:4pt 5pt}tr,li,dl{break-inside:avoid}footer{break-before:avoid}thead{display:table-header-group}
 .mark{border:1px solid currentColor}ul.sums li{padding:3pt 8pt;min-width:0}.wide{overflow:visible}}
 ";
 

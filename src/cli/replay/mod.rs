@@ -5,6 +5,7 @@ mod pieces;
 mod said;
 
 use std::io::Write;
+use std::path::Path;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::atomic::AtomicU64;
@@ -21,6 +22,7 @@ use super::audit::files::Files;
 use super::colour;
 use super::print_problems;
 use super::progress::with_progress;
+use crate::policy::Policy;
 use crate::policy::terms::Date;
 use crate::policy::terms::TermError;
 use crate::reload;
@@ -77,6 +79,15 @@ impl FromStr for At {
     }
 }
 
+/// A policy of then as if its file had the name of the one that decides. Names count for the digest that records have,
+/// and what is kept of a policy, to hold another against it, mostly has another name.
+fn renamed(then: &Path, policy: &Path) -> Result<Option<Policy>, CliError> {
+    let Some(name) = policy.file_name().filter(|name| then.file_name() != Some(name)) else { return Ok(None) };
+    let mut source = reload::read(then)?;
+    source.path = then.with_file_name(name).display().to_string();
+    Ok(reload::compile(source, None, None).policy)
+}
+
 pub(super) fn replay(arguments: &Arguments, out: &mut dyn Write, err: &mut dyn Write) -> Result<Exit, CliError> {
     let mut policies = Vec::new();
     for path in std::iter::once(&arguments.policy).chain(&arguments.was) {
@@ -87,7 +98,10 @@ pub(super) fn replay(arguments: &Arguments, out: &mut dyn Write, err: &mut dyn W
         };
         policies.push(policy);
     }
-    let earlier = policies.split_off(1);
+    let mut earlier = policies.split_off(1);
+    for path in &arguments.was {
+        earlier.extend(renamed(path, &arguments.policy)?);
+    }
     let Some(policy) = policies.pop() else { return Ok(Exit::Unable) };
     let at = match arguments.at {
         At::Recorded => None,

@@ -404,9 +404,9 @@ impl SaidFlips {
     fn print(&self, then: &str, out: &mut dyn Write) -> io::Result<()> {
         if self.action_changes < self.count {
             let observed = self.count - self.action_changes;
-            let was =
-                if then == "refused" { "were observed and forwarded then" } else { "would be observed and forwarded" };
-            writeln!(out, "  {observed} of them {was}: nothing else is done about them")?;
+            let was = if then == "refused" { "observed and forwarded then" } else { "would be observed and forwarded" };
+            let them = if observed == 1 { "it" } else { "them" };
+            writeln!(out, "  of them, {observed} {was}: nothing else is done about {them}")?;
         }
         for (what, names) in [("customer", &self.customers), ("reason", &self.reasons), ("route", &self.routes)] {
             let mut names: Vec<(&String, u64)> = names.iter().map(|(name, count)| (name, *count)).collect();
