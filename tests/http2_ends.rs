@@ -98,3 +98,23 @@ fn outer_blanks_of_answers_are_taken_away() {
     assert_eq!([&answer.headers()["x-word"], &answer.headers()["x-none"]], ["a b", ""]);
     wait_for("its outcome", || sidecar.records().iter().find(|record| record["outcome"] == "completed").map(drop));
 }
+
+/// A caller of HTTP/1.1 got 32 KiB of it, and the rest in steps of ten seconds: behind a second flush nobody asked for
+/// more, unless the service was slow.
+#[test]
+fn a_large_answer_stood_still_in_the_middle() {
+    const LARGE: usize = 1 << 20;
+    let mut builder = ::h2::server::Builder::new();
+    builder.max_send_buffer_size(2 * LARGE);
+    let upstream = http2::Http2Upstream::start(&builder, None, |mut call| {
+        Box::pin(async move { call.answer(http::Response::new(()), &[&vec![b'x'; LARGE]], None).await })
+    });
+    let sidecar = Setup { upstream_keys: ", protocol: http2", ..Setup::to(&upstream.address) }.start();
+    let mut connection = sidecar.connect();
+    for _ in 0..10 {
+        connection.send(Head::permitted("GET", SUBSCRIBER).end());
+        let answer = connection.answer().unwrap();
+        assert_eq!((answer.status, answer.text().len()), (200, LARGE));
+        assert_eq!(sidecar.outcome(&answer.decision_id())["outcome"], "completed");
+    }
+}

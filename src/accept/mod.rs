@@ -506,6 +506,9 @@ async fn connection<S: AsyncRead + AsyncWrite + Unpin + 'static>(
                 if wire.is_http2() {
                     return Poll::Ready(Ok(()));
                 }
+                if wire.goes_on() {
+                    continue;
+                }
                 is_proven = is_proven && ends.as_mut().poll(cx).is_pending();
                 if !is_last && drains.as_mut().poll(cx).is_ready() {
                     is_last = true;

@@ -167,6 +167,8 @@ pub(super) struct Wire {
     answer: Flow,
     /// Bytes of an answer that were handed to hyper since all was written.
     unflushed: AtomicUsize,
+    /// The next bytes of an answer are there, and are held back until all before them is written.
+    is_held_back: AtomicBool,
     is_given_up: AtomicBool,
     is_asked: AtomicBool,
     is_tunnel: AtomicBool,
@@ -204,6 +206,7 @@ impl Wire {
             body: Flow::default(),
             answer: Flow::default(),
             unflushed: AtomicUsize::new(0),
+            is_held_back: AtomicBool::new(false),
             is_given_up: AtomicBool::new(false),
             is_asked: AtomicBool::new(false),
             is_tunnel: AtomicBool::new(false),
@@ -286,6 +289,12 @@ impl Wire {
     fn shortest(&self) -> Duration {
         let shortest = self.patience.shortest();
         if self.drains_since.at().is_some() { shortest.min(DRAIN_PATIENCE) } else { shortest }
+    }
+
+    /// Whether an answer that was held back can go on. Nothing wakes for that: hyper asks again once after a flush, and
+    /// does not ask a second time.
+    pub(super) fn goes_on(&self) -> bool {
+        self.unflushed.load(Relaxed) == 0 && self.is_held_back.swap(false, Relaxed)
     }
 
     /// From here on nobody is waited for long who has nothing under way.
@@ -411,9 +420,11 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Answer<B> {
     type Error = B::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
-        // hyper would go on to gather what the caller does not take. It flushes next, and asks again after that.
-        let unflushed = &self.exchange.wire.unflushed;
-        if unflushed.load(Relaxed) >= MOST_UNFLUSHED {
+        // hyper would go on to gather what the caller does not take. It flushes next, and is asked to go on after that.
+        let Wire { unflushed, is_held_back, .. } = &*self.exchange.wire;
+        let is_too_much = unflushed.load(Relaxed) >= MOST_UNFLUSHED;
+        is_held_back.store(is_too_much, Relaxed);
+        if is_too_much {
             return Poll::Pending;
         }
         let frame = Pin::new(&mut self.body).poll_frame(cx);

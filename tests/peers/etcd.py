@@ -13,12 +13,11 @@ import json
 import os
 import pathlib
 import subprocess
-import sys
 import tempfile
 import time
 
-from forwarded import ROOT, certificates, free_port, listens, process, wait_for
-from services import check, installed, records
+from forwarded import certificates
+from sidecar import ROOT, check, free_port, installed, listens, process, program, records, running, wait_for
 
 ROUTES = {"Range": "retrieve", "Put": "store", "DeleteRange": "erase", "Txn": "modify"}
 
@@ -55,18 +54,10 @@ def use(folder, binary):
     words = [server, "--data-dir", str(folder / "etcd"), "--listen-client-urls", url, "--advertise-client-urls", url,
              "--listen-peer-urls", f"http://127.0.0.1:{peer}", "--initial-advertise-peer-urls", f"http://127.0.0.1:{peer}",
              "--initial-cluster", f"default=http://127.0.0.1:{peer}"]
-    said = folder / "sidecar.stderr"
-    with (folder / "etcd.log").open("w") as log, process(words, stdout=log, stderr=log), said.open("w") as stderr:
+    with (folder / "etcd.log").open("w") as log, process(words, stdout=log, stderr=log):
         wait_for("etcd", lambda: listens(port))
         settings(folder, port)
-        run = [binary, "run", "--config", str(folder / "sidecar.yaml")]
-        with process(run, stderr=stderr, env={**os.environ, "RUST_LOG": "info"}) as child:
-            def address():
-                assert child.poll() is None, said.read_text()
-                _, found, rest = said.read_text().partition("listening name=main address=")
-                return "\n" in rest and rest.split("\n")[0].strip()
-            proxy = int(wait_for("the sidecar", address).rsplit(":", 1)[1])
-
+        with running(folder, binary) as proxy:
             def options(caller):
                 return [client, "--endpoints", f"https://localhost:{proxy}", "--cacert", str(folder / "ca.crt"),
                         "--cert", str(folder / f"{caller}.crt"), "--key", str(folder / f"{caller}.key"),
@@ -127,17 +118,12 @@ def use(folder, binary):
                 outcome = outcomes.get(decision["decision_id"])
                 if outcome not in (["completed", "aborted"] if stays else ["completed", None]):
                     raise SystemExit(f"{decision.get('route')}: {outcome}")
-            if "panicked" in said.read_text():
-                raise SystemExit(said.read_text())
 
 
 def main():
-    binary = os.environ.get("DPA_SIDECAR")
-    if not binary:
-        subprocess.run(["cargo", "build", "--quiet", "--locked"], cwd=ROOT, check=True)
-        binary = str(pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "debug/dpa-sidecar")
+    binary = program()
     with tempfile.TemporaryDirectory(prefix="dpa-etcd-") as name:
-        use(pathlib.Path(name), str(pathlib.Path(binary).resolve()))
+        use(pathlib.Path(name), binary)
     print("etcd: all as it should be")
 
 

