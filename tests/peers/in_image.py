@@ -59,7 +59,8 @@ wrong = 0
 def case(sentence, found, expected):
     global wrong
     wrong += found != expected
-    print(f"{'ok   ' if found == expected else 'WRONG'} {sentence}: {found}" + ("" if found == expected else f", not {expected}"))
+    said = "" if found == expected else f", not {expected}"
+    print(f"{'WRONG' if said else 'ok   '} {sentence}: {found}{said}", flush=True)
 
 
 class Names:
@@ -90,7 +91,8 @@ class Names:
         if most > 512:
             self.over_tcp.add(name)
         flags = 0x8180 | (0 if known else 3) | (0x200 if is_cut else 0)
-        return query[:2] + struct.pack("!HHHHH", flags, 1, len(records), 0, 0) + query[12 : place + 5] + b"".join(records)
+        head = struct.pack("!HHHHH", flags, 1, len(records), 0, 0)
+        return query[:2] + head + query[12 : place + 5] + b"".join(records)
 
     def datagrams(self, listener):
         while True:
@@ -147,10 +149,11 @@ def main():
     repository = pathlib.Path(__file__).resolve().parents[2]
     (folder / "policy.yaml").write_text((repository / "config/policy.yaml").read_text())
     listeners = [f'{{name: n{place}, address: "127.0.0.1:0", upstream: n{place}}}' for place in range(len(NAMES))]
-    upstreams = [f'{{name: n{place}, address: "{host}:{service.server_port}"}}' for place, (_, host, _) in enumerate(NAMES)]
+    port = service.server_port
+    upstreams = [f'{{name: n{place}, address: "{host}:{port}"}}' for place, (_, host, _) in enumerate(NAMES)]
     text = SETTINGS.format(listeners=", ".join(listeners), upstreams=", ".join(upstreams))
     (folder / "sidecar.yaml").write_text(text)
-    verified = text.replace(f'{service.server_port}"}}', f'{service.server_port}", tls: {{ca: system}}}}')
+    verified = text.replace(f'{port}"}}', f'{port}", tls: {{ca: system}}}}')
     (folder / "verified.yaml").write_text(verified)
 
     subprocess.run(["mount", "--bind", root, root], check=True)
@@ -167,16 +170,17 @@ def main():
 
     said = root.parent / "sidecar.log"
     with said.open("w") as log:
-        sidecar = subprocess.Popen(in_image(root, "run", "--config", "/etc/dpa-sidecar/sidecar.yaml"), env=environment, stderr=log)
+        words = in_image(root, "run", "--config", "/etc/dpa-sidecar/sidecar.yaml")
+        sidecar = subprocess.Popen(words, env=environment, stderr=log)
     try:
         def ports():
             assert sidecar.poll() is None, said.read_text()
             found = dict(re.findall(r"listening name=(n\d+) address=127\.0\.0\.1:(\d+)\n", said.read_text()))
             return found if len(found) == len(NAMES) else None
 
-        port = wait_for("the sidecar", ports)
+        listening = wait_for("the sidecar", ports)
         for place, (sentence, host, expected) in enumerate(NAMES):
-            connection = http.client.HTTPConnection("127.0.0.1", int(port[f"n{place}"]), timeout=20)
+            connection = http.client.HTTPConnection("127.0.0.1", int(listening[f"n{place}"]), timeout=20)
             connection.request("GET", "/")
             case(f"{sentence} ({host})", connection.getresponse().status, expected)
         case("asked over TCP", "many.example" in names.over_tcp, True)

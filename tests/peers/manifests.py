@@ -109,7 +109,9 @@ def mounted(objects, pod, container):
 
 # Pod Security `restricted`, as kubernetes.io/docs/concepts/security/pod-security-standards lists it.
 
-SAFE_VOLUMES = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret"}
+SAFE_VOLUMES = {
+    "configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret",
+}
 SAFE_SYSCTLS = {
     "kernel.shm_rmid_forced", "net.ipv4.ip_local_port_range", "net.ipv4.ip_unprivileged_port_start",
     "net.ipv4.tcp_syncookies", "net.ipv4.ping_group_range", "net.ipv4.ip_local_reserved_ports",
@@ -181,7 +183,8 @@ def unrestricted(pod):
 # What is changed in a pod that is good, and what has to be seen then.
 CHANGES = [
     ("hostNetwork is set", lambda pod: pod["spec"].update(hostNetwork=True)),
-    ("the volume log is a hostPath", lambda pod: pod["spec"]["volumes"].append({"name": "log", "hostPath": {"path": "/"}})),
+    ("the volume log is a hostPath",
+     lambda pod: pod["spec"]["volumes"].append({"name": "log", "hostPath": {"path": "/"}})),
     ("the pod runs as root", lambda pod: pod["spec"]["securityContext"].update(runAsUser=0)),
     ("app may run as root", lambda pod: pod["spec"]["securityContext"].pop("runAsNonRoot")),
     ("app is without seccomp", lambda pod: pod["spec"]["securityContext"].pop("seccompProfile")),
@@ -256,7 +259,7 @@ def reachable(objects, pod, sidecar, said):
             yield f"the upstream {address} is not in the pod"
     for name, text in mounted(objects, pod, pod["spec"]["containers"][0])["/srv/subscriber-api/conf"].items():
         for line in re.findall(r"^\s*listen\s+(\S+);", text, re.MULTILINE) if name == "nginx.conf" else []:
-            if f"{line}" not in [it["address"] for it in said["upstreams"]]:
+            if line not in [it["address"] for it in said["upstreams"]]:
                 yield f"the service listens on {line}"
     for service in of_kind(objects, "Service"):
         for port in service["spec"]["ports"]:
@@ -331,8 +334,8 @@ def scanned(text, folder):
 
 def copied():
     """Kustomize reads nothing outside of a folder, so the demo has a policy of its own."""
-    if (DEMO / "policy.yaml").read_text() != (ROOT / "config/policy.yaml").read_text():
-        yield "overlays/demo/policy.yaml is no copy of config/policy.yaml"
+    if (DEMO / "policy/policy.yaml").read_text() != (ROOT / "config/policy.yaml").read_text():
+        yield "overlays/demo/policy/policy.yaml is no copy of config/policy.yaml"
 
 
 def main():

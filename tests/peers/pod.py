@@ -276,14 +276,13 @@ async def play(folder, namespace, seconds, rate):
     answer = await ask_once(8080, SUBSCRIBER)
     load.answers.append(answer[:2])
     case("a permitted request from outside", (answer[0], json.loads(answer[2])["id"]), (200, "1a2b"))
-    listening = subprocess.run(["ip", "netns", "exec", namespace, "ss", "-Hltn"], capture_output=True, text=True).stdout
-    places = {line.split()[3] for line in listening.splitlines()}
+    look = subprocess.run(["ip", "netns", "exec", namespace, "ss", "-Hltn"], capture_output=True, text=True)
+    places = {line.split()[3] for line in look.stdout.splitlines()}
     case("what listens beyond loopback", sorted(it for it in places if not it.startswith(("127.", "[::1]"))),
          ["0.0.0.0:8080", "0.0.0.0:9901"])
-    if os.geteuid() == 0:
-        user = pathlib.Path(f"/proc/{sidecar.process.pid}/status").read_text()
-        case("the sidecar's user, and its capabilities",
-             (re.search(r"Uid:\s+(\d+)", user).group(1), re.search(r"CapEff:\s+(\w+)", user).group(1)), ("65532", "0" * 16))
+    user = pathlib.Path(f"/proc/{sidecar.process.pid}/status").read_text()
+    found = (re.search(r"Uid:\s+(\d+)", user).group(1), re.search(r"CapEff:\s+(\w+)", user).group(1))
+    case("the sidecar's user, and its capabilities", found, ("65532", "0" * 16))
 
     # Load, and the end of the pod.
     followers = [asyncio.create_task(load.follow(number, rate)) for number in range(FOLLOWERS)]
@@ -327,8 +326,8 @@ async def play(folder, namespace, seconds, rate):
     verified = subprocess.run([program, "audit", "verify", log], capture_output=True, text=True)
     case("`audit verify`", verified.returncode, 0)
     print(f"      {count / spent:.0f} requests a second; the sidecar ended {took * 1000:.0f} ms after its signal")
-    print(f"      who held a connection got {len(load.held)} answers, {len(held)} of them 502 or 503 after the service had "
-          f"stopped listening; {load.unanswered} requests met a connection that was being closed")
+    print(f"      who held a connection got {len(load.held)} answers, {len(held)} of them 502 or 503 after the service "
+          f"had stopped listening; {load.unanswered} requests met a connection that was being closed")
     if count / spent < 0.8 * rate:
         skip(f"this machine does not reach {rate} requests a second")
     return 1 if wrong else 0
@@ -338,14 +337,12 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--seconds", type=int, default=6)
     parser.add_argument("--rate", type=int, default=300)
-    parser.add_argument("--inside", help=argparse.SUPPRESS)
+    parser.add_argument("--inside", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     with_packages("pod", ["PyYAML==6.0.3"])
     if arguments.inside:
-        with tempfile.TemporaryDirectory() as name:
-            folder = pathlib.Path(name)
-            folder.chmod(0o755)
-            return asyncio.run(play(folder, arguments.inside, arguments.seconds, arguments.rate))
+        pod, folder = arguments.inside
+        return asyncio.run(play(pathlib.Path(folder), pod, arguments.seconds, arguments.rate))
     if os.geteuid() != 0:
         skip("only root makes network namespaces")
     for tool in ["ip", "ss", "setpriv"]:
@@ -354,8 +351,9 @@ def main():
     if not shutil.which("nginx", path=os.environ["PATH"] + ":/usr/sbin"):
         skip("no nginx")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(2))
-    with namespaces() as (node, pod):
-        words = ["ip", "netns", "exec", node, sys.executable, __file__, *sys.argv[1:], "--inside", pod]
+    with tempfile.TemporaryDirectory() as folder, namespaces() as (node, pod):
+        pathlib.Path(folder).chmod(0o755)
+        words = ["ip", "netns", "exec", node, sys.executable, __file__, *sys.argv[1:], "--inside", pod, folder]
         return subprocess.run(words).returncode
 
 
