@@ -25,14 +25,14 @@ Examples:
   dpa-sidecar healthcheck --live --timeout 1s
 
 In an image that holds nothing else:
-  HEALTHCHECK --interval=10s --timeout=3s CMD [\"/dpa-sidecar\", \"healthcheck\", \"--config\", \"/etc/dpa-sidecar/sidecar.yaml\"]
+  HEALTHCHECK --timeout=3s CMD [\"/dpa-sidecar\", \"healthcheck\", \"-c\", \"/etc/dpa/sidecar.yaml\"]
 
 Exit codes: 0 ready, 1 not ready, 2 could not tell (nobody answers, no `health` in the settings, unreadable file).")]
 pub(super) struct Arguments {
     /// The settings: their `health.address` is asked.
-    #[arg(short, long, env = "DPA_CONFIG", conflicts_with = "address")]
+    #[arg(short, long, env = "DPA_CONFIG")]
     config: Option<PathBuf>,
-    /// Where the health listener listens.
+    /// Where the health listener listens, whatever the settings say.
     #[arg(short, long)]
     address: Option<SocketAddr>,
     /// Ask whether the process lives (/livez), not whether it is ready (/readyz).

@@ -1,5 +1,6 @@
 //! The settings that are in force, each with where it is from: the file, the environment, or the default.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -100,11 +101,9 @@ impl Effective {
         };
         let tokens = ways.iter().enumerate().filter(|(_, way)| way.get("token").is_some());
         let forwards = tokens.map(|(place, _)| (format!("identity[{place}].token.forward"), "false".to_owned()));
-        for (key, value) in settings.defaults().into_iter().chain(forwards) {
-            if !entries.iter().any(|entry| entry.key == key) {
-                entries.push(Entry { key, value, origin: Origin::Default });
-            }
-        }
+        let said: HashSet<String> = entries.iter().map(|entry| entry.key.clone()).collect();
+        let defaults = settings.defaults().into_iter().chain(forwards).filter(|(key, _)| !said.contains(key));
+        entries.extend(defaults.map(|(key, value)| Entry { key, value, origin: Origin::Default }));
         let mut lines: Vec<String> = entries
             .iter()
             .filter(|entry| entry.key != "service.instance" || entry.origin != Origin::Default)

@@ -78,7 +78,7 @@ pub enum Code {
     UnseenRestriction,
     /// DPA034: a route outside the agreement that takes everything.
     CatchAll,
-    /// DPA035: somebody who may say more about who calls than was surely meant.
+    /// DPA035: somebody who may say or read more than was surely meant.
     TooTrusting,
     /// DPA040: an environment variable that is not set.
     Environment,
@@ -437,12 +437,13 @@ Example:
   - {path: "/assets/{*rest}", subscriber_data: false} # meant"#
             }
             Self::TooTrusting => {
-                r#"somebody may say more about who calls than was surely meant (warning; an error on egress).
+                r#"somebody may say or read more than was surely meant (warning; an error on egress and for `admin`).
 
 One peer is trusted with two headers that name callers: a proxy that sets one of them, and lets the other through
 as it comes in, lets its callers name anybody. Use one way, or have the proxy remove the other header. Or several authorities stand
 in one `client_ca`, and more than one trust domain counts: each may name callers of all of them. Or a listener with
-`direction: egress` has an address that others reach: whoever does is taken for the service.
+`direction: egress` has an address that others reach: whoever does is taken for the service. Or other machines reach
+the `admin` listener: what the settings say is for nobody else.
 
 Example:
   - forwarded_certificate: {trusted_peers: [127.0.0.1]}

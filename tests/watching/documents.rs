@@ -89,7 +89,7 @@ What `check`, `test` and a start say of files. `dpa-sidecar explain CODE` says t
         let (title, rest) = explanation.split_once("\n\n").unwrap();
         let (words, example) = rest.split_once("\n\nExample:\n").unwrap_or((rest, ""));
         let lines: Vec<&str> = example.lines().map(|line| line.strip_prefix("  ").unwrap_or(line)).collect();
-        write!(text, "\n### {}\n\n**{title}** {words}\n", code.as_str()).unwrap();
+        write!(text, "\n### {}\n\n**{title}**\n\n{words}\n", code.as_str()).unwrap();
         if !example.is_empty() {
             write!(text, "\n```text\n{}\n```\n", lines.join("\n")).unwrap();
         }

@@ -87,6 +87,17 @@ fn what_the_exit_code_says() {
     }
 }
 
+/// An image names its settings in the environment, and a flag was taken as a contradiction of it.
+#[test]
+fn a_flag_wins_over_the_environment() {
+    let upstream = Upstream::ok();
+    let sidecar = watched(&Setup::to(&upstream.address));
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_dpa-sidecar"));
+    command.env("DPA_CONFIG", "/nowhere/sidecar.yaml").args(["healthcheck", "--address", &told(&sidecar, "health")]);
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", err(&output));
+}
+
 #[test]
 fn a_sidecar_that_stops_is_alive_and_not_ready() {
     let (upstream, beginnings, allow) = holding();

@@ -238,9 +238,9 @@ fn expressions(tree: &Value, found: &mut Vec<String>) {
     match tree {
         Value::Object(map) => {
             for (key, value) in map {
-                match value {
-                    Value::String(text) if key == "expr" => found.push(text.clone()),
-                    _ => expressions(value, found),
+                match value.as_str().filter(|_| key == "expr") {
+                    Some(text) => found.push(text.to_owned()),
+                    None => expressions(value, found),
                 }
             }
         }
