@@ -62,15 +62,11 @@ def said(purpose):
 
 
 @contextlib.contextmanager
-def nghttpd(folder, *more):
-    """A service that speaks HTTP/2; over TLS if there are more words."""
+def nghttpd(folder, is_tls):
+    """A service that speaks HTTP/2."""
     port = free_port()
-    (folder / "files/v1").mkdir(parents=True, exist_ok=True)
-    (folder / "files" / TARGET[1:]).write_text("x" * 1024)
-    words = [installed("nghttp2", "nghttpd"), *(more or ["--no-tls"]), "--echo-upload", "-d", str(folder / "files"), "-a",
-             "127.0.0.1", str(port)]
-    # With its certificate and key, if it has them, behind the port.
-    words += [str(folder / "gateway.key"), str(folder / "gateway.crt")] if more else []
+    words = [installed("nghttp2", "nghttpd"), "--echo-upload", "-d", str(folder / "files"), "-a", "127.0.0.1"]
+    words += [str(port), str(folder / "gateway.key"), str(folder / "gateway.crt")] if is_tls else ["--no-tls", str(port)]
     with process(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL):
         wait_for("nghttpd", lambda: listens(port))
         yield Tap(port)
@@ -83,7 +79,7 @@ def services(folder):
     (folder / "files" / TARGET[1:]).write_text("x" * 1024)
     location = f"location / {{ root {folder}/files; keepalive_requests 100000; }}"
     verified = ", protocol: http2, tls: {ca: ca.crt, server_name: localhost}"
-    with nginx(folder, location) as one, nghttpd(folder) as two, nghttpd(folder, "--verbose") as three:
+    with nginx(folder, location) as one, nghttpd(folder, False) as two, nghttpd(folder, True) as three:
         yield [("nginx", "", one), ("nghttpd", ", protocol: http2", two), ("nghttpd over TLS", verified, three)]
 
 
