@@ -79,7 +79,9 @@ impl Summary {
     /// For people.
     pub(super) fn text(&self) -> String {
         let mode = match self.enforcement {
-            Enforcement::Enforce => "enforce: what the agreement does not allow is refused, where the policy says so",
+            Enforcement::Enforce => {
+                "enforce: what the agreement does not allow does not pass, where the policy says so"
+            }
             Enforcement::Observe => "OBSERVE: what the agreement does not allow is recorded, and PASSES",
         };
         let signed = self.key_id.as_ref().map_or_else(|| "not signed".to_owned(), |key| format!("signed by {key}"));
