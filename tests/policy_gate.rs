@@ -94,13 +94,63 @@ fn a_customer_that_was_dropped_came_back_wider_in_a_second_load() {
     let record = refused(&sidecar, "weaker");
     assert_eq!(record["changes"][0]["kind"], "customer_purpose");
     assert_eq!(record["changes"][0]["customers"], json!(["granite-notch"]));
-    assert!(record["text"].as_str().unwrap().starts_with("held against when it was there last: weaker"), "{record}");
+    assert!(record["text"].as_str().unwrap().starts_with("held against the policy of the start: weaker"), "{record}");
     // As it was, it may come back. From then on the policy in force says what was agreed with it.
     put(&revision(16));
     loaded(&sidecar, 16);
     put(&wider(17));
     let record = sidecar.record("revision 17", |it| it["offered"]["revision"] == 17);
     assert!(record["text"].as_str().unwrap().starts_with("weaker and not agreed"), "{record}");
+    // Who came and went since the start.
+    let base = "    permitted_purposes: [base]\n    enforcement: enforce\n";
+    let lake = |number| and_customer(&revision(number), "    enforcement: enforce\n");
+    put(&with(&lake(18), base, &base.replace("[base]", "[base, customer_analytics]")));
+    let record = sidecar.record("revision 18", |it| it["offered"]["revision"] == 18);
+    assert_eq!(record["changes"][0]["customers"], json!(["birch-lake"]));
+    assert!(record["text"].as_str().unwrap().starts_with("held against when it was there last: weaker"), "{record}");
+    put(&lake(19));
+    loaded(&sidecar, 19);
+}
+
+/// What is closed lets nothing pass, so nothing was weaker when it was changed; and to open it again needs no word.
+#[test]
+fn what_was_closed_was_widened_and_opened_again() {
+    let upstream = Upstream::ok();
+    let binds = "    dpa: {version: \"2\", accepted_at: 2023-03-15, contract_ref: MSA-0264}\n";
+    let paper = "    agreement: {ref: SPA-2025-01, signed_on: 2025-01-10, flow_down: true}\n";
+    type Change = fn(&str) -> String;
+    let table: [(&str, &str, Change, &str); 2] = [
+        (
+            "a customer whose agreement did not bind for a while",
+            binds,
+            |text| with(text, NOTCH, &NOTCH.replace("customer_analytics", "quality_improvement")),
+            "customer_purpose",
+        ),
+        (
+            "a subprocessor that had no agreement for a while",
+            paper,
+            |text| with(text, "Brightpost Marketing, Inc.", "Harrow Data Brokers, Inc."),
+            "subprocessor_name",
+        ),
+    ];
+    for (name, open, change, kind) in table {
+        let folder = Folder::new();
+        let policy = folder.write("policy.yaml", &revision(12));
+        let sidecar = start(folder, &upstream.address, "{file: policy.yaml}");
+        let closed = open.replace("accepted_at: 2023-03-15, ", "").replace("flow_down: true", "flow_down: false");
+        std::fs::write(&policy, change(&with(&revision(13), open, &closed))).unwrap();
+        loaded(&sidecar, 13);
+        std::fs::write(&policy, change(&revision(14))).unwrap();
+        let record = refused(&sidecar, "weaker");
+        assert_eq!(record["changes"][0]["kind"], kind, "{name}");
+        assert!(
+            record["text"].as_str().unwrap().starts_with("held against the policy of the start: "),
+            "{name}: {record}"
+        );
+        // What is tighter only is held against the policy in force alone.
+        std::fs::write(&policy, change(&with(&revision(15), open, &closed))).unwrap();
+        loaded(&sidecar, 15);
+    }
 }
 
 #[test]
@@ -485,25 +535,27 @@ fn customers_that_were_dropped_were_remembered_without_end() {
         let customers: String = (first..80)
             .map(|number| {
                 format!(
-                    "  - {{id: c-{number}, legal_name: C, dpa: {{version: \"3\", contract_ref: M}}, permitted_purposes: [base]{more}}}\n"
+                    "  - {{id: c-{number}, legal_name: C, dpa: {{version: \"3\", accepted_at: 2024-05-01, contract_ref: M}}, permitted_purposes: [base]{more}}}\n"
                 )
             })
             .collect();
         let source = Source { path: "policy.yaml".into(), text: format!("{head}\ncustomers:\n{customers}") };
         policy::compile(&[source], &["policy.yaml".to_owned()], None, None).0.unwrap()
     };
+    let now = "2026-10-01T00:00:00Z".parse().unwrap();
     let mut former = Former::default();
     for first in 0..70 {
-        former = former.after(&policy(first, ""), &policy(first + 1, ""));
+        former = former.after(&policy(first, ""), &policy(first + 1, ""), now);
     }
     // 70 loads took one out each; 64 of them are remembered.
-    let refusal = former.held_against(&policy(0, ", enforcement: observe"), jiff::Timestamp::now()).unwrap_err();
-    let mut back: Vec<&str> = refusal.weaker.iter().flat_map(|it| &it.customers).map(String::as_str).collect();
-    back.sort_unstable();
-    let mut expected: Vec<String> = (6..70).map(|number| format!("c-{number}")).collect();
-    expected.sort_unstable();
-    assert_eq!(back, expected);
-    assert!(former.held_against(&policy(0, ""), jiff::Timestamp::now()).is_ok(), "as they were");
+    let old = policy(70, "");
+    for first in [0, 5, 6, 69] {
+        let back = policy(first, "").with_only(|customer| customer.id.as_str() == format!("c-{first}"));
+        assert!(former.held_against(&back, &old, now).is_ok(), "{first}: as it was");
+        let wider = policy(first, ", enforcement: observe");
+        let wider = wider.with_only(|customer| customer.id.as_str() == format!("c-{first}"));
+        assert_eq!(former.held_against(&wider, &old, now).is_err(), first >= 6, "{first}: wider");
+    }
 }
 
 #[test]

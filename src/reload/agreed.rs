@@ -1,6 +1,7 @@
 //! What was agreed before a policy: the one that it follows, the baseline, and what former ones said of customers that
 //! are gone. A policy is held against all of them before it takes effect.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -14,6 +15,7 @@ use crate::policy::diff::Change;
 use crate::policy::diff::Concerns;
 use crate::policy::diff::Direction;
 use crate::policy::diff::diff;
+use crate::policy::diff::is_open;
 use crate::policy::weakening;
 use crate::record::policy_event::Why;
 
@@ -81,10 +83,15 @@ pub fn held_against(new: &Policy, old: &Policy, now: Timestamp) -> Result<usize,
     Ok(changes.iter().filter(|change| change.direction == Direction::Weaker).count())
 }
 
-/// Customers that loads of this process have taken out, each as the last policy that had it: one that comes back is held
-/// against that.
+/// What this process has seen agreed, beside the policy in force: the first policy, and customers that loads have taken
+/// out, each as the last policy that let something pass for it.
+///
+/// So two loads cannot do what one may not: close something, change it while nothing passes by it, and open it again.
 #[derive(Clone, Debug, Default)]
-pub struct Former(Vec<Arc<Policy>>);
+pub struct Former {
+    first: Option<Arc<Policy>>,
+    gone: Vec<Arc<Policy>>,
+}
 
 /// Loads whose customers are remembered.
 const MOST_FORMER: usize = 64;
@@ -93,50 +100,78 @@ const MOST_FORMER: usize = 64;
 const MOST_FORMER_CUSTOMERS: usize = 100_000;
 
 impl Former {
-    /// Holds customers that come back against what was agreed with them last.
+    /// Before the first load. Where there is a baseline, that takes the place of the first policy.
+    #[must_use]
+    pub fn since(first: Option<Arc<Policy>>) -> Self {
+        Self { first, gone: Vec::new() }
+    }
+
+    /// Holds a policy that would replace `old` against all that is remembered, for the customers for whom it opens
+    /// something.
     ///
     /// # Errors
     ///
     /// [`Refusal`].
-    pub fn held_against(&self, new: &Policy, now: Timestamp) -> Result<(), Refusal> {
-        let mut refused = Vec::new();
-        for former in &self.0 {
-            let is_back = |id: &str| former.customer_named(id).is_some() && new.customer_named(id).is_some();
-            if !former.customer_names().any(|id| is_back(id.as_str())) {
+    pub fn held_against(&self, new: &Policy, old: &Policy, now: Timestamp) -> Result<(), Refusal> {
+        if self.first.is_none() && self.gone.is_empty() {
+            return Ok(());
+        }
+        let changes = diff(old, new, Some(now));
+        let weaker = changes.iter().filter(|change| change.direction == Direction::Weaker);
+        let opened: HashSet<&str> = weaker.flat_map(|change| concerned(change)).map(String::as_str).collect();
+        let first = self.first.iter().map(|first| (first, "the policy of the start"));
+        for (former, which) in first.chain(self.gone.iter().map(|gone| (gone, "when it was there last"))) {
+            let is_theirs = |id: &String| former.customer_named(id).is_some() && opened.contains(id.as_str());
+            if !former.customer_names().any(|id| opened.contains(id.as_str())) {
                 continue;
             }
-            // What concerns the others, and all, was agreed with those who were there.
-            let is_theirs = |change: &Change| match &change.concerns {
-                Concerns::Customers(ids) => ids.iter().all(|id| is_back(id)),
+            // What concerns all was agreed with those who were there then.
+            let mut changes = diff(former, new, Some(now));
+            changes.retain_mut(|change| match &mut change.concerns {
+                Concerns::Customers(ids) => {
+                    ids.retain(is_theirs);
+                    !ids.is_empty()
+                }
                 Concerns::All | Concerns::Unnamed | Concerns::Nobody => false,
-            };
-            let changes: Vec<Change> = diff(former, new, Some(now)).into_iter().filter(is_theirs).collect();
-            refused.extend(weakening::refused(&changes, former, new, now));
+            });
+            let refused = weakening::refused(&changes, former, new, now);
+            if !refused.is_empty() {
+                return Err(Refusal::of_weaker(new, refused).than(which));
+            }
         }
-        if refused.is_empty() { Ok(()) } else { Err(Refusal::of_weaker(new, refused).than("when it was there last")) }
+        Ok(())
     }
 
     /// What is to be remembered once `new` has replaced `old`.
     #[must_use]
-    pub fn after(&self, old: &Policy, new: &Policy) -> Self {
-        let is_gone = |id: &str| new.customer_named(id).is_none();
+    pub fn after(&self, old: &Policy, new: &Policy, now: Timestamp) -> Self {
+        let is_gone = |id: &str| !is_open(new, id, now);
         let still = |former: &Arc<Policy>| match former.customer_names().all(|id| is_gone(id.as_str())) {
             true => Arc::clone(former),
             false => Arc::new(former.with_only(|customer| is_gone(customer.id.as_str()))),
         };
-        let mut all: Vec<Arc<Policy>> = self.0.iter().map(still).collect();
-        if old.customer_names().any(|id| is_gone(id.as_str())) {
-            all.push(Arc::new(old.with_only(|customer| is_gone(customer.id.as_str()))));
+        let mut all: Vec<Arc<Policy>> = self.gone.iter().map(still).collect();
+        let went = |id: &str| is_gone(id) && is_open(old, id, now);
+        if old.customer_names().any(|id| went(id.as_str())) {
+            all.push(Arc::new(old.with_only(|customer| went(customer.id.as_str()))));
         }
         all.retain(|former| former.customer_names().next().is_some());
         let mut room = MOST_FORMER_CUSTOMERS;
-        let mut newest = all.into_iter().rev().take(MOST_FORMER).take_while(|former| {
+        let newest = all.into_iter().rev().take(MOST_FORMER).take_while(|former| {
             let left = room.checked_sub(former.customer_names().count());
             room = left.unwrap_or(0);
             left.is_some()
         });
-        let mut kept: Vec<Arc<Policy>> = newest.by_ref().collect();
-        kept.reverse();
-        Self(kept)
+        let mut gone: Vec<Arc<Policy>> = newest.collect();
+        gone.reverse();
+        Self { first: self.first.clone(), gone }
+    }
+}
+
+/// The customers that a change names.
+fn concerned(change: &Change) -> &[String] {
+    match &change.concerns {
+        Concerns::Customers(ids) => ids,
+        Concerns::All | Concerns::Unnamed | Concerns::Nobody => &[],
     }
 }

@@ -190,12 +190,12 @@ fn weighed(
         return Err(Refusal::of_problems(Why::Settings, Some(policy.named()), &problems, &[]));
     }
     let weaker = held_against(&policy, in_force, *now)?;
-    former.held_against(&policy, *now)?;
+    former.held_against(&policy, in_force, *now)?;
     if let Some(baseline) = baseline {
         let agreed = baseline.read().map_err(|error| Refusal::of(Why::Baseline, &policy, chain(&error).to_string()))?;
         held_against(&policy, &agreed, *now).map_err(|refusal| refusal.than("the baseline"))?;
     }
-    let former = former.after(in_force, &policy);
+    let former = former.after(in_force, &policy, *now);
     Ok((Accepted { policy, key_id, against: Some(in_force.named()), weaker }, former))
 }
 
@@ -253,7 +253,7 @@ struct Seen {
     told: Vec<String>,
     /// What is not in force any more, until nobody decides with it.
     retired: Vec<Arc<InForce>>,
-    /// Customers that are gone.
+    /// What was agreed before.
     former: Former,
     /// The policy that was too old at the last look, by its digest, and when that was recorded.
     stale: Option<(Box<str>, Timestamp)>,
@@ -273,7 +273,7 @@ impl PolicyWatch {
             fresh: None,
             told: Vec::new(),
             retired: Vec::new(),
-            former: Former::default(),
+            former: Former::since(self.baseline.is_none().then(|| self.standing.policy())),
             stale: None,
         };
         let mut is_told_whole = false;

@@ -76,7 +76,7 @@ struct Both<'p> {
 }
 
 /// What requests for a customer may be for in `to`, and when, as far as the rules looked at so far allow it.
-struct Open(Vec<(PurposeId, Span)>);
+pub(super) struct Open(Vec<(PurposeId, Span)>);
 
 impl Open {
     /// What of it lies in a list of purposes and in a span of time.
@@ -85,7 +85,7 @@ impl Open {
         Self(within.filter(|(_, span)| !span.is_empty()).collect())
     }
 
-    fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
@@ -909,7 +909,7 @@ impl Gains<'_> {
 // ---- one policy ------------------------------------------------------------------------------------
 
 /// What a request for a customer may be for, and when: what needs no instruction, and what one permits.
-fn open(policy: &Policy, customer: &Customer, since: Timestamp) -> Open {
+pub(super) fn open(policy: &Policy, customer: &Customer, since: Timestamp) -> Open {
     let mut instructed = PurposeSet::default();
     in_force(customer).for_each(|permits| instructed.join(permits.purposes.unwrap_or_default()));
     let bound = Span::since(customer.accepted_at).and(Span::since(Some(since)));

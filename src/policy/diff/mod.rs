@@ -198,6 +198,13 @@ impl Change {
     }
 }
 
+/// Whether some request for a customer may be permitted, now or later.
+#[must_use]
+pub fn is_open(policy: &Policy, customer: &str, now: Timestamp) -> bool {
+    let customer = policy.customer_named(customer).and_then(|id| policy.customer(id));
+    customer.is_some_and(|customer| !gains::open(policy, customer, now).is_empty())
+}
+
 /// Every change that makes some decision another: those that are weaker, then those that are tighter.
 ///
 /// Requests before `since` do not count; without one, all do.
