@@ -640,6 +640,10 @@ impl Recorded<'_> {
 
     /// Whom the policy of then restricted, and whether the request was about one of them; nothing if it did not ask.
     fn asked_of_subscriber<'p>(&self, then: Option<&'p Policy>) -> Option<(Vec<&'p str>, bool)> {
+        if self.service_reason().is_some() && self.rules_behind().is_none() {
+            // Nobody says which rules held.
+            return None;
+        }
         let customer = self.customer_then(then)?;
         let purpose = then.and_then(|then| then.purpose(then.purpose_named(self.purpose.as_ref()?.as_str())?))?;
         let codes =
