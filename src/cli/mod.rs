@@ -98,7 +98,7 @@ Examples:
   dpa-sidecar coverage sidecar.yaml -o html > coverage.html    what is enforced of the agreement, and what is not
   dpa-sidecar audit tail -f decisions.ndjson                   decisions, as a person reads them
   dpa-sidecar audit verify --key audit.key.pub /var/lib/dpa-sidecar
-  kubectl get deploy,svc -o yaml | dpa-sidecar inject … - | kubectl apply -f -
+  kubectl get deploy/api svc/api -o yaml | dpa-sidecar inject … - | kubectl apply -f -
   dpa-sidecar schema policy > policy.schema.json               for editors and validators
 
 Exit codes: 0 yes or clean, 1 no or findings, 2 could not tell (usage, unreadable file).";

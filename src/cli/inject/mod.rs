@@ -42,13 +42,13 @@ use crate::yaml::Value;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  kubectl get deploy,svc -o yaml |
+  kubectl get deploy/api svc/api -o yaml |
     dpa-sidecar inject --policy-configmap dpa-policy --settings-configmap api-sidecar --settings sidecar.yaml - |
     kubectl apply -f -
 
   dpa-sidecar inject --policy-configmap dpa-policy --settings-configmap api-sidecar --port http deploy.yaml service.yaml
   dpa-sidecar inject --classic …                              for clusters before Kubernetes 1.33
-  kubectl get deploy api -o yaml | dpa-sidecar inject --uninject - | kubectl apply -f -
+  kubectl get deploy/api svc/api -o yaml | dpa-sidecar inject --uninject - | kubectl apply -f -
 
 Standard output has all objects of all files, in order, as YAML. Deployments, StatefulSets, DaemonSets, ReplicaSets,
 Jobs, CronJobs and Pods get the sidecar, also within Lists; Services that point to the service's port by its number then
