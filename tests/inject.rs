@@ -195,7 +195,7 @@ fn what_is_refused_and_where() {
     };
     let from_settings = ["--settings", "sidecar.yaml", "--env", "PLACE=US-OR"];
     let two = "ports: [{containerPort: 3000}, {containerPort: 3001}]";
-    let table: [(&str, String, &[&str], &str); 26] = [
+    let table: [(&str, String, &[&str], &str); 27] = [
         ("the network of the node", deployment("hostNetwork: true", HTTP), &[], "m.yaml:8:20: error[DPA070]: with `hostNetwork`"),
         ("Windows", deployment("os: {name: windows}", HTTP), &[], "m.yaml:8:18: error[DPA070]: the sidecar runs on Linux"),
         ("the sidecar's port is taken", deployment("", "ports: [{containerPort: 8443}, {containerPort: 80}]"), &["--port", "80"], "m.yaml:10:19: error[DPA070]: port 8443 is taken by `spec/containers/web`"),
@@ -213,6 +213,16 @@ fn what_is_refused_and_where() {
         ("a Job that would never end", "apiVersion: batch/v1\nkind: Job\nmetadata: {name: j}\nspec: {template: {spec: {containers: [{name: j}]}}}\n".to_owned(), &["--classic"], "a Job never ends"),
         ("no pods at all", "apiVersion: v1\nkind: Service\nmetadata: {name: s}\n".to_owned(), &[], "m.yaml:1:1: error[DPA070]: no object here has pods"),
         ("none of the one that is meant", deployment("", HTTP), &["--only", "deployment/api"], "no object here is one of `--only`"),
+        (
+            "a Service of two workloads of which one stays as it is",
+            format!(
+                "{}---\n{}---\napiVersion: v1\nkind: Service\nmetadata: {{name: s}}\nspec: {{selector: {{app: web}}, ports: [{{port: 80}}]}}\n",
+                deployment("", HTTP),
+                deployment("", HTTP).replace("metadata: {name: web}", "metadata: {name: canary}")
+            ),
+            &["--only", "deployment/canary"],
+            "m.yaml:23:1: error[DPA070]: this Service also selects deployment/web",
+        ),
         ("no containers", "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec: {}\n".to_owned(), &[], "this workload has no containers"),
         ("no pod template", "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: d}\n".to_owned(), &[], "this workload has no pod template"),
         ("an anchor", "a: &a 1\nb: *a\n".to_owned(), &[], "error[DPA002]: an anchor"),

@@ -110,7 +110,7 @@ Examples:
   dpa-sidecar coverage sidecar.yaml -o html > coverage.html    what is enforced of the agreement, and what is not
   dpa-sidecar audit tail -f decisions.ndjson                   decisions, as a person reads them
   dpa-sidecar audit verify --key audit.key.pub /var/lib/dpa-sidecar
-  kubectl get deploy,svc -o yaml | dpa-sidecar inject … - | kubectl apply -f -
+  kubectl get deploy/api svc/api -o yaml | dpa-sidecar inject … - | kubectl apply -f -
   dpa-sidecar healthcheck --config sidecar.yaml                is it ready? for a probe that runs a program
   dpa-sidecar schema policy > policy.schema.json               for editors and validators
 

@@ -42,13 +42,13 @@ use crate::yaml::Value;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  kubectl get deploy,svc -o yaml |
+  kubectl get deploy/api svc/api -o yaml |
     dpa-sidecar inject --policy-configmap dpa-policy --settings-configmap api-sidecar --settings sidecar.yaml - |
     kubectl apply -f -
 
   dpa-sidecar inject --policy-configmap dpa-policy --settings-configmap api-sidecar --port http deploy.yaml service.yaml
   dpa-sidecar inject --classic …                              for clusters before Kubernetes 1.33
-  kubectl get deploy api -o yaml | dpa-sidecar inject --uninject - | kubectl apply -f -
+  kubectl get deploy/api svc/api -o yaml | dpa-sidecar inject --uninject - | kubectl apply -f -
 
 Standard output has all objects of all files, in order, as YAML. Deployments, StatefulSets, DaemonSets, ReplicaSets,
 Jobs, CronJobs and Pods get the sidecar, also within Lists; Services that point to the service's port by its number then
@@ -271,9 +271,18 @@ fn change(
             Err(all) => all.into_iter().for_each(|problem| problems.push(problem)),
         }
     }
+    let bare: Vec<(Service, String)> = workload::objects(documents)
+        .filter(|object| workload::template_of(object).is_some() && workload::owner_of(object).is_none())
+        .filter(|object| !has_sidecar(object))
+        .flat_map(|object| {
+            let selecting = services.iter().filter(|service| service.selects(object));
+            selecting.map(|service| (service.clone(), workload::named(object))).collect::<Vec<_>>()
+        })
+        .collect();
     for object in workload::objects(documents) {
         if let Some(service) = Service::of(object) {
-            redirect(object, &service, &redirects, told);
+            let without = bare.iter().find(|(known, _)| *known == service).map(|(_, name)| name.as_str());
+            problems.0.extend(redirect(object, &service, &redirects, without, told));
         }
     }
     told.extend(wanted.notes.iter().map(|note| format!("note: {note}")));
@@ -284,6 +293,11 @@ fn change(
         );
     }
     Ok(())
+}
+
+fn has_sidecar(object: &Node) -> bool {
+    let template = workload::template_of(object).and_then(|path| at(object, path));
+    template.and_then(|it| at(it, "metadata/annotations")).is_some_and(|it| it.get(ORIGINAL).is_some())
 }
 
 /// Brings an object back to what it was, and tells so if that is what was asked for.
@@ -462,12 +476,23 @@ fn notes(template: &Node, arguments: &Arguments, taken: &[Taken], services: &[Se
     }
 }
 
-/// Lets a Service point to the sidecar where it pointed to the service by number.
-fn redirect(object: &mut Node, service: &Service, all: &[PutIn], told: &mut Vec<String>) {
+/// Lets a Service point to the sidecar where it pointed to the service by number. Of a Service that also selects a
+/// workload without a sidecar, half of the requests would then come to a port that nobody listens on.
+fn redirect(
+    object: &mut Node,
+    service: &Service,
+    all: &[PutIn],
+    without: Option<&str>,
+    told: &mut Vec<String>,
+) -> Option<Problem> {
     let selected: Vec<&Taken> =
         all.iter().filter(|(_, services)| services.contains(service)).flat_map(|(taken, _)| taken).collect();
     if selected.is_empty() {
-        return;
+        return None;
+    }
+    if let Some(without) = without {
+        let message = format!("this Service also selects {without}, which has no sidecar");
+        return Some(Problem::error(Code::Workload, object.at, message, "inject all that it selects at once"));
     }
     let name = &service.name;
     let mut edits = Edits::of(object);
@@ -484,16 +509,13 @@ fn redirect(object: &mut Node, service: &Service, all: &[PutIn], told: &mut Vec<
             told.push(format!("{name}: port {} goes to `{}`, which is not behind the sidecar", port.port, port.target));
         }
     }
-    if service.is_headless {
-        let ports: Vec<_> = selected.iter().filter(|it| it.listen != it.app).map(|it| it.listen.to_string()).collect();
-        if !ports.is_empty() {
-            told.push(format!(
-                "{name}: it is headless: its callers dial ports of the pods, and have to dial {}",
-                ports.join(", ")
-            ));
-        }
+    let moved: Vec<_> = selected.iter().filter(|it| it.listen != it.app).map(|it| it.listen.to_string()).collect();
+    if service.is_headless && !moved.is_empty() {
+        let moved = moved.join(", ");
+        told.push(format!("{name}: it is headless: its callers dial ports of the pods, and have to dial {moved}"));
     }
     if !edits.are_none() {
         edits.note(ORIGINAL, &[]);
     }
+    None
 }
