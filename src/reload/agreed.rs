@@ -118,7 +118,7 @@ impl Former {
         }
         let changes = diff(old, new, Some(now));
         let weaker = changes.iter().filter(|change| change.direction == Direction::Weaker);
-        let opened: HashSet<&str> = weaker.flat_map(|change| concerned(change)).map(String::as_str).collect();
+        let opened: HashSet<&str> = weaker.flat_map(concerned).map(String::as_str).collect();
         let first = self.first.iter().map(|first| (first, "the policy of the start"));
         for (former, which) in first.chain(self.gone.iter().map(|gone| (gone, "when it was there last"))) {
             let is_theirs = |id: &String| former.customer_named(id).is_some() && opened.contains(id.as_str());
