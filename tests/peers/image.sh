@@ -62,7 +62,8 @@ buildah "${storage[@]}" commit --quiet "$base" localhost/this-machine >/dev/null
 
 git clone --quiet . "$dir/clone"
 commit=$(git -C "$dir/clone" rev-parse HEAD)
-mounts=(--volume /usr:/usr:ro --volume "$cargo_home:$cargo_home" --volume "$sysroot:$sysroot:ro")
+mounts=(--volume /usr:/usr:ro --volume /etc/alternatives:/etc/alternatives:ro)
+mounts+=(--volume "$cargo_home:$cargo_home" --volume "$sysroot:$sysroot:ro")
 if [ -n "${IMAGE_TARGET-}" ]; then
     mkdir -p "$IMAGE_TARGET"
     mounts+=(--volume "$(realpath "$IMAGE_TARGET"):/src/target")
