@@ -62,7 +62,8 @@ buildah "${storage[@]}" commit --quiet "$base" localhost/this-machine >/dev/null
 
 git clone --quiet . "$dir/clone"
 commit=$(git -C "$dir/clone" rev-parse HEAD)
-mounts=(--volume /usr:/usr:ro --volume "$cargo_home:$cargo_home" --volume "$sysroot:$sysroot:ro")
+mounts=(--volume /usr:/usr:ro --volume /etc/alternatives:/etc/alternatives:ro)
+mounts+=(--volume "$cargo_home:$cargo_home" --volume "$sysroot:$sysroot:ro")
 if [ -n "${IMAGE_TARGET-}" ]; then
     mkdir -p "$IMAGE_TARGET"
     mounts+=(--volume "$(realpath "$IMAGE_TARGET"):/src/target")
@@ -78,17 +79,20 @@ bytes=$(find "$root" -type f -printf '%s\n' | awk '{ sum += $1 } END { print sum
 [ "$bytes" -le $((MEGABYTES * 1000 * 1000)) ] || wrong "$bytes bytes, more than $MEGABYTES MB"
 ok "$bytes bytes"
 files=$(cd "$root" && find . -type f | sort | tr '\n' ' ')
-[ "$files" = './LICENSE ./dpa-sidecar ./etc/group ./etc/passwd ./etc/ssl/certs/ca-certificates.crt ' ] || wrong "files: $files"
+expected='./LICENSE ./dpa-sidecar ./etc/group ./etc/passwd ./etc/ssl/certs/ca-certificates.crt '
+[ "$files" = "$expected" ] || wrong "its files: $files"
 ok "its files: $files"
 [ -z "$(find "$root" -perm /6000)" ] || wrong 'a file with setuid or setgid'
 [ -z "$(find "$root" -not -type l -perm /0002)" ] || wrong 'something that everybody may write to'
-[ "$(find "$root" -user 65532 -printf '%P ')" = 'var/log/dpa-sidecar ' ] || wrong 'its user owns more than the folder of the log'
+[ "$(find "$root" -user 65532 -printf '%P ')" = 'var/log/dpa-sidecar ' ] ||
+    wrong 'its user owns something else than the folder of the log'
 ok 'its user may write to the folder of the log alone'
 ! readelf --program-headers "$root/dpa-sidecar" | grep -q INTERP || wrong 'the program is not static'
 ok 'the program is static'
-user=$(buildah "${storage[@]}" inspect --format '{{.OCIv1.Config.User}}' "$image")
+told() { buildah "${storage[@]}" inspect --format "{{$1}}" "$image"; }
+user=$(told .OCIv1.Config.User)
 [ "$user" = 65532:65532 ] || wrong "runs as $user"
-revision=$(buildah "${storage[@]}" inspect --format '{{index .OCIv1.Config.Labels "org.opencontainers.image.revision"}}' "$image")
+revision=$(told 'index .OCIv1.Config.Labels "org.opencontainers.image.revision"')
 [ "$revision" = "$commit" ] || wrong "is labelled $revision"
 ok 'runs as 65532:65532, and is labelled with its commit'
 

@@ -208,7 +208,11 @@ class Load:
                 self.failed.append(repr(error))
 
     async def export(self):
-        status, name, body, _ = await ask_once(self.port, EXPORT)
+        """Status and length of an export, or how much of it came."""
+        try:
+            status, name, body, _ = await ask_once(self.port, EXPORT)
+        except asyncio.IncompleteReadError as error:
+            return "cut", len(error.partial)
         self.answers.append((status, name))
         return status, len(body)
 
