@@ -22,6 +22,8 @@ import threading
 
 from forwarded import wait_for
 
+# Of those that the OCI runtime specification promises to each container. Without `urandom` the program does not start.
+DEVICES = ["null", "zero", "full", "random", "urandom", "tty"]
 NAME_SERVER = "127.0.0.53"
 LOG = "var/log/dpa-sidecar"
 A, AAAA = 1, 28
@@ -156,9 +158,15 @@ def main():
     verified = text.replace(f'{port}"}}', f'{port}", tls: {{ca: system}}}}')
     (folder / "verified.yaml").write_text(verified)
 
+    (root / "dev").mkdir()
+    for device in DEVICES:
+        (root / "dev" / device).touch()
+
     subprocess.run(["mount", "--bind", root, root], check=True)
     subprocess.run(["mount", "-o", "remount,bind,ro", root], check=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", "uid=65532,gid=65532,mode=0750", "log", root / LOG], check=True)
+    for device in DEVICES:
+        subprocess.run(["mount", "--bind", f"/dev/{device}", root / "dev" / device], check=True)
     environment = {"TMPDIR": f"/{LOG}", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
 
     for words in [["demo", "--once"], ["demo", "--tls", "--once"], ["check", "/etc/dpa-sidecar/sidecar.yaml"],
