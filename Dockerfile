@@ -26,5 +26,7 @@ COPY --from=build /image /
 ENV TMPDIR=/var/log/dpa-sidecar
 VOLUME /var/log/dpa-sidecar
 USER 65532:65532
+# Kubernetes does not look at it: there, probes ask /readyz and /livez.
+HEALTHCHECK CMD ["/dpa-sidecar", "healthcheck", "--config", "/etc/dpa-sidecar/sidecar.yaml"]
 ENTRYPOINT ["/dpa-sidecar"]
 CMD ["run", "--config", "/etc/dpa-sidecar/sidecar.yaml"]

@@ -246,6 +246,10 @@ fn each_command_that_a_document_names_is_there() {
         "docs/egress.md",
         "docs/replay.md",
         "docs/coverage.md",
+        "docs/observe-first.md",
+        "docs/operate.md",
+        "docs/kubernetes.md",
+        "docs/deploy.md",
     ] {
         for line in document(path).iter().filter(|block| block.language == "console").flat_map(|it| it.text.lines()) {
             let Some((_, rest)) = line.split_once("$ dpa-sidecar ") else { continue };
