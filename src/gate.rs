@@ -471,22 +471,23 @@ impl Gate {
         let writer = self.recorder.writer();
         // From here on the request may go away at any moment, and the record may be there then.
         let outcome = (action != Action::Denied).then(|| self.outcome(ids.decision, seen.time, started));
+        let mut counted =
+            Counted { tally: self.tally(), decided: Some((primary(is_stale, &decision), action, enforcement)) };
         let receipt = self
             .recorder
             .append(pass, |batch| {
                 entry::decision(batch, writer, &about, policy, &facts, &decision, enforcement, action);
             })
             .await;
+        counted.decided.take_if(|_| receipt.is_err());
         match (receipt, outcome) {
             (Ok(receipt), Some(mut outcome)) => {
-                self.tally().decided(primary(is_stale, &decision), action, enforcement);
                 outcome.ended.ending = Ending::Aborted;
                 let route = facts.route_place.and_then(|place| rules.routes.all().get(place));
                 let passage = route.map(|route| Arc::clone(&route.passage)).unwrap_or_default();
                 Verdict::Pass(Clearance { receipt, context: context(&facts, policy), passage, outcome })
             }
             (Ok(_), None) => {
-                self.tally().decided(primary(is_stale, &decision), action, enforcement);
                 let is_party = facts.caller.known().is_some_and(|caller| caller.party.is_some());
                 let why = if is_stale && is_party { Refused::Stale } else { Refused::Rule(told(&facts, &decision)) };
                 Verdict::Refuse(self.refusal(&in_force, ids.decision, why))
@@ -531,10 +532,10 @@ impl Gate {
         };
         let pass = Pass { decision_id: ids.decision, time, is_permitted: false, may_be_lost: false };
         let encode = |batch: &mut Batch| entry::unreadable(batch, writer, &about, &policy, enforcement);
+        let decided = Some((Primary::Unreadable, Action::Denied, enforcement));
+        let mut counted = Counted { tally: self.tally(), decided };
         let receipt = self.recorder.append(pass, encode).await;
-        if receipt.is_ok() {
-            self.tally().decided(Primary::Unreadable, Action::Denied, enforcement);
-        }
+        counted.decided.take_if(|_| receipt.is_err());
         let why = receipt.map_or_else(Refused::Unrecorded, |_| Refused::Unreadable(why));
         self.refusal(&policy, ids.decision, why)
     }
@@ -584,6 +585,21 @@ impl Drop for Undecided<'_> {
 
 fn about<'a>(ids: &'a Ids, method: &'a Method, time: Timestamp) -> About<'a> {
     About { time, decision_id: ids.decision, request_id: ids.request, trace_id: &ids.trace, method, is_stale: false }
+}
+
+/// A decision that is counted also if its caller goes away while its record is written: the record stands.
+struct Counted<'t> {
+    tally: &'t Tally,
+    /// None: there is no record.
+    decided: Option<(Primary, Action, Enforcement)>,
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        if let Some((primary, action, enforcement)) = self.decided {
+            self.tally.decided(primary, action, enforcement);
+        }
+    }
 }
 
 fn primary(is_stale: bool, decision: &Decision<'_>) -> Primary {

@@ -487,12 +487,19 @@ fn what_is_in_force_and_why_a_newer_one_is_not() {
             "invalid: DPA004 at policy.yaml:",
         ),
         ("nothing", String::new(), "what the files say was refused at ", "invalid: DPA001 at policy.yaml:1;"),
+        (
+            "something weaker",
+            revision(13).replace("\n  enforcement: enforce\n", "\n  enforcement: observe\n"),
+            "revision 13 was refused at ",
+            "weaker: the log and `/policy` of admin say what, and for whom",
+        ),
     ];
     for (name, text, which, why) in table {
         std::fs::write(&policy, text).unwrap();
         let told = wait_for(name, || Some(ready()).filter(|text| text.contains(why)));
         assert!(told.contains(which) && told.contains("revision 12 digest"), "{name}: {told}");
         assert!(told.ends_with("ok\n"), "{name}: what is in force is good: {told}");
+        assert!(!told.contains("redwood-strand"), "{name}: it told strangers who the customers are: {told}");
     }
     let metrics = health(&address, "/metrics").text();
     for line in [
@@ -508,7 +515,7 @@ fn what_is_in_force_and_why_a_newer_one_is_not() {
     // Back to what is in force: nothing is loaded, and nothing is wrong any more.
     std::fs::write(&policy, revision(12)).unwrap();
     wait_for("peace", || (!ready().contains("was refused")).then_some(()));
-    assert_eq!(policy_events(&sidecar, 4).len(), 4);
+    assert_eq!(policy_events(&sidecar, 5).len(), 5);
     hang_up(&sidecar);
     std::fs::write(&policy, revision(13)).unwrap();
     loaded(&sidecar, 13);

@@ -192,9 +192,13 @@ impl Frames {
 
     /// The payload of HEADERS.
     fn reads_fields(&mut self, payload: &[u8]) {
-        let [_, _, _, _, flags, ..] = self.head;
-        let before = usize::from(flags & PADDED != 0) + 5 * usize::from(flags & PRIORITY != 0);
-        let block = payload.get(before..).unwrap_or_default();
+        let [a, b, c, _, flags, ..] = self.head;
+        let is_padded = flags & PADDED != 0;
+        let before = usize::from(is_padded) + 5 * usize::from(flags & PRIORITY != 0);
+        let padding = payload.first().filter(|_| is_padded).copied().map_or(0, usize::from);
+        let whole = usize::try_from(u32::from_be_bytes([0, a, b, c])).unwrap_or(usize::MAX);
+        let end = whole.saturating_sub(padding).min(payload.len());
+        let block = payload.get(before..end).unwrap_or_default();
         match self.opens {
             true => self.hides_scheme |= !shows_scheme(block).unwrap_or(false),
             false => self.is_wrong |= has_pseudo_header(block).unwrap_or(false),
@@ -342,6 +346,24 @@ mod tests {
             let spare: u32 = whole.chunks(size).map(|piece| frames.read(piece)).sum();
             assert_eq!((spare, frames.opened(), frames.content()), (8, 2, 7), "in pieces of {size}");
             assert_eq!(frames.due(), Due::Nothing, "in pieces of {size}");
+        }
+    }
+
+    /// A byte of padding was read as a field behind the others.
+    #[test]
+    fn padding_showed_a_scheme() {
+        let table = [
+            ("no scheme", vec![0x82], true),
+            ("one", vec![0x82, 0x86], false),
+            ("one in the padding", vec![1, 0x82, 0x86], true),
+            ("one before padding", vec![1, 0x82, 0x86, 0], false),
+            ("padding that is longer than the frame", vec![200, 0x86], true),
+        ];
+        for (what, payload, is_hidden) in table {
+            let flags = if payload.len() > 2 || what.starts_with("padding") { 0xC } else { 4 };
+            let mut frames = Frames::default();
+            frames.read(&[PREFACE.to_vec(), frame(4, 0, 0, b""), frame(1, flags, 1, &payload)].concat());
+            assert_eq!(frames.hides_scheme(), is_hidden, "{what}");
         }
     }
 

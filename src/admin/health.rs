@@ -14,6 +14,7 @@ use super::metrics::Scrape;
 use crate::doors::proxy::Clock;
 use crate::keys::KeySource;
 use crate::record::log::Counters;
+use crate::record::policy_event::Why;
 use crate::standing::InForce;
 use crate::standing::RefusedLoad;
 use crate::standing::Standing;
@@ -111,6 +112,9 @@ fn policy_line(InForce { policy, since, key_id }: &InForce, is_stale: bool) -> S
 fn refused_line(RefusedLoad { at, offered, why, text }: &RefusedLoad) -> String {
     let which =
         offered.as_ref().map_or_else(|| "what the files say".to_owned(), |it| format!("revision {}", it.revision));
+    // Whoever reaches this port is told nothing of customers.
+    let text =
+        if *why == Why::Weaker.as_str() { "the log and `/policy` of admin say what, and for whom" } else { text };
     format!("[!] policy: {which} was refused at {at:.0}: {why}: {text}\n")
 }
 

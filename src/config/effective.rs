@@ -87,7 +87,7 @@ struct Dump<'e> {
 const MASKED: &str = "(masked)";
 
 /// What a variable is called whose value is a secret.
-const SECRETS: [&str; 7] = ["SECRET", "TOKEN", "PASSWORD", "PASSWD", "PASSPHRASE", "CREDENTIAL", "PRIVATE"];
+const SECRETS: [&str; 7] = ["SECRET", "TOKEN", "PASS", "PWD", "KEY", "CREDENTIAL", "PRIVATE"];
 
 impl Effective {
     /// Of these settings: `root` is their tree, `written` the same before the environment was put in.

@@ -10,6 +10,10 @@ use serde_json::Value;
 use super::scrape;
 use super::value;
 use super::watched;
+use crate::http2::raw::RST_STREAM;
+use crate::http2::raw::Raw;
+use crate::http2::raw::frame;
+use crate::http2::raw::get;
 use crate::support::Head;
 use crate::support::SUBSCRIBER;
 use crate::support::Setup;
@@ -40,6 +44,30 @@ fn names(name: &str, kind: Kind) -> Vec<String> {
         Kind::Counter | Kind::Gauge => vec![name.to_owned()],
         Kind::Histogram => ["_bucket", "_sum", "_count"].map(|end| format!("{name}{end}")).to_vec(),
     }
+}
+
+/// All decisions that were counted.
+fn decided(text: &str) -> f64 {
+    let lines = text.lines().filter(|line| line.starts_with("dpa_decisions_total{"));
+    lines.map(|line| line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap()).sum()
+}
+
+/// What was decided while its caller went away stood in the log, and was not counted.
+#[test]
+fn decisions_whose_callers_went_away_were_not_counted() {
+    let upstream = Upstream::ok();
+    let sidecar = watched(&Setup::to(&upstream.address));
+    let mut raw = Raw::begun(&sidecar);
+    for stream in (1..40).step_by(2) {
+        raw.send([get(stream), frame(RST_STREAM, 0, stream, 8_u32.to_be_bytes())].concat());
+    }
+    raw.send(get(41));
+    assert!(raw.answers(41));
+    wait_for("as many as there are records", || {
+        let records = sidecar.records().iter().filter(|record| record["event"] == "dpa.decision").count();
+        let records = f64::from(u32::try_from(records).unwrap());
+        (records > 1.0 && decided(&scrape(&sidecar)) == records).then_some(())
+    });
 }
 
 #[test]
@@ -132,10 +160,6 @@ fn what_is_done_is_counted() {
             let grew = |line: &String| value(&after, line).unwrap() == value(&before, line).unwrap() + 1.0;
             lines.iter().chain([&class]).all(grew).then_some(after)
         });
-        let decided = |text: &str| -> f64 {
-            let lines = text.lines().filter(|line| line.starts_with("dpa_decisions_total{"));
-            lines.map(|line| line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap()).sum()
-        };
         assert_eq!(decided(&after), decided(&before) + 1.0, "{name}: it is counted once");
         let timed = "dpa_decision_duration_seconds_count";
         assert_eq!(value(&after, timed).unwrap(), value(&before, timed).unwrap() + 1.0, "{name}");
