@@ -672,3 +672,26 @@ fn sign_wrote_through_a_link_that_lay_in_its_way() {
     let count = std::fs::read_dir(&here).unwrap().count();
     assert_eq!(count, 8, "policy, victim, two keys, manifest and signature, and the two links: nothing is left over");
 }
+
+#[test]
+fn check_against_a_baseline_passed_what_no_load_would_take() {
+    let other = with(&revision(13), "name: lumenfield-dpa", "name: harrow-dpa");
+    for (name, new, says) in [
+        ("the same revision with another text", revision(12) + "\n# more\n", "revision 12 is not what it was"),
+        ("a lower revision", revision(11), "revision 11 is lower than 12"),
+        ("another policy", other, "`harrow-dpa` is another policy than `lumenfield-dpa`"),
+        ("the same, in a file of another name", revision(12), ""),
+        ("a higher revision", revision(13), ""),
+    ] {
+        let folder = Folder::new();
+        folder.write("old.yaml", &revision(12));
+        folder.write("new.yaml", &new);
+        for form in ["text", "json"] {
+            let output = run(&folder.file("."), &["check", "new.yaml", "--against", "old.yaml", "-o", form]);
+            let said = out(&output);
+            assert_eq!(output.status.code(), Some(i32::from(!says.is_empty())), "{name}: {said}");
+            assert!(said.contains(says), "{name}: {said}");
+            assert_eq!(said.contains("DPA052"), !says.is_empty(), "{name}: {said}");
+        }
+    }
+}

@@ -19,6 +19,7 @@ use crate::reload::Refusal;
 use crate::reload::agreed::NoBaseline;
 use crate::reload::gather::NotGathered;
 use crate::telemetry::chain;
+use crate::yaml::At;
 use crate::yaml::Spanned;
 
 /// What became of it.
@@ -96,13 +97,19 @@ fn not_as_signed(settings: &Settings, why: &str) -> Problem {
 
 fn not_agreed(settings: &Settings, refusal: &Refusal) -> Option<Problem> {
     let at = settings.policy.baseline.as_ref().map_or(settings.policy_file_at, |baseline| baseline.at);
+    if refusal.why == Why::Weaker {
+        let count = refusal.weaker.len();
+        let plural = if count == 1 { "change is" } else { "changes are" };
+        let message = format!("{count} {plural} weaker than the baseline and not agreed");
+        let help = "put the consent, notice or instruction on record, or take the change back";
+        return Some(Problem::error(Code::Baseline, at, message, help));
+    }
+    not_followed(refusal, at)
+}
+
+/// That a policy is another one than the baseline, or none that comes after it.
+pub(super) fn not_followed(refusal: &Refusal, at: At) -> Option<Problem> {
     let (message, help) = match refusal.why {
-        Why::Weaker => {
-            let count = refusal.weaker.len();
-            let plural = if count == 1 { "change is" } else { "changes are" };
-            let message = format!("{count} {plural} weaker than the baseline and not agreed");
-            (message, "put the consent, notice or instruction on record, or take the change back")
-        }
         Why::Name => (
             format!("the policy does not follow the baseline: {}", refusal.text),
             "name the baseline of this policy: what was agreed in one says nothing of the other",
@@ -111,7 +118,7 @@ fn not_agreed(settings: &Settings, refusal: &Refusal) -> Option<Problem> {
             format!("the policy does not follow the baseline: {}", refusal.text),
             "bring the newer policy here; what was agreed before is no way back, but a higher revision with the old text is",
         ),
-        Why::Unreadable | Why::Signature | Why::Invalid | Why::Settings | Why::Baseline => return None,
+        Why::Weaker | Why::Unreadable | Why::Signature | Why::Invalid | Why::Settings | Why::Baseline => return None,
     };
     Some(Problem::error(Code::Baseline, at, message, help))
 }
