@@ -695,3 +695,44 @@ fn check_against_a_baseline_passed_what_no_load_would_take() {
         }
     }
 }
+
+#[test]
+fn a_policy_was_held_against_itself() {
+    let files = "\ncustomer_files: [\"customers.d/*.yaml\"]\n";
+    let customer = "customers:\n  - {id: brook-lane, legal_name: N, dpa: {version: \"3\", contract_ref: C}, permitted_purposes: [base]}\n";
+    for (name, baseline, is_good) in [
+        ("the policy's own file", "policy.yaml", false),
+        ("a link to it", "link.yaml", false),
+        ("another file, with the same customers' files", "agreed.yaml", false),
+        ("a folder whose customers' files are a link", "linked/agreed.yaml", false),
+        ("a folder of its own", "own/agreed.yaml", true),
+    ] {
+        let folder = Folder::new();
+        let text = revision(12) + files;
+        folder.write("policy.yaml", &text);
+        folder.write("agreed.yaml", &text);
+        for sub in ["customers.d", "linked", "own/customers.d"] {
+            std::fs::create_dir_all(folder.file(sub)).unwrap();
+        }
+        folder.write("customers.d/a.yaml", customer);
+        folder.write("own/customers.d/a.yaml", customer);
+        folder.write("linked/agreed.yaml", &text);
+        folder.write("own/agreed.yaml", &text);
+        symlink(folder.file("policy.yaml"), folder.file("link.yaml")).unwrap();
+        symlink(folder.file("customers.d"), folder.file("linked/customers.d")).unwrap();
+        let terms = format!("{{file: policy.yaml, baseline: {baseline}}}");
+        folder.write("sidecar.yaml", &settings("127.0.0.1:1", &terms, "enforce"));
+        for command in [&["check", "sidecar.yaml"][..], &["coverage", "--config", "sidecar.yaml"]] {
+            let output = run(&folder.file("."), command);
+            let said = out(&output) + &err(&output);
+            assert_eq!(said.contains("the policy is held against itself"), !is_good, "{name}: {said}");
+            assert!(is_good || output.status.code() == Some(if command[0] == "check" { 1 } else { 2 }), "{name}: {said}");
+        }
+        if !is_good {
+            let text = settings("127.0.0.1:1", &terms, "enforce");
+            let (code, said) = Setup::to("127.0.0.1:1").refused_with(&text, &folder);
+            assert_eq!(code, Some(1), "{name}: {said}");
+            assert!(said.contains("error[DPA052]"), "{name}: {said}");
+        }
+    }
+}

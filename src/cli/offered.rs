@@ -9,6 +9,7 @@ use crate::policy::Policy;
 use crate::policy::problem::Code;
 use crate::policy::problem::Problem;
 use crate::policy::problem::Problems;
+use crate::policy::problem::Source;
 use crate::record::policy_event::Why;
 use crate::reload;
 use crate::reload::Accepted;
@@ -80,7 +81,7 @@ pub(super) fn offered(
                     problems.push(not_as_signed(settings, &error.to_string()));
                     Err(NotGathered::Unsigned(error).into())
                 }
-                Some(Ok(())) | None => offered.held(settings, policy, now, problems),
+                Some(Ok(())) | None => offered.held(settings, (policy, &loaded.sources), now, problems),
             };
             follows.and(fits).err()
         }
@@ -138,12 +139,12 @@ impl Offered {
     fn held(
         &mut self,
         settings: &Settings,
-        policy: &Policy,
+        (policy, sources): (&Policy, &[Source]),
         now: Timestamp,
         problems: &mut Problems,
     ) -> Result<(), Refusal> {
         let Some(Spanned { value: path, at }) = settings.policy.baseline.clone() else { return Ok(()) };
-        let baseline = Baseline { path, policy_file: settings.policy_file.clone() }.read().map_err(|error| {
+        let baseline = Baseline { path, policy_file: settings.policy_file.clone() }.read(sources).map_err(|error| {
             let text = chain(&error).to_string();
             let (code, help) = match &error {
                 NoBaseline::Unread(_) => (
@@ -154,6 +155,10 @@ impl Offered {
                 NoBaseline::Mistakes(path) => (
                     Code::Baseline,
                     format!("`dpa-sidecar check {path}` says which; name the policy that was agreed last"),
+                ),
+                NoBaseline::Itself(_) => (
+                    Code::Baseline,
+                    "keep the policy that was agreed last in a folder of its own, a copy with all its files".to_owned(),
                 ),
             };
             problems.push(Problem::error(code, at, &*text, help));
