@@ -210,7 +210,8 @@ fn another_company_took_the_place_of_a_subprocessor_without_a_word() {
     let consented = with(&old, REDWOOD, &word("2024-01-01"));
     let temps = "    human_access:\n      group: care-temps\n      confidentiality: {ref: NDA-11, signed_on: 2025-06-01, expires_on: 2026-05-31}\n";
     let served = "redwood-strand granite-notch cedar-hollow";
-    let table: [(&str, &str, String, Vec<String>); 11] = [
+    let renamed = |text: &str| with(text, "  - id: care-temp\n", "  - id: care-temps\n");
+    let table: [(&str, &str, String, Vec<String>); 13] = [
         ("another legal name", &old, name(&next), vec!["subprocessor_name: redwood-strand".into()]),
         ("another identity", &old, other(&next), vec!["subprocessor_identity: redwood-strand".into()]),
         ("one more identity", &old, both(&next), vec!["subprocessor_identity: redwood-strand".into()]),
@@ -247,6 +248,13 @@ fn another_company_took_the_place_of_a_subprocessor_without_a_word() {
             vec![],
         ),
         ("people who are bound no more", &old, with(&next, temps, ""), vec![format!("human_access: {served}")]),
+        ("the same people under another name", &old, renamed(&next), vec![]),
+        (
+            "people who are bound no more, under another name",
+            &old,
+            renamed(&with(&next, temps, "")),
+            vec![format!("human_access: {served}")],
+        ),
     ];
     let mut wrong = Vec::new();
     for (name, old, new, expected) in table {
