@@ -921,7 +921,7 @@ fn table() -> Vec<(&'static str, Vec<Mutation>, Vec<Mutation>, &'static str)> {
                 "{storage_locations: [CA-QC], access_locations: [CA-QC], source: dpa, \
             transfers: [{to: [CA-NB, CA-YT], mechanism: pia, ref: pia-17, subprocessor: sp-04}]}",
             )],
-            "",
+            "weaker transfer: fibre-outardes",
         ),
         (
             "a transfer for anybody",

@@ -744,3 +744,11 @@ fn a_policy_was_held_against_itself() {
         }
     }
 }
+
+#[test]
+fn a_transfer_to_where_a_subprocessor_was_not_yet_let_it_go_there() {
+    let rests = "      source: instruction\n      ref: ins-001\n";
+    let transfer = "      transfers: [{to: [IN], mechanism: scc, ref: x, subprocessor: sp-03}]\n";
+    let opened = with(&revision(13), rests, &format!("{rests}{transfer}"));
+    assert_eq!(not_agreed(&revision(12), &opened), ["transfer: redwood-strand"]);
+}

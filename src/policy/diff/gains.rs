@@ -681,10 +681,9 @@ impl Gains<'_> {
         let mut transfers = Vec::new();
         for transfer in &to.transfers {
             let entry = transfer.subprocessor.and_then(|id| self.to.subprocessor(id));
-            let places = transfer.to.iter().filter(|place| {
-                let is_there = entry.is_none_or(|entry| entry.access_locations.contains(place));
-                is_there && !covered(**place) && !open(**place, transfer.subprocessor)
-            });
+            // Also where that subprocessor is not: it may go there at any time, and nothing is weaker then.
+            let places =
+                transfer.to.iter().filter(|place| !covered(**place) && !open(**place, transfer.subprocessor));
             let for_whom = entry.map_or_else(String::new, |entry| format!(" for `{}`", entry.id));
             transfers.extend(in_words(places).into_iter().map(|place| format!("{place}{for_whom}")));
         }
