@@ -581,7 +581,9 @@ impl Gains<'_> {
         }
         let (before, id) = (before.id.to_string(), caller.id.to_string());
         let words = (
-            format!("`{before}`, with people behind it who have to be bound to confidentiality, asks as `{id}`, with none"),
+            format!(
+                "`{before}`, with people behind it who have to be bound to confidentiality, asks as `{id}`, with none"
+            ),
             format!("`{id}` asks as `{before}`, with people behind it, who have to be bound to confidentiality"),
         );
         let values = vec!["undertaking".to_owned(), "none".to_owned()];
@@ -682,8 +684,7 @@ impl Gains<'_> {
         for transfer in &to.transfers {
             let entry = transfer.subprocessor.and_then(|id| self.to.subprocessor(id));
             // Also where that subprocessor is not: it may go there at any time, and nothing is weaker then.
-            let places =
-                transfer.to.iter().filter(|place| !covered(**place) && !open(**place, transfer.subprocessor));
+            let places = transfer.to.iter().filter(|place| !covered(**place) && !open(**place, transfer.subprocessor));
             let for_whom = entry.map_or_else(String::new, |entry| format!(" for `{}`", entry.id));
             transfers.extend(in_words(places).into_iter().map(|place| format!("{place}{for_whom}")));
         }
