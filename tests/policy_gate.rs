@@ -730,11 +730,14 @@ fn a_policy_was_held_against_itself() {
         symlink(folder.file("customers.d"), folder.file("linked/customers.d")).unwrap();
         let terms = format!("{{file: policy.yaml, baseline: {baseline}}}");
         folder.write("sidecar.yaml", &settings("127.0.0.1:1", &terms, "enforce"));
-        for command in [&["check", "sidecar.yaml"][..], &["coverage", "--config", "sidecar.yaml"]] {
+        for command in [&["check", "sidecar.yaml"][..], &["coverage", "sidecar.yaml"]] {
             let output = run(&folder.file("."), command);
             let said = out(&output) + &err(&output);
             assert_eq!(said.contains("the policy is held against itself"), !is_good, "{name}: {said}");
-            assert!(is_good || output.status.code() == Some(if command[0] == "check" { 1 } else { 2 }), "{name}: {said}");
+            assert!(
+                is_good || output.status.code() == Some(if command[0] == "check" { 1 } else { 2 }),
+                "{name}: {said}"
+            );
         }
         if !is_good {
             let text = settings("127.0.0.1:1", &terms, "enforce");
@@ -751,4 +754,59 @@ fn a_transfer_to_where_a_subprocessor_was_not_yet_let_it_go_there() {
     let transfer = "      transfers: [{to: [IN], mechanism: scc, ref: x, subprocessor: sp-03}]\n";
     let opened = with(&revision(13), rests, &format!("{rests}{transfer}"));
     assert_eq!(not_agreed(&revision(12), &opened), ["transfer: redwood-strand"]);
+}
+
+#[test]
+fn one_notice_was_good_for_ever_and_for_who_was_never_told() {
+    let notice = |text: &str, day: &str| {
+        format!(
+            "{text}\nweakening_notices:\n  - {{measure: enforcement, from: enforce, to: observe, notice_given_at: {day}}}\n"
+        )
+    };
+    let granite =
+        |text: &str, more: &str| with(text, "  - id: granite-notch\n", &format!("  - id: granite-notch\n{more}"));
+    let word = |day: &str| {
+        format!("    consents: [{{weakening: enforcement, from: enforce, to: observe, given_at: {day}, ref: C-1}}]\n")
+    };
+    let observe = "    enforcement: observe\n";
+    let old = issued(12, "2026-09-15");
+    let next = granite(&revision(13), observe);
+    let newcomer = and_customer(&revision(13), observe);
+    let refused = |id: &str| vec![format!("enforcement: {id}")];
+    let (words, still) = (granite(&old, &word("2026-09-01")), granite(&old, &word("2026-09-20")));
+    let table = [
+        ("a notice that came with the change", old.clone(), notice(&next, "2026-06-01"), vec![]),
+        (
+            "a notice that was due before the policy in which it stood was issued",
+            notice(&old, "2026-06-01"),
+            notice(&next, "2026-06-01"),
+            refused("granite-notch"),
+        ),
+        ("one that became due since", notice(&old, "2026-06-20"), notice(&next, "2026-06-20"), vec![]),
+        (
+            "a policy that does not say when it was issued",
+            with(&notice(&old, "2026-06-20"), ", issued_at: 2026-09-15", ""),
+            notice(&next, "2026-06-20"),
+            refused("granite-notch"),
+        ),
+        ("given anew", notice(&old, "2026-06-01"), notice(&next, "2026-06-02"), vec![]),
+        ("before the customer accepted", old.clone(), notice(&next, "2023-03-14"), refused("granite-notch")),
+        ("a new customer, told before it was one", old.clone(), notice(&newcomer, "2024-04-30"), refused("birch-lake")),
+        ("a new customer, told since", old.clone(), notice(&newcomer, "2024-05-01"), vec![]),
+        (
+            "a consent that stood there, of before that policy",
+            words,
+            granite(&revision(13), &format!("{observe}{}", word("2026-09-01"))),
+            refused("granite-notch"),
+        ),
+        (
+            "a consent that stood there, of after it",
+            still,
+            granite(&revision(13), &format!("{observe}{}", word("2026-09-20"))),
+            vec![],
+        ),
+    ];
+    for (name, old, new, expected) in table {
+        assert_eq!(not_agreed(&old, &new), expected, "{name}");
+    }
 }
