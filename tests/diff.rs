@@ -921,7 +921,7 @@ fn table() -> Vec<(&'static str, Vec<Mutation>, Vec<Mutation>, &'static str)> {
                 "{storage_locations: [CA-QC], access_locations: [CA-QC], source: dpa, \
             transfers: [{to: [CA-NB, CA-YT], mechanism: pia, ref: pia-17, subprocessor: sp-04}]}",
             )],
-            "",
+            "weaker transfer: fibre-outardes\ntighter transfer: fibre-outardes",
         ),
         (
             "a transfer for anybody",
@@ -1046,7 +1046,8 @@ fn table() -> Vec<(&'static str, Vec<Mutation>, Vec<Mutation>, &'static str)> {
             "weaker caller_identity: redwood-strand granite-notch cedar-hollow salt-flat\n\
              weaker caller_identity: redwood-strand granite-notch cedar-hollow salt-flat\n\
              tighter caller_identity: redwood-strand granite-notch cedar-hollow salt-flat\n\
-             tighter caller_identity: redwood-strand granite-notch cedar-hollow salt-flat",
+             tighter caller_identity: redwood-strand granite-notch cedar-hollow salt-flat\n\
+             tighter human_access: redwood-strand granite-notch cedar-hollow salt-flat",
         ),
         ("a caller is gone", vec![], vec![remove("callers/exporter")], "tighter caller: kelp-sound salt-flat"),
         (

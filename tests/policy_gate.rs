@@ -210,7 +210,8 @@ fn another_company_took_the_place_of_a_subprocessor_without_a_word() {
     let consented = with(&old, REDWOOD, &word("2024-01-01"));
     let temps = "    human_access:\n      group: care-temps\n      confidentiality: {ref: NDA-11, signed_on: 2025-06-01, expires_on: 2026-05-31}\n";
     let served = "redwood-strand granite-notch cedar-hollow";
-    let table: [(&str, &str, String, Vec<String>); 11] = [
+    let renamed = |text: &str| with(text, "  - id: care-temp\n", "  - id: care-temps\n");
+    let table: [(&str, &str, String, Vec<String>); 13] = [
         ("another legal name", &old, name(&next), vec!["subprocessor_name: redwood-strand".into()]),
         ("another identity", &old, other(&next), vec!["subprocessor_identity: redwood-strand".into()]),
         ("one more identity", &old, both(&next), vec!["subprocessor_identity: redwood-strand".into()]),
@@ -247,6 +248,13 @@ fn another_company_took_the_place_of_a_subprocessor_without_a_word() {
             vec![],
         ),
         ("people who are bound no more", &old, with(&next, temps, ""), vec![format!("human_access: {served}")]),
+        ("the same people under another name", &old, renamed(&next), vec![]),
+        (
+            "people who are bound no more, under another name",
+            &old,
+            renamed(&with(&next, temps, "")),
+            vec![format!("human_access: {served}")],
+        ),
     ];
     let mut wrong = Vec::new();
     for (name, old, new, expected) in table {
@@ -671,4 +679,134 @@ fn sign_wrote_through_a_link_that_lay_in_its_way() {
     assert_eq!(std::fs::read_to_string(victim).unwrap(), "untouched");
     let count = std::fs::read_dir(&here).unwrap().count();
     assert_eq!(count, 8, "policy, victim, two keys, manifest and signature, and the two links: nothing is left over");
+}
+
+#[test]
+fn check_against_a_baseline_passed_what_no_load_would_take() {
+    let other = with(&revision(13), "name: lumenfield-dpa", "name: harrow-dpa");
+    for (name, new, says) in [
+        ("the same revision with another text", revision(12) + "\n# more\n", "revision 12 is not what it was"),
+        ("a lower revision", revision(11), "revision 11 is lower than 12"),
+        ("another policy", other, "`harrow-dpa` is another policy than `lumenfield-dpa`"),
+        ("the same, in a file of another name", revision(12), ""),
+        ("a higher revision", revision(13), ""),
+    ] {
+        let folder = Folder::new();
+        folder.write("old.yaml", &revision(12));
+        folder.write("new.yaml", &new);
+        for form in ["text", "json"] {
+            let output = run(&folder.file("."), &["check", "new.yaml", "--against", "old.yaml", "-o", form]);
+            let said = out(&output);
+            assert_eq!(output.status.code(), Some(i32::from(!says.is_empty())), "{name}: {said}");
+            assert!(said.contains(says), "{name}: {said}");
+            assert_eq!(said.contains("DPA052"), !says.is_empty(), "{name}: {said}");
+        }
+    }
+}
+
+#[test]
+fn a_policy_was_held_against_itself() {
+    let files = "\ncustomer_files: [\"customers.d/*.yaml\"]\n";
+    let customer = "customers:\n  - {id: brook-lane, legal_name: N, dpa: {version: \"3\", contract_ref: C}, permitted_purposes: [base]}\n";
+    for (name, baseline, is_good) in [
+        ("the policy's own file", "policy.yaml", false),
+        ("a link to it", "link.yaml", false),
+        ("another file, with the same customers' files", "agreed.yaml", false),
+        ("a folder whose customers' files are a link", "linked/agreed.yaml", false),
+        ("a folder of its own", "own/agreed.yaml", true),
+    ] {
+        let folder = Folder::new();
+        let text = revision(12) + files;
+        folder.write("policy.yaml", &text);
+        folder.write("agreed.yaml", &text);
+        for sub in ["customers.d", "linked", "own/customers.d"] {
+            std::fs::create_dir_all(folder.file(sub)).unwrap();
+        }
+        folder.write("customers.d/a.yaml", customer);
+        folder.write("own/customers.d/a.yaml", customer);
+        folder.write("linked/agreed.yaml", &text);
+        folder.write("own/agreed.yaml", &text);
+        symlink(folder.file("policy.yaml"), folder.file("link.yaml")).unwrap();
+        symlink(folder.file("customers.d"), folder.file("linked/customers.d")).unwrap();
+        let terms = format!("{{file: policy.yaml, baseline: {baseline}}}");
+        folder.write("sidecar.yaml", &settings("127.0.0.1:1", &terms, "enforce"));
+        for command in [&["check", "sidecar.yaml"][..], &["coverage", "sidecar.yaml"]] {
+            let output = run(&folder.file("."), command);
+            let said = out(&output) + &err(&output);
+            assert_eq!(said.contains("the policy is held against itself"), !is_good, "{name}: {said}");
+            assert!(
+                is_good || output.status.code() == Some(if command[0] == "check" { 1 } else { 2 }),
+                "{name}: {said}"
+            );
+        }
+        if !is_good {
+            let text = settings("127.0.0.1:1", &terms, "enforce");
+            let (code, said) = Setup::to("127.0.0.1:1").refused_with(&text, &folder);
+            assert_eq!(code, Some(1), "{name}: {said}");
+            assert!(said.contains("error[DPA052]"), "{name}: {said}");
+        }
+    }
+}
+
+#[test]
+fn a_transfer_to_where_a_subprocessor_was_not_yet_let_it_go_there() {
+    let rests = "      source: instruction\n      ref: ins-001\n";
+    let transfer = "      transfers: [{to: [IN], mechanism: scc, ref: x, subprocessor: sp-03}]\n";
+    let opened = with(&revision(13), rests, &format!("{rests}{transfer}"));
+    assert_eq!(not_agreed(&revision(12), &opened), ["transfer: redwood-strand"]);
+}
+
+#[test]
+fn one_notice_was_good_for_ever_and_for_who_was_never_told() {
+    let notice = |text: &str, day: &str| {
+        format!(
+            "{text}\nweakening_notices:\n  - {{measure: enforcement, from: enforce, to: observe, notice_given_at: {day}}}\n"
+        )
+    };
+    let granite =
+        |text: &str, more: &str| with(text, "  - id: granite-notch\n", &format!("  - id: granite-notch\n{more}"));
+    let word = |day: &str| {
+        format!("    consents: [{{weakening: enforcement, from: enforce, to: observe, given_at: {day}, ref: C-1}}]\n")
+    };
+    let observe = "    enforcement: observe\n";
+    let old = issued(12, "2026-09-15");
+    let next = granite(&revision(13), observe);
+    let newcomer = and_customer(&revision(13), observe);
+    let refused = |id: &str| vec![format!("enforcement: {id}")];
+    let (words, still) = (granite(&old, &word("2026-09-01")), granite(&old, &word("2026-09-20")));
+    let table = [
+        ("a notice that came with the change", old.clone(), notice(&next, "2026-06-01"), vec![]),
+        (
+            "a notice that was due before the policy in which it stood was issued",
+            notice(&old, "2026-06-01"),
+            notice(&next, "2026-06-01"),
+            refused("granite-notch"),
+        ),
+        ("one that became due since", notice(&old, "2026-06-20"), notice(&next, "2026-06-20"), vec![]),
+        (
+            "a policy that does not say when it was issued",
+            with(&notice(&old, "2026-06-20"), ", issued_at: 2026-09-15", ""),
+            notice(&next, "2026-06-20"),
+            refused("granite-notch"),
+        ),
+        ("given anew", notice(&old, "2026-06-01"), notice(&next, "2026-06-02"), vec![]),
+        ("before the customer accepted", old.clone(), notice(&next, "2023-03-14"), refused("granite-notch")),
+        ("a new customer, told before it was one", old.clone(), notice(&newcomer, "2024-04-30"), refused("birch-lake")),
+        ("a new customer, told since", old.clone(), notice(&newcomer, "2024-05-01"), vec![]),
+        (
+            "a consent that stood there, of before that policy",
+            words,
+            granite(&revision(13), &format!("{observe}{}", word("2026-09-01"))),
+            refused("granite-notch"),
+        ),
+        (
+            "a consent that stood there, of after it",
+            still,
+            granite(&revision(13), &format!("{observe}{}", word("2026-09-20"))),
+            vec![],
+        ),
+    ];
+    for (name, old, new, expected) in table {
+        assert_eq!(not_agreed(&old, &new), expected, "{name}");
+    }
 }

@@ -11,20 +11,25 @@ use super::CliError;
 use super::Exit;
 use super::Output;
 use super::colour;
+use super::offered::not_followed;
 use super::offered::offered;
 use super::print_problems;
 use crate::config;
 use crate::policy::Policy;
-use crate::policy::diff::diff;
+use crate::policy::places::Place;
+use crate::policy::places::Places;
 use crate::policy::problem::Problems;
 use crate::policy::problem::Severity;
 use crate::policy::problem::Source;
 use crate::policy::problem::position;
 use crate::policy::terms::Date;
 use crate::policy::weakening::Refused;
-use crate::policy::weakening::refused;
+use crate::record::policy_event::Why;
 use crate::reload;
+use crate::reload::Gathered;
+use crate::reload::Refusal;
 use crate::yaml;
+use crate::yaml::At;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -106,12 +111,13 @@ pub(super) fn check(arguments: &Arguments, out: &mut dyn Write, err: &mut dyn Wr
     let baseline = match &arguments.against {
         None => None,
         Some(path) => {
-            let loaded = reload::load(path, None, None)?;
+            let source = reload::read(path)?;
+            let loaded = reload::compile(source.clone(), None, None);
             if loaded.policy.is_none() {
                 print_problems(err, &loaded.problems, &loaded.sources, colour(&std::io::stderr()))?;
                 return Ok(Exit::Unable);
             }
-            loaded.policy
+            Some(source)
         }
     };
     let mut all: Vec<Checked> = Vec::new();
@@ -123,9 +129,8 @@ pub(super) fn check(arguments: &Arguments, out: &mut dyn Write, err: &mut dyn Wr
         }
     }
     for checked in &mut all {
-        if let (Some(old), Some(new)) = (&baseline, &checked.policy) {
-            checked.baseline = arguments.against.as_ref().map(|path| path.display().to_string());
-            checked.refused = refused(&diff(old, new, Some(now)), old, new, now);
+        if let Some(agreed) = &baseline {
+            checked.hold_against(agreed, now);
         }
     }
     match arguments.output {
@@ -196,6 +201,31 @@ fn found_refused(checked: &Checked) -> impl Iterator<Item = FoundRefused<'_>> {
 
 /// Customers that a line names; of more the number is told.
 const MOST_NAMED: usize = 10;
+
+impl Checked {
+    /// Holds the policy, if it is one, against another file, as a load would.
+    fn hold_against(&mut self, agreed: &Source, now: Timestamp) {
+        let (Some(new), Some(first)) = (&self.policy, self.sources.first()) else { return };
+        // The name of the file counts for the digest: it is that of another folder, or of another revision.
+        let agreed_then = Gathered::around(agreed.clone()).called(Path::new(&first.path)).compile(None, None);
+        let Some(old) = agreed_then.policy else { return };
+        let refusal = reload::held_against(new, &old, now).err();
+        if let Some(problem) = refusal.as_ref().and_then(|it| not_followed(it, self.place(it))) {
+            self.problems.push(problem);
+            self.loaded = None;
+            return;
+        }
+        self.baseline = Some(agreed.path.clone());
+        self.refused = refusal.map_or(Vec::new(), |refusal| refusal.weaker);
+    }
+
+    /// Where the name or the revision stands that is refused.
+    fn place(&self, refusal: &Refusal) -> At {
+        let key = if refusal.why == Why::Name { "name" } else { "revision" };
+        let place = Place::Key(vec!["metadata".to_owned(), key.to_owned()]);
+        Places::new(&self.sources).at(&place).unwrap_or_default()
+    }
+}
 
 /// What is weaker and not agreed, and what would have to be on record.
 pub(super) fn print_refused(path: &str, baseline: &str, all: &[Refused], out: &mut dyn Write) -> std::io::Result<()> {

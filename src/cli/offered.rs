@@ -9,6 +9,7 @@ use crate::policy::Policy;
 use crate::policy::problem::Code;
 use crate::policy::problem::Problem;
 use crate::policy::problem::Problems;
+use crate::policy::problem::Source;
 use crate::record::policy_event::Why;
 use crate::reload;
 use crate::reload::Accepted;
@@ -19,6 +20,7 @@ use crate::reload::Refusal;
 use crate::reload::agreed::NoBaseline;
 use crate::reload::gather::NotGathered;
 use crate::telemetry::chain;
+use crate::yaml::At;
 use crate::yaml::Spanned;
 
 /// What became of it.
@@ -79,7 +81,7 @@ pub(super) fn offered(
                     problems.push(not_as_signed(settings, &error.to_string()));
                     Err(NotGathered::Unsigned(error).into())
                 }
-                Some(Ok(())) | None => offered.held(settings, policy, now, problems),
+                Some(Ok(())) | None => offered.held(settings, (policy, &loaded.sources), now, problems),
             };
             follows.and(fits).err()
         }
@@ -96,13 +98,19 @@ fn not_as_signed(settings: &Settings, why: &str) -> Problem {
 
 fn not_agreed(settings: &Settings, refusal: &Refusal) -> Option<Problem> {
     let at = settings.policy.baseline.as_ref().map_or(settings.policy_file_at, |baseline| baseline.at);
+    if refusal.why == Why::Weaker {
+        let count = refusal.weaker.len();
+        let plural = if count == 1 { "change is" } else { "changes are" };
+        let message = format!("{count} {plural} weaker than the baseline and not agreed");
+        let help = "put the consent, notice or instruction on record, or take the change back";
+        return Some(Problem::error(Code::Baseline, at, message, help));
+    }
+    not_followed(refusal, at)
+}
+
+/// That a policy is another one than the baseline, or none that comes after it.
+pub(super) fn not_followed(refusal: &Refusal, at: At) -> Option<Problem> {
     let (message, help) = match refusal.why {
-        Why::Weaker => {
-            let count = refusal.weaker.len();
-            let plural = if count == 1 { "change is" } else { "changes are" };
-            let message = format!("{count} {plural} weaker than the baseline and not agreed");
-            (message, "put the consent, notice or instruction on record, or take the change back")
-        }
         Why::Name => (
             format!("the policy does not follow the baseline: {}", refusal.text),
             "name the baseline of this policy: what was agreed in one says nothing of the other",
@@ -111,7 +119,7 @@ fn not_agreed(settings: &Settings, refusal: &Refusal) -> Option<Problem> {
             format!("the policy does not follow the baseline: {}", refusal.text),
             "bring the newer policy here; what was agreed before is no way back, but a higher revision with the old text is",
         ),
-        Why::Unreadable | Why::Signature | Why::Invalid | Why::Settings | Why::Baseline => return None,
+        Why::Weaker | Why::Unreadable | Why::Signature | Why::Invalid | Why::Settings | Why::Baseline => return None,
     };
     Some(Problem::error(Code::Baseline, at, message, help))
 }
@@ -131,12 +139,12 @@ impl Offered {
     fn held(
         &mut self,
         settings: &Settings,
-        policy: &Policy,
+        (policy, sources): (&Policy, &[Source]),
         now: Timestamp,
         problems: &mut Problems,
     ) -> Result<(), Refusal> {
         let Some(Spanned { value: path, at }) = settings.policy.baseline.clone() else { return Ok(()) };
-        let baseline = Baseline { path, policy_file: settings.policy_file.clone() }.read().map_err(|error| {
+        let baseline = Baseline { path, policy_file: settings.policy_file.clone() }.read(sources).map_err(|error| {
             let text = chain(&error).to_string();
             let (code, help) = match &error {
                 NoBaseline::Unread(_) => (
@@ -147,6 +155,10 @@ impl Offered {
                 NoBaseline::Mistakes(path) => (
                     Code::Baseline,
                     format!("`dpa-sidecar check {path}` says which; name the policy that was agreed last"),
+                ),
+                NoBaseline::Itself(_) => (
+                    Code::Baseline,
+                    "keep the policy that was agreed last in a folder of its own, a copy with all its files".to_owned(),
                 ),
             };
             problems.push(Problem::error(code, at, &*text, help));

@@ -316,7 +316,7 @@ pub struct Instruction {
 }
 
 /// A customer's consent to a weakened measure (clause 3.2).
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Weakening {
     /// What is weakened.
     pub measure: Measure,

@@ -7,6 +7,9 @@
 //! A word covers one step. Of a measure it names the step; of a place or a subprocessor it is one that did not stand
 //! in the policy before, since what stood there was given for what was agreed then.
 
+use std::collections::BTreeMap;
+use std::collections::HashSet;
+
 use jiff::SignedDuration;
 use jiff::Timestamp;
 
@@ -14,6 +17,7 @@ use super::Customer;
 use super::Instruction;
 use super::Measure;
 use super::Policy;
+use super::Weakening;
 use super::diff::Change;
 use super::diff::Concerns;
 use super::diff::Direction;
@@ -104,21 +108,18 @@ fn needs(change: &Change) -> Option<Needs> {
 
 fn refusal(change: &Change, needs: &Needs, old: &Policy, new: &Policy, now: Timestamp) -> Option<Refused> {
     let announced = match needs {
-        Needs::Consent(measure) => announced(*measure, new, now),
+        Needs::Consent(measure) => announced(*measure, old, new, now),
         Needs::PurposesInstructed | Needs::ResidencyInstructed | Needs::Subprocessor(_) => Vec::new(),
     };
-    if let Needs::Consent(measure) = needs
-        && leads(*measure, words(change, *measure), &announced)
-    {
-        return None;
-    }
     let is_agreed = |customer: &&Customer| {
         let before = old.customer_named(customer.id.as_str()).and_then(|id| old.customer(id));
         match needs {
             Needs::Consent(measure) => {
-                let issued = before.map(|_| old.issued_at.unwrap_or(Timestamp::MAX));
-                let consented = consented(*measure, customer, issued, now);
-                leads(*measure, words(change, *measure), &[announced.as_slice(), &consented].concat())
+                let mut steps = consented(*measure, customer, before.map(|before| (before, issued(old))), now);
+                steps.extend(
+                    announced.iter().filter(|(_, told)| was_told(customer, before, *told)).map(|(step, _)| step),
+                );
+                leads(*measure, words(change, *measure), &steps)
             }
             Needs::PurposesInstructed => {
                 change.values.iter().all(|purpose| in_force(customer, now).any(|it| names_purpose(it, new, purpose)))
@@ -138,7 +139,17 @@ fn refusal(change: &Change, needs: &Needs, old: &Policy, new: &Policy, now: Time
     let without: Vec<String> =
         concerned.iter().filter(|customer| !is_agreed(customer)).map(|customer| customer.id.to_string()).collect();
     // Of nobody in particular, or of somebody who is no customer any more: nobody can consent.
-    if without.is_empty() && !concerned.is_empty() {
+    let is_announced = |measure| {
+        let steps: Vec<Step> = announced.iter().map(|(step, _)| *step).collect();
+        leads(measure, words(change, measure), &steps)
+    };
+    let is_covered = match needs {
+        Needs::Consent(measure) if concerned.is_empty() => is_announced(*measure),
+        Needs::Consent(_) | Needs::PurposesInstructed | Needs::ResidencyInstructed | Needs::Subprocessor(_) => {
+            without.is_empty() && !concerned.is_empty()
+        }
+    };
+    if is_covered {
         return None;
     }
     let day = day(now);
@@ -223,23 +234,49 @@ fn step(measure: Measure, from: &str, to: &str) -> Option<Step> {
     Some([known(from)?, known(to)?])
 }
 
-/// The steps of which the customers were told 90 days ago.
-fn announced(measure: Measure, new: &Policy, now: Timestamp) -> Vec<Step> {
-    let is_old = |given_at: Timestamp| given_at.checked_add(NOTICE).is_ok_and(|end| end <= now);
-    let notices = new.notices.iter().filter(|it| it.measure == measure && is_old(it.given_at));
-    let mut steps: Vec<Step> = notices.filter_map(|it| step(measure, &it.from, &it.to)).collect();
-    steps.sort_unstable();
-    steps.dedup();
-    steps
+/// When a policy was issued; one that does not say counts as later than all that stands in it.
+fn issued(policy: &Policy) -> Timestamp {
+    policy.issued_at.unwrap_or(Timestamp::MAX)
 }
 
-/// The steps that a customer has consented to. A consent that does not say which counts where there is only one, and
-/// unless it was given before the policy that it would weaken was `issued`.
-fn consented(measure: Measure, customer: &Customer, issued: Option<Timestamp>, now: Timestamp) -> Vec<Step> {
+/// The steps of which the customers were told 90 days ago, and when last. A notice that was due already when a policy
+/// with it was issued is used up: what it told of was done, or not done.
+fn announced(measure: Measure, old: &Policy, new: &Policy, now: Timestamp) -> Vec<(Step, Timestamp)> {
+    let due = |given_at: Timestamp| given_at.checked_add(NOTICE).unwrap_or(Timestamp::MAX);
+    let of_measure = |policy: &Policy| -> Vec<(Step, Timestamp)> {
+        let notices = policy.notices.iter().filter(|it| it.measure == measure && due(it.given_at) <= now);
+        notices.filter_map(|it| Some((step(measure, &it.from, &it.to)?, it.given_at))).collect()
+    };
+    let used_up: HashSet<(Step, Timestamp)> =
+        of_measure(old).into_iter().filter(|(_, given_at)| due(*given_at) <= issued(old)).collect();
+    let mut last: BTreeMap<Step, Timestamp> = BTreeMap::new();
+    for (step, given_at) in of_measure(new).into_iter().filter(|notice| !used_up.contains(notice)) {
+        let known = last.entry(step).or_insert(given_at);
+        *known = given_at.max(*known);
+    }
+    last.into_iter().collect()
+}
+
+/// Whether a notice can have reached a customer: not who became one later.
+fn was_told(customer: &Customer, before: Option<&Customer>, given_at: Timestamp) -> bool {
+    customer.accepted_at.map_or(before.is_some(), |accepted| accepted <= given_at)
+}
+
+/// The steps that a customer has consented to, beyond those that counted already when the policy `before`, in which
+/// they stood, was issued. A consent that does not say which counts where there is only one, and unless it was given
+/// before that policy was issued.
+fn consented(
+    measure: Measure,
+    customer: &Customer,
+    before: Option<(&Customer, Timestamp)>,
+    now: Timestamp,
+) -> Vec<Step> {
     let given = customer.weakenings.iter().filter(|it| it.measure == measure && it.given_at <= now);
-    let steps = given.filter_map(|it| match (&it.step, values(measure)) {
+    let is_used_up =
+        |it: &Weakening| before.is_some_and(|(before, issued)| it.given_at <= issued && before.weakenings.contains(it));
+    let steps = given.filter(|it| !is_used_up(it)).filter_map(|it| match (&it.step, values(measure)) {
         (Some((from, to)), _) => step(measure, from, to),
-        (None, [from, to]) if issued.is_none_or(|issued| issued <= it.given_at) => Some([*from, *to]),
+        (None, [from, to]) if before.is_none_or(|(_, issued)| issued <= it.given_at) => Some([*from, *to]),
         (None, _) => None,
     });
     steps.collect()

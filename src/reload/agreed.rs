@@ -16,6 +16,7 @@ use crate::policy::diff::Concerns;
 use crate::policy::diff::Direction;
 use crate::policy::diff::diff;
 use crate::policy::diff::is_open;
+use crate::policy::problem::Source;
 use crate::policy::weakening;
 use crate::record::policy_event::Why;
 
@@ -37,17 +38,26 @@ pub enum NoBaseline {
     /// It is no policy.
     #[error("the baseline `{0}` has mistakes, so nothing can be held against it")]
     Mistakes(String),
+    /// A file of it is one of the policy's: a change of the policy would change what it is held against.
+    #[error("the file `{0}` belongs to the policy and to the baseline, so the policy is held against itself")]
+    Itself(String),
 }
 
 impl Baseline {
-    /// Reads it. It is not verified: who may write it says what was agreed.
+    /// Reads it, for a policy of these files. It is not verified: who may write it says what was agreed.
     ///
     /// # Errors
     ///
     /// [`NoBaseline`].
-    pub fn read(&self) -> Result<Policy, NoBaseline> {
+    pub fn read(&self, policy: &[Source]) -> Result<Policy, NoBaseline> {
         let source = PolicySource { path: self.path.clone(), key: None };
         let gathered = source.gather().map_err(NoBaseline::Unread)?;
+        // By whatever name, and through whatever links.
+        let real = |source: &Source| std::fs::canonicalize(&source.path).ok();
+        let theirs: HashSet<PathBuf> = policy.iter().filter_map(real).collect();
+        if let Some(same) = gathered.sources.iter().find(|source| real(source).is_some_and(|it| theirs.contains(&it))) {
+            return Err(NoBaseline::Itself(same.path.clone()));
+        }
         let policy = gathered.called(&self.policy_file).compile(None, None).policy;
         policy.ok_or_else(|| NoBaseline::Mistakes(self.path.display().to_string()))
     }

@@ -192,7 +192,8 @@ fn weighed(
     let weaker = held_against(&policy, in_force, *now)?;
     former.held_against(&policy, in_force, *now)?;
     if let Some(baseline) = baseline {
-        let agreed = baseline.read().map_err(|error| Refusal::of(Why::Baseline, &policy, chain(&error).to_string()))?;
+        let agreed = baseline.read(&loaded.sources);
+        let agreed = agreed.map_err(|error| Refusal::of(Why::Baseline, &policy, chain(&error).to_string()))?;
         held_against(&policy, &agreed, *now).map_err(|refusal| refusal.than("the baseline"))?;
     }
     let former = former.after(in_force, &policy, *now);

@@ -22,6 +22,7 @@ use super::sets::may;
 use super::sets::same_places;
 use super::spans::Span;
 use super::spans::told;
+use crate::policy::CallerId;
 use crate::policy::Customer;
 use crate::policy::CustomerId;
 use crate::policy::Enforcement;
@@ -533,6 +534,8 @@ impl Gains<'_> {
         let mut gained: HashMap<Party, Vec<String>> = HashMap::new();
         // What a subprocessor proves to be, and somebody else who is bound by no word on that subprocessor.
         let mut passed: Vec<(SubprocessorId, Party, &Identity)> = Vec::new();
+        // A caller with people behind it who have to be bound, and one without who is the same to the proxy.
+        let mut unbound: Vec<(CallerId, CallerId)> = Vec::new();
         for (identity, party) in self.to.all_identities() {
             let Some(key) = name(self.to, party) else { continue };
             let exact = self.from.identities.get(identity).and_then(|party| name(self.from, *party));
@@ -543,8 +546,12 @@ impl Gains<'_> {
                 let moved = before.filter(|before| *before != key).map(|(_, id)| format!(" (of `{id}`)"));
                 gained.entry(party).or_default().push(format!("{identity}{}", moved.unwrap_or_default()));
                 for before in self.from.parties_of(identity) {
-                    if let (Some(Party::Subprocessor(before)), Party::Own(_) | Party::Customer(_)) = (before, party) {
-                        passed.push((before, party, identity));
+                    match (before, party) {
+                        (Some(Party::Subprocessor(before)), Party::Own(_) | Party::Customer(_)) => {
+                            passed.push((before, party, identity));
+                        }
+                        (Some(Party::Own(before)), Party::Own(now)) => unbound.push((before, now)),
+                        (_, Party::Own(_) | Party::Subprocessor(_) | Party::Customer(_)) => {}
                     }
                 }
             }
@@ -552,6 +559,8 @@ impl Gains<'_> {
         let mut gained: Vec<(Party, Vec<String>)> = gained.into_iter().collect();
         gained.sort_by_key(|(party, _)| *party);
         passed.sort();
+        unbound.sort();
+        unbound.dedup();
         for (party, mut values) in gained {
             values.sort();
             self.identities_of(party, values);
@@ -559,6 +568,27 @@ impl Gains<'_> {
         for (before, party, identity) in passed {
             self.passed_on(before, party, identity);
         }
+        for (before, now) in unbound {
+            self.unbound(before, now);
+        }
+    }
+
+    /// People who have to be bound to confidentiality ask as a caller that has none behind it.
+    fn unbound(&mut self, before: CallerId, now: CallerId) {
+        let (Some(before), Some(caller)) = (self.from.caller(before), self.to.caller(now)) else { return };
+        if before.undertaking.is_none() || caller.undertaking.is_some() || before.id == caller.id {
+            return;
+        }
+        let (before, id) = (before.id.to_string(), caller.id.to_string());
+        let words = (
+            format!(
+                "`{before}`, with people behind it who have to be bound to confidentiality, asks as `{id}`, with none"
+            ),
+            format!("`{id}` asks as `{before}`, with people behind it, who have to be bound to confidentiality"),
+        );
+        let values = vec!["undertaking".to_owned(), "none".to_owned()];
+        let place = Place::Caller(before, "human_access");
+        self.note(Kind::HumanAccess, place, self.reached_by(Party::Own(now)), values, words);
     }
 
     /// The customers whose data a party may have.
@@ -653,10 +683,8 @@ impl Gains<'_> {
         let mut transfers = Vec::new();
         for transfer in &to.transfers {
             let entry = transfer.subprocessor.and_then(|id| self.to.subprocessor(id));
-            let places = transfer.to.iter().filter(|place| {
-                let is_there = entry.is_none_or(|entry| entry.access_locations.contains(place));
-                is_there && !covered(**place) && !open(**place, transfer.subprocessor)
-            });
+            // Also where that subprocessor is not: it may go there at any time, and nothing is weaker then.
+            let places = transfer.to.iter().filter(|place| !covered(**place) && !open(**place, transfer.subprocessor));
             let for_whom = entry.map_or_else(String::new, |entry| format!(" for `{}`", entry.id));
             transfers.extend(in_words(places).into_iter().map(|place| format!("{place}{for_whom}")));
         }
