@@ -395,7 +395,7 @@ fn no_way_back_over_a_restart() {
         (
             "the same, with a notice that is old enough",
             weaker(14)
-                + "weakening_notices:\n  - {measure: min_tls_version, from: \"1.3\", to: \"1.2\", notice_given_at: 2020-01-01}\n",
+                + "weakening_notices:\n  - {measure: min_tls_version, from: \"1.3\", to: \"1.2\", notice_given_at: 2026-07-01}\n",
             None,
         ),
     ];

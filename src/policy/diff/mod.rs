@@ -15,6 +15,7 @@
 //! now bear a name that opens nothing is no weakening.
 
 mod gains;
+mod reach;
 mod rest;
 mod sets;
 mod spans;
@@ -202,7 +203,7 @@ impl Change {
 #[must_use]
 pub fn is_open(policy: &Policy, customer: &str, now: Timestamp) -> bool {
     let customer = policy.customer_named(customer).and_then(|id| policy.customer(id));
-    customer.is_some_and(|customer| !gains::open(policy, customer, now).is_empty())
+    customer.is_some_and(|customer| !reach::open(policy, customer, now).is_empty())
 }
 
 /// Every change that makes some decision another: those that are weaker, then those that are tighter.

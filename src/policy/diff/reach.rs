@@ -1,0 +1,87 @@
+//! What one policy lets pass for a customer, and when.
+
+use jiff::Timestamp;
+
+use super::gains::Open;
+use super::spans::Span;
+use crate::policy::Customer;
+use crate::policy::OwnCaller;
+use crate::policy::Permits;
+use crate::policy::Policy;
+use crate::policy::PurposeId;
+use crate::policy::PurposeKind;
+use crate::policy::PurposeSet;
+use crate::policy::Subprocessor;
+use crate::policy::SubprocessorId;
+use crate::policy::terms::Location;
+
+/// What a request for a customer may be for, and when: what needs no instruction, and what one permits.
+pub(super) fn open(policy: &Policy, customer: &Customer, since: Timestamp) -> Open {
+    let mut instructed = PurposeSet::default();
+    in_force(customer).for_each(|permits| instructed.join(permits.purposes.unwrap_or_default()));
+    let bound = Span::since(customer.accepted_at).and(Span::since(Some(since)));
+    let purposes = (0..).map(PurposeId).zip(&policy.purposes).filter(|(id, purpose)| {
+        let is_permitted = customer.permitted_purposes.contains(*id) || purpose.kind == PurposeKind::RightsFulfilment;
+        instructed.contains(*id) || (is_permitted && !purpose.requires_instruction)
+    });
+    let spans = purposes
+        .map(|(id, purpose)| (id, bound.and(unsuspended(customer, purpose.kind)).and(unended(customer, purpose.kind))));
+    Open(spans.filter(|(_, span)| !span.is_empty()).collect())
+}
+
+/// What the instructions permit that hold at some time.
+pub(super) fn in_force(customer: &Customer) -> impl Iterator<Item = &Permits> {
+    customer.instructions.iter().filter(|it| it.in_force.is_some()).filter_map(|it| it.permits.as_ref())
+}
+
+/// While no law bars this purpose (clause 4.3).
+pub(super) fn unsuspended(customer: &Customer, purpose: PurposeKind) -> Span {
+    Span::before(customer.suspended_at.filter(|_| purpose != PurposeKind::DataReturn))
+}
+
+/// While the agreement has not ended for this purpose (clause 1.3).
+pub(super) fn unended(customer: &Customer, purpose: PurposeKind) -> Span {
+    Span::before(customer.ending.and_then(|(ended, return_until)| match purpose {
+        PurposeKind::DataReturn => Some(return_until.max(ended)),
+        PurposeKind::Erasure | PurposeKind::LegalCompliance | PurposeKind::RightsFulfilment => None,
+        PurposeKind::Sale
+        | PurposeKind::CrossContextAdvertising
+        | PurposeKind::OwnPurpose
+        | PurposeKind::ModelTraining
+        | PurposeKind::Other => Some(ended),
+    }))
+}
+
+/// While the people behind a caller are bound to confidentiality, if there are any.
+pub(super) fn bound_by(caller: &OwnCaller) -> Span {
+    caller.undertaking.map_or(Span::ALWAYS, |period| Span::of(Some(period)))
+}
+
+pub(super) fn reached(policy: &Policy, customer: &Customer, place: Location, party: Option<SubprocessorId>) -> bool {
+    let residency = policy.residency(customer);
+    let opens = |transfer: &crate::policy::Transfer| {
+        (transfer.subprocessor.is_none() || transfer.subprocessor == party) && transfer.to.contains(&place)
+    };
+    residency.access_locations.iter().any(|allowed| allowed.covers(place)) || residency.transfers.iter().any(opens)
+}
+
+pub(super) fn reaches(policy: &Policy, customer: &Customer, id: SubprocessorId, entry: &Subprocessor) -> bool {
+    entry.access_locations.iter().all(|place| reached(policy, customer, *place, Some(id)))
+}
+
+pub(super) fn kept(policy: &Policy, customer: &Customer, entry: &Subprocessor) -> bool {
+    let residency = policy.residency(customer);
+    let allowed = |place: &Location| residency.storage_locations.iter().any(|allowed| allowed.covers(*place));
+    entry.storage_locations.iter().all(allowed)
+}
+
+/// From when a customer lets a subprocessor have data: its date, or sooner by a consent.
+pub(super) fn starts(customer: &Customer, id: SubprocessorId, entry: &Subprocessor) -> Option<Timestamp> {
+    let consented = first(&customer.consents, id).unwrap_or(Timestamp::MAX);
+    Some(entry.effective.from.min(consented))
+}
+
+/// The first date of a subprocessor in a list.
+pub(super) fn first(list: &[(SubprocessorId, Timestamp)], id: SubprocessorId) -> Option<Timestamp> {
+    list.iter().filter(|(other, _)| *other == id).map(|(_, since)| *since).min()
+}
