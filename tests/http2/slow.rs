@@ -74,7 +74,7 @@ fn an_idle_connection_is_told_and_closed() {
 #[test]
 fn a_body_that_stands_still_or_trickles_ends_alone() {
     let upstream = Upstream::ok();
-    let sidecar = with(&upstream, "limits: {stall_timeout: 300ms}");
+    let sidecar = with(&upstream, "limits: {stall_timeout: 800ms}");
     for (what, more) in [("stands still", &b""[..]), ("trickles", b"x")] {
         let mut raw = Raw::begun(&sidecar);
         raw.send(post(1));
@@ -95,9 +95,15 @@ fn a_body_that_stands_still_or_trickles_ends_alone() {
         raw.send(get(3));
         assert!(raw.answers(3), "{what}: the connection goes on");
     }
+    // Those after them may be aborted, too: their callers went away with the head of the answer.
     wait_for("both outcomes", || {
-        let is_aborted = |record: &serde_json::Value| record["outcome"] == "aborted";
-        (sidecar.records().iter().filter(|record| is_aborted(record)).count() == 2).then_some(())
+        let records = sidecar.records();
+        let has_ended = |decision: &&serde_json::Value| {
+            let id = &decision["decision_id"];
+            records.iter().any(|record| record["outcome"] == "aborted" && record["decision_id"] == *id)
+        };
+        let posted = records.iter().filter(|record| record["method"] == "POST");
+        (posted.filter(has_ended).count() == 2).then_some(())
     });
 }
 
