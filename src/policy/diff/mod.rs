@@ -9,7 +9,8 @@
 //! has refused is not weaker for it. The other rules of the old policy do not count, so that of two
 //! changes which open something only together, both are weaker. An objection that is dropped is weaker even where nothing
 //! else would let that subprocessor in: it is the customer's word. Another company behind a subprocessor is weaker,
-//! though no rule reads its name: what passes goes to somebody else.
+//! though no rule reads its name: what passes goes to somebody else. A purpose that becomes the law's demand is weaker,
+//! though what passes is the same: records name another authority for it.
 //!
 //! A request that names an instruction is compared with what it may do without naming it too: that a request may
 //! now bear a name that opens nothing is no weakening.
@@ -152,6 +153,8 @@ kinds!(
     RequiresInstruction = "requires_instruction",
     /// A purpose that needs nobody's list.
     Purpose = "purpose",
+    /// What a purpose is under the CCPA: `legal` has records name the law as what a permit rests on.
+    BusinessPurpose = "business_purpose",
     /// Only written otherwise.
     Wording = "wording",
 );
@@ -199,11 +202,13 @@ impl Change {
     }
 }
 
-/// Whether some request for a customer may be permitted, now or later.
+/// Whether something that may pass for a customer with one policy, from a moment on, does not with another, from another
+/// moment on: a purpose, or all that a subprocessor or a caller may have.
 #[must_use]
-pub fn is_open(policy: &Policy, customer: &str, now: Timestamp) -> bool {
-    let customer = policy.customer_named(customer).and_then(|id| policy.customer(id));
-    customer.is_some_and(|customer| !reach::open(policy, customer, now).is_empty())
+pub fn is_closed(from: (&Policy, Timestamp), to: (&Policy, Timestamp), customer: &str) -> bool {
+    let before = reach::open_names(from.0, customer, from.1);
+    let after = reach::open_names(to.0, customer, to.1);
+    before.difference(&after).next().is_some()
 }
 
 /// Every change that makes some decision another: those that are weaker, then those that are tighter.
