@@ -2,6 +2,7 @@
 //! that was closed since. A policy is held against all of them before it takes effect.
 
 use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -17,10 +18,11 @@ use crate::policy::diff::Concerns;
 use crate::policy::diff::Direction;
 use crate::policy::diff::Kind;
 use crate::policy::diff::diff;
-use crate::policy::diff::is_closed;
+use crate::policy::diff::open_names;
 use crate::policy::problem::Source;
 use crate::policy::terms::Id;
 use crate::policy::weakening;
+use crate::policy::weakening::Refused;
 use crate::policy::weakening::is_forgotten;
 use crate::record::policy_event::Why;
 
@@ -119,13 +121,17 @@ pub struct Offer<'p> {
     in_force: &'p Policy,
     now: Timestamp,
     weaker: Vec<Change>,
+    /// The customers for whom it opens something.
+    opened: HashSet<String>,
 }
 
 impl<'p> Offer<'p> {
     /// `new` would replace `in_force`.
     #[must_use]
     pub fn of(new: &'p Policy, in_force: &'p Policy, now: Timestamp) -> Self {
-        Self { new, in_force, now, weaker: weaker(in_force, new, now) }
+        let weaker = weaker(in_force, new, now);
+        let opened = weaker.iter().flat_map(concerned).cloned().collect();
+        Self { new, in_force, now, weaker, opened }
     }
 
     /// Holds it against a baseline.
@@ -134,13 +140,12 @@ impl<'p> Offer<'p> {
     ///
     /// [`Refusal`].
     pub fn held_against_baseline(&self, baseline: &Policy) -> Result<(), Refusal> {
-        follows(self.new, baseline).and_then(|()| self.held_against(baseline)).map_err(|it| it.than("the baseline"))?;
-        let weaker = weaker(baseline, self.new, self.now);
-        let without = weakening::refused(&weaker, baseline, self.new, self.now);
-        if !without.is_empty() {
+        let held = follows(self.new, baseline).and_then(|()| self.held_against(baseline));
+        let passing = held.map_err(|refusal| refusal.than("the baseline"))?;
+        if !passing.is_empty() {
             tracing::warn!(
-                changes = without.len(),
-                text = &*Refusal::of_weaker(self.new, without).text,
+                changes = passing.len(),
+                text = &*Refusal::of_weaker(self.new, passing).text,
                 "what passes already has no consent, notice or instruction on record any more: a start with this policy \
                  and this baseline would be refused"
             );
@@ -148,29 +153,30 @@ impl<'p> Offer<'p> {
         Ok(())
     }
 
-    /// Holds it against a policy of before, for the customers for whom it opens something.
-    fn held_against(&self, before: &Policy) -> Result<(), Refusal> {
-        let opened: HashSet<&String> = self.weaker.iter().flat_map(concerned).collect();
-        let is_concerned = |id: &&String| opened.contains(id) && before.customer_named(id).is_some();
-        let mut changes = weaker(before, self.new, self.now);
+    /// Holds it against a policy of before, for the customers for whom it opens something. What is not agreed and passes
+    /// already.
+    fn held_against(&self, before: &Policy) -> Result<Vec<Refused>, Refusal> {
+        let changes = weaker(before, self.new, self.now);
         let refused = weakening::refused(&changes, before, self.new, self.now);
         if refused.is_empty() {
-            return Ok(());
+            return Ok(refused);
         }
         let passing = weaker(before, self.in_force, self.now);
-        changes = changes.iter().flat_map(|change| self.new_of(change, &passing, before, is_concerned)).collect();
-        let refused = weakening::refused(&changes, before, self.new, self.now);
-        if refused.is_empty() { Ok(()) } else { Err(Refusal::of_weaker(self.new, refused)) }
+        let passing: Vec<Passing<'_>> = passing.iter().map(Passing::of).collect();
+        let new: Vec<Change> = changes.iter().flat_map(|change| self.new_of(change, &passing, before)).collect();
+        let new = weakening::refused(&new, before, self.new, self.now);
+        if new.is_empty() { Ok(refused) } else { Err(Refusal::of_weaker(self.new, new)) }
+    }
+
+    /// Whether something is new for a customer of a policy of before.
+    fn concerns(&self, before: &Policy) -> bool {
+        let is_for_all = |change: &Change| matches!(change.concerns, Concerns::All | Concerns::Unnamed);
+        before.customer_names().any(|id| self.opened.contains(id.as_str())) || self.weaker.iter().any(is_for_all)
     }
 
     /// What of a change since a policy of before does not pass in the one in force either.
-    fn new_of(
-        &self,
-        change: &Change,
-        passing: &[Change],
-        before: &Policy,
-        is_concerned: impl Fn(&&String) -> bool,
-    ) -> Vec<Change> {
+    fn new_of(&self, change: &Change, passing: &[Passing<'_>], before: &Policy) -> Vec<Change> {
+        let is_concerned = |id: &&String| self.opened.contains(*id) && before.customer_named(id).is_some();
         let mut found: BTreeMap<Vec<String>, Vec<String>> = BTreeMap::new();
         match &change.concerns {
             Concerns::Customers(ids) => {
@@ -203,14 +209,19 @@ impl<'p> Offer<'p> {
     }
 }
 
+/// A change that the policy in force has made already, and for whom.
+struct Passing<'c>(&'c Change, HashSet<&'c str>);
+
+impl<'c> Passing<'c> {
+    fn of(change: &'c Change) -> Self {
+        Self(change, concerned(change).iter().map(String::as_str).collect())
+    }
+}
+
 /// The values of a change that do not pass for a customer already; none: it is nothing new.
-fn new_values(change: &Change, customer: &String, passing: &[Change]) -> Option<Vec<String>> {
-    let is_theirs = |it: &&Change| match &it.concerns {
-        Concerns::Customers(ids) => ids.contains(customer),
-        Concerns::All => true,
-        Concerns::Unnamed | Concerns::Nobody => false,
-    };
-    let known: Vec<&Change> = passing.iter().filter(|it| is_same_thing(it, change)).filter(is_theirs).collect();
+fn new_values(change: &Change, customer: &str, passing: &[Passing<'_>]) -> Option<Vec<String>> {
+    let theirs = passing.iter().filter(|Passing(it, ids)| is_same_thing(it, change) && ids.contains(customer));
+    let known: Vec<&Change> = theirs.map(|Passing(it, _)| *it).collect();
     if known.is_empty() {
         return Some(change.values.clone());
     }
@@ -257,12 +268,9 @@ impl Former {
     ///
     /// [`Refusal`].
     pub fn held_against(&self, offer: &Offer<'_>) -> Result<(), Refusal> {
-        if offer.weaker.is_empty() {
-            return Ok(());
-        }
         let first = self.first.iter().map(|first| (first, "the policy of the start"));
         let gone = self.gone.iter().map(|(gone, _)| (gone, "when it was there last"));
-        for (former, which) in first.chain(gone) {
+        for (former, which) in first.chain(gone).filter(|(former, _)| offer.concerns(former)) {
             offer.held_against(former).map_err(|refusal| refusal.than(which))?;
         }
         Ok(())
@@ -271,8 +279,11 @@ impl Former {
     /// What is to be remembered once `new` has replaced `old`, which took effect at `since`.
     #[must_use]
     pub fn after(&self, (old, since): (&Policy, Timestamp), new: &Policy, now: Timestamp) -> Self {
+        let still: HashMap<&str, HashSet<(u8, &str)>> =
+            new.customer_names().map(|id| (id.as_str(), open_names(new, id.as_str(), now))).collect();
         let went = |former: &Policy, since: Timestamp, id: &str| {
-            is_closed((former, since), (new, now), id) || is_forgotten(former, new, id)
+            let is_left = |name| still.get(id).is_some_and(|names| names.contains(&name));
+            is_forgotten(former, new, id) || !open_names(former, id, since).into_iter().all(is_left)
         };
         let mut all: Vec<(Arc<Policy>, Timestamp)> = Vec::new();
         for (former, since) in &self.gone {

@@ -691,7 +691,7 @@ impl Gains<'_> {
             let entry = transfer.subprocessor.and_then(|id| self.to.subprocessor(id));
             // Also where that subprocessor is not: it may go there at any time, and nothing is weaker then.
             let places = transfer.to.iter().filter(|place| !covered(**place) && !open(**place, transfer.subprocessor));
-            let for_whom = entry.map_or_else(String::new, |entry| format!(" for `{}`", entry.id));
+            let for_whom = entry.map_or_else(String::new, |entry| format!(" for {}", entry.id));
             transfers.extend(in_words(places).into_iter().map(|place| format!("{place}{for_whom}")));
         }
         if !values.is_empty() {

@@ -23,6 +23,7 @@ mod spans;
 
 use jiff::Timestamp;
 
+pub use self::reach::open_names;
 pub use self::rest::rest;
 use super::Policy;
 use super::places::Place;
@@ -200,15 +201,6 @@ impl Change {
             (_, _) => None,
         }
     }
-}
-
-/// Whether something that may pass for a customer with one policy, from a moment on, does not with another, from another
-/// moment on: a purpose, or all that a subprocessor or a caller may have.
-#[must_use]
-pub fn is_closed(from: (&Policy, Timestamp), to: (&Policy, Timestamp), customer: &str) -> bool {
-    let before = reach::open_names(from.0, customer, from.1);
-    let after = reach::open_names(to.0, customer, to.1);
-    before.difference(&after).next().is_some()
 }
 
 /// Every change that makes some decision another: those that are weaker, then those that are tighter.

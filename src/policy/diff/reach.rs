@@ -36,8 +36,10 @@ pub(super) fn in_force(customer: &Customer) -> impl Iterator<Item = &Permits> {
     customer.instructions.iter().filter(|it| it.in_force.is_some()).filter_map(|it| it.permits.as_ref())
 }
 
-/// What may have something of a customer, in words: purposes, the processor's own callers and subprocessors.
-pub(super) fn open_names<'p>(policy: &'p Policy, customer: &str, since: Timestamp) -> HashSet<(u8, &'p str)> {
+/// What may pass for a customer from a moment on, by its names: purposes (0), and who may have something, of the
+/// processor's own callers (1) and the subprocessors (2).
+#[must_use]
+pub fn open_names<'p>(policy: &'p Policy, customer: &str, since: Timestamp) -> HashSet<(u8, &'p str)> {
     let Some(customer) = policy.customer_named(customer).and_then(|id| policy.customer(id)) else {
         return HashSet::new();
     };
