@@ -667,8 +667,14 @@ proptest! {
 }
 
 /// Kinds that no decision of a request rests on.
-const NO_DECISION: [Kind; 5] =
-    [Kind::DecisionLog, Kind::SignedPolicy, Kind::RequireEnforce, Kind::SubprocessorName, Kind::Wording];
+const NO_DECISION: [Kind; 6] = [
+    Kind::DecisionLog,
+    Kind::SignedPolicy,
+    Kind::RequireEnforce,
+    Kind::SubprocessorName,
+    Kind::BusinessPurpose,
+    Kind::Wording,
+];
 
 /// What is changed, a line a change: direction, kind, for whom.
 fn told(changes: &[Change]) -> String {
@@ -1180,6 +1186,18 @@ fn table() -> Vec<(&'static str, Vec<Mutation>, Vec<Mutation>, &'static str)> {
             ],
             vec![set("purposes/rights_fulfilment", "{ccpa_business_purpose: legal, necessity: N}")],
             "weaker purpose: fibre-outardes",
+        ),
+        (
+            "a purpose that the law is said to demand",
+            vec![],
+            vec![set("purposes/customer_marketing/ccpa_business_purpose", "legal")],
+            "weaker business_purpose: redwood-strand",
+        ),
+        (
+            "one that the law demands no more",
+            vec![set("purposes/customer_marketing/ccpa_business_purpose", "legal")],
+            vec![set("purposes/customer_marketing/ccpa_business_purpose", "contract")],
+            "tighter business_purpose: redwood-strand",
         ),
     ]
 }

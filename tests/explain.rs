@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use crate::support::Folder;
 use crate::support::Head;
 use crate::support::SUBSCRIBER;
 use crate::support::Setup;
@@ -116,6 +117,20 @@ fn recorded(sidecar: &Sidecar, id: &str, policy: &Path, more: &[&str]) -> (Optio
     (output.status.code(), out(&output), err(&output))
 }
 
+/// A line without end was read into memory until there was none left.
+#[test]
+fn a_line_of_a_log_was_read_without_end() {
+    let folder = Folder::new();
+    let id = "019ecb27-2221-72de-8d1f-f65ab3d0291e";
+    let log = folder.write("decisions.ndjson", &format!("{{\"event\":\"dpa.log\"}}\n{}\n", "x".repeat(1_100_000)));
+    let output =
+        run(&repository("config"), &["explain", id, "--log", log.to_str().unwrap(), "--policy", "policy.yaml"]);
+    assert_eq!(output.status.code(), Some(2), "{}", err(&output));
+    let said = err(&output);
+    assert!(said.contains("decisions.ndjson:2: this line is longer than 1048576 bytes: no sidecar wrote it"), "{said}");
+    assert!(said.contains("audit verify"), "{said}");
+}
+
 #[test]
 fn decisions_in_a_log() {
     let upstream = Upstream::ok();
@@ -162,7 +177,7 @@ fn decisions_in_a_log() {
 
     // Other files would tell another story.
     let changed = std::fs::read_to_string(&policy).unwrap() + "# a remark\n";
-    let folder = crate::support::Folder::new();
+    let folder = Folder::new();
     let changed = folder.write("policy.yaml", &changed);
     let (exit, text, errors) = recorded(&sidecar, &id, &changed, &[]);
     assert_eq!((exit, text.as_str()), (Some(2), ""), "{errors}");

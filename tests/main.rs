@@ -38,6 +38,7 @@ mod overload;
 mod panicked;
 mod policy_gate;
 mod policy_reload;
+mod policy_words;
 mod pool;
 mod properties;
 mod proxy;

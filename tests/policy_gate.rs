@@ -7,6 +7,7 @@ use std::process::Command;
 use dpa_sidecar::policy;
 use dpa_sidecar::policy::problem::Source;
 use dpa_sidecar::reload::agreed::Former;
+use dpa_sidecar::reload::agreed::Offer;
 use dpa_sidecar::signature;
 use serde_json::Value;
 use serde_json::json;
@@ -29,7 +30,7 @@ use crate::support::run;
 use crate::support::wait_for;
 
 /// A text with something else in one place.
-fn with(text: &str, from: &str, to: &str) -> String {
+pub(crate) fn with(text: &str, from: &str, to: &str) -> String {
     assert_eq!(text.matches(from).count(), 1, "{from}");
     text.replace(from, to)
 }
@@ -52,10 +53,11 @@ fn and_customer(text: &str, more: &str) -> String {
 
 const NOTCH: &str =
     "    permitted_purposes: [base, customer_analytics]\n    residency:\n      storage_locations: [US]\n";
-const REDWOOD: &str = "    permitted_purposes: [base, customer_analytics, customer_marketing, quality_improvement]\n";
+pub(crate) const REDWOOD: &str =
+    "    permitted_purposes: [base, customer_analytics, customer_marketing, quality_improvement]\n";
 
 /// `check` of a policy against another one: what is not agreed, by kind, and for whom.
-fn not_agreed(old: &str, new: &str) -> Vec<String> {
+pub(crate) fn not_agreed(old: &str, new: &str) -> Vec<String> {
     let folder = Folder::new();
     folder.write("old.yaml", old);
     folder.write("new.yaml", new);
@@ -352,7 +354,11 @@ fn an_instruction_that_stood_there_before_opened_a_new_place() {
     for (name, new, expected) in [
         ("the one it rests on", wider("ins-001"), vec!["access_location: redwood-strand".to_owned()]),
         ("an old one about something else", wider("ins-007"), vec!["access_location: redwood-strand".to_owned()]),
-        ("the same, given anew", with(&wider("ins-007"), dates, &later), vec![]),
+        (
+            "the same, given anew",
+            with(&wider("ins-007"), dates, &later),
+            vec!["access_location: redwood-strand".to_owned()],
+        ),
     ] {
         assert_eq!(not_agreed(&old, &new), expected, "{name}");
     }
@@ -522,6 +528,30 @@ fn customer_files_were_read_without_end() {
     assert!(out(&output).contains("or 256 MiB in all of them"), "{}", out(&output));
 }
 
+/// Folders that lead into each other have no end; nor, for whom waits, has a whole machine.
+#[test]
+fn a_pattern_without_bound_held_up_reloads() {
+    let upstream = Upstream::ok();
+    let folder = Folder::new();
+    let wide = |number| revision(number) + "\ncustomer_files: [\"**/*.nothing\"]\n";
+    let policy = folder.write("policy.yaml", &revision(12));
+    for name in ["one", "two", "three"] {
+        std::fs::create_dir_all(folder.file("around")).unwrap();
+        symlink("..", folder.file(&format!("around/{name}"))).unwrap();
+    }
+    folder.write("wide.yaml", &wide(13));
+    let output = run(&folder.file("."), &["check", "wide.yaml"]);
+    let said = out(&output);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("error[DPA020]: `**/*.nothing` leads through more than 100000 files and folders"), "{said}");
+    assert!(said.contains("write `customers.d/*.yaml`"), "{said}");
+    let sidecar = start(folder, &upstream.address, "{file: policy.yaml}");
+    std::fs::write(&policy, wide(13)).unwrap();
+    assert_eq!(refused(&sidecar, "invalid")["problems"][0]["code"], "DPA020");
+    std::fs::write(&policy, revision(14)).unwrap();
+    loaded(&sidecar, 14);
+}
+
 #[test]
 fn customer_files_were_counted_in_sixteen_bits() {
     let folder = Folder::new();
@@ -553,16 +583,16 @@ fn customers_that_were_dropped_were_remembered_without_end() {
     let now = "2026-10-01T00:00:00Z".parse().unwrap();
     let mut former = Former::default();
     for first in 0..70 {
-        former = former.after(&policy(first, ""), &policy(first + 1, ""), now);
+        former = former.after((&policy(first, ""), now), &policy(first + 1, ""), now);
     }
     // 70 loads took one out each; 64 of them are remembered.
     let old = policy(70, "");
     for first in [0, 5, 6, 69] {
         let back = policy(first, "").with_only(|customer| customer.id.as_str() == format!("c-{first}"));
-        assert!(former.held_against(&back, &old, now).is_ok(), "{first}: as it was");
+        assert!(former.held_against(&Offer::of(&back, &old, now)).is_ok(), "{first}: as it was");
         let wider = policy(first, ", enforcement: observe");
         let wider = wider.with_only(|customer| customer.id.as_str() == format!("c-{first}"));
-        assert_eq!(former.held_against(&wider, &old, now).is_err(), first >= 6, "{first}: wider");
+        assert_eq!(former.held_against(&Offer::of(&wider, &old, now)).is_err(), first >= 6, "{first}: wider");
     }
 }
 

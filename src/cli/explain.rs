@@ -1,6 +1,5 @@
 //! `explain`: why a request is permitted or denied; what a problem code means.
 
-use std::io::BufRead as _;
 use std::io::BufReader;
 use std::io::Write;
 use std::path::Path;
@@ -46,6 +45,9 @@ use crate::record::recorded::RecordedPlaces;
 use crate::record::recorded::RecordedReason;
 use crate::record::recorded::RecordedUnknown;
 use crate::record::recorded::Word;
+use crate::record::verify::Ended;
+use crate::record::verify::Fault;
+use crate::record::verify::next_line;
 use crate::reload;
 use crate::reload::Loaded;
 
@@ -397,17 +399,26 @@ fn rests_on(authority: Option<&str>, names: &Names, places: &Places<'_>) -> Vec<
 
 fn recorded(id: Uuid, log: &Path, policy: &Policy, loaded: &Loaded) -> Result<Explanation, CliError> {
     let failed = |source| CliError::Log { path: log.to_owned(), source };
-    let file = BufReader::new(std::fs::File::open(log).map_err(failed)?);
+    let mut file = BufReader::new(std::fs::File::open(log).map_err(failed)?);
     let mut found: Option<Vec<u8>> = None;
     let mut customers = Vec::new();
-    for line in file.split(b'\n') {
-        let line = line.map_err(failed)?;
+    let (mut line, mut number) = (Vec::new(), 0_u64);
+    while let Some(ended) = next_line(&mut file, &mut line).map_err(failed)? {
+        number = number.saturating_add(1);
+        if ended == Ended::TooLong {
+            // What stood in it is not known, so neither is whether the decision did.
+            let fault = Fault::TooLong;
+            return Err(CliError::Unknown(format!(
+                "{}:{number}: {fault}; `dpa-sidecar audit verify` says what else is wrong with this log",
+                log.display()
+            )));
+        }
         // A line that is no record is for `audit verify` to complain about.
         let Ok(record) = serde_json::from_slice::<Recorded<'_>>(&line) else { continue };
         if record.event.as_str() == "dpa.decision" && record.decision_id == Some(id) {
             // A decision about several customers has a record for each.
             customers.extend(owned(record.customer_id.as_ref()));
-            found = Some(line);
+            found = Some(line.clone());
         }
     }
     let record = found.as_deref().and_then(|line| serde_json::from_slice::<Recorded<'_>>(line).ok());

@@ -98,6 +98,10 @@ impl PurposeSet {
         }
     }
 
+    fn lies_within(self, other: Self) -> bool {
+        self.0.iter().zip(other.0).all(|(ours, theirs)| ours & !theirs == 0)
+    }
+
     fn intersects(self, other: Self) -> bool {
         self.0.iter().zip(other.0).any(|(ours, theirs)| ours & theirs != 0)
     }
@@ -193,7 +197,7 @@ pub struct Purpose {
     pub id: Id,
     /// What it is to the rules.
     pub kind: PurposeKind,
-    /// Whether it is mapped `legal`.
+    /// Whether it is mapped `legal`: then records name the law as what a permit rests on.
     pub is_legal: bool,
     /// Whether each request needs an instruction that names it.
     pub requires_instruction: bool,

@@ -376,7 +376,8 @@ Example:
                 r#"a customer file is missing or cannot be read.
 
 A pattern of `customer_files` matches no file, or a file that it matches is unreadable or no regular file, or all of
-them are too large together. Paths count from the folder of the policy.
+them are too large together, or the patterns lead through more than 100,000 files and folders. Paths count from the
+folder of the policy.
 
 Example:
   customer_files: ["customers.d/*.yaml"]"#
@@ -531,9 +532,10 @@ Example:
             Self::Baseline => {
                 r#"the policy may not follow the one that was agreed last.
 
-`policy.baseline` names that one. The policy has a lower revision, the same revision with another content, or
-something in it is weaker without the consent, notice or instruction that it needs (clause 3.2), or the baseline
-itself has mistakes.
+`policy.baseline` names that one. The policy has another name, a lower revision, or the same revision with another
+content; or something in it is weaker without the consent, notice or instruction that it needs (clauses 2.2, 2.5, 2.8
+and 3.2): one that was not used for something before, permits no less than what is added, and ends no sooner. Or the
+baseline itself has mistakes, or shares a file with the policy.
 
 Example:
   weakening_notices:             # 90 days before the measure is weakened

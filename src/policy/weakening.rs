@@ -6,6 +6,10 @@
 //!
 //! A word covers one step. Of a measure it names the step; of a place or a subprocessor it is one that did not stand
 //! in the policy before, since what stood there was given for what was agreed then.
+//!
+//! An instruction covers what it permits, and for as long as it does: what a list of the policy opens for good and
+//! without limits needs one without an end and without limits. So no day that passes takes a word away from what was
+//! agreed, and what an instruction permits in its limits needs no list: it is enough to name it.
 
 use std::collections::BTreeMap;
 use std::collections::HashSet;
@@ -16,12 +20,18 @@ use jiff::Timestamp;
 use super::Customer;
 use super::Instruction;
 use super::Measure;
+use super::Permits;
 use super::Policy;
+use super::PurposeSet;
+use super::Subprocessor;
+use super::SubprocessorId;
 use super::Weakening;
 use super::diff::Change;
 use super::diff::Concerns;
 use super::diff::Direction;
 use super::diff::Kind;
+use super::terms::Operation;
+use super::within;
 
 /// How long before a weakening the customers are told (clause 3.2).
 const NOTICE: SignedDuration = SignedDuration::from_hours(90 * 24);
@@ -43,11 +53,13 @@ pub struct Refused {
 enum Needs {
     /// A consent to this measure, or a notice of it.
     Consent(Measure),
-    /// An accepted instruction that names each of the values as a purpose.
+    /// An accepted instruction that permits each of the values as a purpose, without limits.
     PurposesInstructed,
-    /// A residency that rests on an instruction which the old one does not rest on.
+    /// The same, by an instruction that did not stand there before.
+    PurposesInstructedAnew,
+    /// A residency that rests on an instruction which the old one does not rest on, and which is about nothing else.
     ResidencyInstructed,
-    /// A consent to this subprocessor, or an accepted instruction that lists it.
+    /// A consent to this subprocessor, or an accepted instruction that lists it and permits no less than its entry.
     Subprocessor(String),
 }
 
@@ -72,6 +84,8 @@ fn needs(change: &Change) -> Option<Needs> {
         // undertaking was renewed, or is another group's, is what the clause wants.
         Kind::HumanAccess => Some(Needs::Consent(Measure::Confidentiality)),
         Kind::CustomerPurpose | Kind::RequiresInstruction => Some(Needs::PurposesInstructed),
+        // What the customer permitted was not said to be the law's demand.
+        Kind::BusinessPurpose => Some(Needs::PurposesInstructedAnew),
         Kind::StorageLocation | Kind::AccessLocation | Kind::Transfer => Some(Needs::ResidencyInstructed),
         // Another company, or somebody else's machine, behind the same name is another subprocessor.
         Kind::Subprocessor
@@ -109,7 +123,10 @@ fn needs(change: &Change) -> Option<Needs> {
 fn refusal(change: &Change, needs: &Needs, old: &Policy, new: &Policy, now: Timestamp) -> Option<Refused> {
     let announced = match needs {
         Needs::Consent(measure) => announced(*measure, old, new, now),
-        Needs::PurposesInstructed | Needs::ResidencyInstructed | Needs::Subprocessor(_) => Vec::new(),
+        Needs::PurposesInstructed
+        | Needs::PurposesInstructedAnew
+        | Needs::ResidencyInstructed
+        | Needs::Subprocessor(_) => Vec::new(),
     };
     let is_agreed = |customer: &&Customer| {
         let before = old.customer_named(customer.id.as_str()).and_then(|id| old.customer(id));
@@ -122,13 +139,18 @@ fn refusal(change: &Change, needs: &Needs, old: &Policy, new: &Policy, now: Time
                 leads(*measure, words(change, *measure), &steps)
             }
             Needs::PurposesInstructed => {
-                change.values.iter().all(|purpose| in_force(customer, now).any(|it| names_purpose(it, new, purpose)))
+                change.values.iter().all(|purpose| in_force(customer, now).any(|it| permits_for_good(it, new, purpose)))
             }
+            Needs::PurposesInstructedAnew => change.values.iter().all(|purpose| {
+                in_force(customer, now).any(|it| permits_for_good(it, new, purpose) && is_another(it, before))
+            }),
             Needs::ResidencyInstructed => {
                 let rested = before.and_then(|before| old.residency(before).instruction.as_deref());
                 rests_on_another(customer, before, rested, now)
             }
-            Needs::Subprocessor(id) => has_accepted((customer, new), before.map(|before| (before, old)), id, now),
+            Needs::Subprocessor(id) => {
+                has_accepted((customer, new), before.map(|before| (before, old)), (change, id), now)
+            }
         }
     };
     let concerned: Vec<&Customer> = match &change.concerns {
@@ -145,9 +167,11 @@ fn refusal(change: &Change, needs: &Needs, old: &Policy, new: &Policy, now: Time
     };
     let is_covered = match needs {
         Needs::Consent(measure) if concerned.is_empty() => is_announced(*measure),
-        Needs::Consent(_) | Needs::PurposesInstructed | Needs::ResidencyInstructed | Needs::Subprocessor(_) => {
-            without.is_empty() && !concerned.is_empty()
-        }
+        Needs::Consent(_)
+        | Needs::PurposesInstructed
+        | Needs::PurposesInstructedAnew
+        | Needs::ResidencyInstructed
+        | Needs::Subprocessor(_) => without.is_empty() && !concerned.is_empty(),
     };
     if is_covered {
         return None;
@@ -169,18 +193,26 @@ fn refusal(change: &Change, needs: &Needs, old: &Policy, new: &Policy, now: Time
             };
             (missing, consent.unwrap_or_default() + &notice)
         }
-        Needs::PurposesInstructed => (
-            format!("an accepted instruction of each customer that permits {}", change.values.join(", ")),
+        Needs::PurposesInstructed | Needs::PurposesInstructedAnew => (
+            format!(
+                "an accepted instruction of each customer{} that permits {}, without an end and without another list",
+                if matches!(needs, Needs::PurposesInstructedAnew) { ", another than before," } else { "" },
+                change.values.join(", ")
+            ),
             instruction(&without, &day, &format!("        permits: {{purposes: [{}]}}\n", change.values.join(", "))),
         ),
         Needs::ResidencyInstructed => (
-            "a `residency` of each customer's own that names an accepted instruction as its source, another than before"
+            "a `residency` of each customer's own that names an accepted instruction as its source, another than before, \
+             without an end and about nothing else"
                 .to_owned(),
             instruction(&without, &day, "")
                 + "    residency: {storage_locations: […], access_locations: […], source: instruction, ref: ins-NEW}\n",
         ),
         Needs::Subprocessor(id) => (
-            format!("each customer's consent to `{id}`, or an accepted instruction that lists it, another than before"),
+            format!(
+                "each customer's consent to `{id}`, or an accepted instruction that lists it, permits no less and ends no \
+                 sooner; another than before"
+            ),
             format!(
                 "customers:\n  - id: {}\n    consents:\n      - {{subprocessor: {id}, given_at: {day}, ref: …}}\n",
                 without.first().map_or("…", String::as_str)
@@ -299,9 +331,51 @@ fn in_force(customer: &Customer, now: Timestamp) -> impl Iterator<Item = &Instru
     customer.instructions.iter().filter(move |it| it.in_force.is_some_and(|period| period.contains(now)))
 }
 
-fn names_purpose(instruction: &Instruction, policy: &Policy, purpose: &str) -> bool {
-    let purposes = instruction.permits.as_ref().and_then(|permits| permits.purposes);
-    purposes.is_some_and(|set| policy.purpose_named(purpose).is_some_and(|id| set.contains(id)))
+/// Whether an instruction holds until a moment, or without an end.
+fn lasts(instruction: &Instruction, until: Option<Timestamp>) -> bool {
+    let ends = instruction.in_force.map(|period| period.until);
+    ends.is_some_and(|ends| ends.is_none_or(|ends| until.is_some_and(|until| until <= ends)))
+}
+
+/// Whether an instruction permits a purpose as the list of a customer does: whatever is done, with all data, to whom it
+/// may be, without an end.
+fn permits_for_good(instruction: &Instruction, policy: &Policy, purpose: &str) -> bool {
+    let Some(Permits { purposes: Some(purposes), operations: None, subprocessors: None, data_categories: None }) =
+        &instruction.permits
+    else {
+        return false;
+    };
+    lasts(instruction, None) && policy.purpose_named(purpose).is_some_and(|id| purposes.contains(id))
+}
+
+/// Whether an instruction that lists a subprocessor permits all that a change gives to it, for as long as its entry lasts.
+fn permits_subprocessor(
+    instruction: &Instruction,
+    policy: &Policy,
+    id: SubprocessorId,
+    entry: &Subprocessor,
+    change: &Change,
+) -> bool {
+    let Some(permits) = instruction.permits.as_ref() else { return false };
+    if !permits.subprocessors.as_ref().is_some_and(|list| list.contains(&id))
+        || !lasts(instruction, entry.effective.until)
+    {
+        return false;
+    }
+    // Of what is added to one of its lists, that is enough; of the others, all counts.
+    let is_given = |kind: Kind, word: &str| change.kind != kind || change.values.iter().any(|value| value == word);
+    let mut purposes = entry.permitted_purposes;
+    if change.kind == Kind::SubprocessorPurpose {
+        purposes = PurposeSet::default();
+        change.values.iter().filter_map(|name| policy.purpose_named(name)).for_each(|id| purposes.insert(id));
+    }
+    let mut operations = Operation::ALL
+        .iter()
+        .filter(|it| within(entry.operations, **it) && is_given(Kind::SubprocessorOperation, it.as_str()));
+    let mut data = entry.data_categories.iter().filter(|it| is_given(Kind::SubprocessorData, &it.to_string()));
+    permits.purposes.is_none_or(|list| purposes.lies_within(list))
+        && operations.all(|it| within(permits.operations, *it))
+        && data.all(|it| permits.data_categories.as_ref().is_none_or(|list| list.iter().any(|known| known.covers(it))))
 }
 
 /// Whether an instruction is another word than those of before: by its id, or by its dates.
@@ -310,22 +384,41 @@ fn is_another(instruction: &Instruction, before: Option<&Customer>) -> bool {
     !before.is_some_and(|before| before.instructions.iter().any(is_same))
 }
 
+/// Whether a consent to a subprocessor, or an instruction, of a customer stands in one policy, and in another no more.
+#[must_use]
+pub fn is_forgotten(from: &Policy, to: &Policy, customer: &str) -> bool {
+    let before = from.customer_named(customer).and_then(|id| from.customer(id));
+    let after = to.customer_named(customer).and_then(|id| to.customer(id));
+    let (Some(before), Some(after)) = (before, after) else { return false };
+    let is_left = |(id, since): &(SubprocessorId, Timestamp)| {
+        let id = from.subprocessor(*id).and_then(|entry| to.subprocessor_named(entry.id.as_str()));
+        id.is_some_and(|id| after.consents.contains(&(id, *since)))
+    };
+    let mut counted = before.instructions.iter().filter(|it| it.in_force.is_some());
+    !before.consents.iter().all(is_left) || counted.any(|it| is_another(it, Some(after)))
+}
+
 /// Whether a customer's own residency rests on another instruction than before.
 fn rests_on_another(customer: &Customer, before: Option<&Customer>, rested: Option<&str>, now: Timestamp) -> bool {
     // The default rests on no single customer's word.
     let own = customer.residency.as_ref().and_then(|residency| residency.instruction.as_deref());
     let named = own.filter(|named| rested != Some(*named));
-    named.is_some_and(|named| in_force(customer, now).any(|it| it.id.as_str() == named && is_another(it, before)))
+    // What it permits or restricts is all that it says, so such a one says nothing of places.
+    let is_of_places = |it: &Instruction| it.permits.is_none() && it.restricts.is_none() && lasts(it, None);
+    named.is_some_and(|named| {
+        in_force(customer, now).any(|it| it.id.as_str() == named && is_of_places(it) && is_another(it, before))
+    })
 }
 
 /// Whether a customer has accepted a subprocessor by another word than those of before.
 fn has_accepted(
     (customer, new): (&Customer, &Policy),
     before: Option<(&Customer, &Policy)>,
-    subprocessor: &str,
+    (change, subprocessor): (&Change, &str),
     now: Timestamp,
 ) -> bool {
     let Some(id) = new.subprocessor_named(subprocessor) else { return false };
+    let Some(entry) = new.subprocessor(id) else { return false };
     let stood = |given: Timestamp| {
         before.is_some_and(|(before, old)| {
             let id = old.subprocessor_named(subprocessor);
@@ -333,8 +426,7 @@ fn has_accepted(
         })
     };
     let lists = |it: &Instruction| {
-        let list = it.permits.as_ref().and_then(|permits| permits.subprocessors.as_ref());
-        list.is_some_and(|list| list.contains(&id)) && is_another(it, before.map(|(before, _)| before))
+        permits_subprocessor(it, new, id, entry, change) && is_another(it, before.map(|(before, _)| before))
     };
     customer.consents.iter().any(|(other, since)| *other == id && *since <= now && !stood(*since))
         || in_force(customer, now).any(lists)

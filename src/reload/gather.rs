@@ -9,6 +9,9 @@ use jiff::Timestamp;
 
 use super::Loaded;
 use super::ReadError;
+use super::find::MOST_ENTRIES;
+use super::find::NotFound;
+use super::find::find;
 use super::read;
 use crate::files;
 use crate::policy;
@@ -114,15 +117,11 @@ impl PolicySource {
             paths.extend([MANIFEST, SIGNATURE].map(|what| beside(&self.path, what)));
         }
         let folder = self.path.parent().map(Path::to_path_buf).unwrap_or_default();
-        paths.extend(globs.iter().filter_map(|glob| found(&folder, glob)).flatten().flatten());
+        let mut room = MOST_ENTRIES;
+        let found = globs.iter().filter_map(|glob| find(&folder, glob, &mut room).ok());
+        paths.extend(found.flatten().flatten());
         paths
     }
-}
-
-/// Files that a glob finds, in a row that is always the same; none if it is no glob.
-fn found(folder: &Path, glob: &str) -> Option<glob::Paths> {
-    let pattern = Path::new(&glob::Pattern::escape(&folder.to_string_lossy())).join(glob);
-    glob::glob(&pattern.to_string_lossy()).ok()
 }
 
 fn file_name(path: &str) -> String {
@@ -151,12 +150,22 @@ impl Gathered {
         let mut bytes = first.text.len();
         let (mut names, mut sources) = (vec![own.clone()], vec![first]);
         let mut known = HashSet::from([own.clone()]);
+        let (mut room, mut is_too_wide) = (MOST_ENTRIES, false);
         'all: for (glob, at) in &globs {
             let mut wrong =
                 |message: String, help: &str| problems.push(Problem::error(Code::CustomerFiles, *at, message, help));
-            let Some(paths) = found(&folder, glob) else {
-                wrong(format!("`{glob}` is not a pattern of file names"), "write one such as `customers.d/*.yaml`");
-                continue;
+            let paths = match find(&folder, glob, &mut room) {
+                Ok(paths) => paths,
+                Err(NotFound::NoPattern) => {
+                    wrong(format!("`{glob}` is not a pattern of file names"), "write one such as `customers.d/*.yaml`");
+                    continue;
+                }
+                Err(NotFound::TooMuch) => {
+                    let message = format!("`{glob}` leads through more than {MOST_ENTRIES} files and folders");
+                    wrong(message, "keep customer files in a folder of their own, and write `customers.d/*.yaml`");
+                    is_too_wide = true;
+                    break;
+                }
             };
             let mut is_any = false;
             for path in paths {
@@ -173,7 +182,7 @@ impl Gathered {
                         manifest.map_or(Ok(()), |manifest| manifest.lists(&name))?;
                         read(&path).map(|source| (name, source)).map_err(|error| error.source)
                     }
-                    Err(error) => Err(std::io::Error::from(error)),
+                    Err(error) => Err(error),
                 };
                 is_any = true;
                 match read {
@@ -200,7 +209,7 @@ impl Gathered {
                 wrong(format!("no file matches `{glob}`"), "correct the pattern, or add the file");
             }
         }
-        let globs = globs.into_iter().map(|(glob, _): (String, At)| glob).collect();
+        let globs = globs.into_iter().map(|(glob, _): (String, At)| glob).filter(|_| !is_too_wide).collect();
         Ok(Self { sources, names, globs, problems, manifest: None })
     }
 
@@ -229,7 +238,7 @@ impl Gathered {
         &self.names
     }
 
-    /// The globs of its customer files.
+    /// The globs of its customer files, to look at what they find; none, if that is too much to look at often.
     #[must_use]
     pub fn globs(&self) -> &[String] {
         &self.globs

@@ -1,6 +1,7 @@
 //! Reads files from disk, and again when they change: the policy's, certificates, keys.
 
 pub mod agreed;
+mod find;
 pub mod gather;
 mod policy;
 
@@ -221,7 +222,7 @@ pub fn start(
     let servers = all.servers.iter().flat_map(|server| of_server(server, clock));
     let clients = all.clients.iter().flat_map(|client| of_client(client, clock));
     let watched: Vec<Watched> = servers.chain(clients).chain(keys.iter().filter_map(of_keys)).collect();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().thread_name("dpa-files").build()?;
     let look_out = async move {
         let mut look_out = tls::LookOut::default();
         loop {

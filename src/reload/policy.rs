@@ -17,6 +17,7 @@ use super::LOOK_AGAIN;
 use super::PolicySource;
 use super::agreed::Baseline;
 use super::agreed::Former;
+use super::agreed::Offer;
 use super::agreed::held_against;
 use super::gather::NotGathered;
 use crate::doors::proxy::Clock;
@@ -166,6 +167,8 @@ pub(super) type Demands = Arc<dyn Fn(&Policy) -> Problems + Send + Sync>;
 struct Before {
     demands: Demands,
     in_force: Arc<Policy>,
+    /// When it took effect.
+    since: Timestamp,
     former: Former,
     baseline: Option<Baseline>,
     now: Timestamp,
@@ -175,7 +178,7 @@ struct Before {
 fn weighed(
     gathered: Gathered,
     key_id: Option<String>,
-    Before { demands, in_force, former, baseline, now }: &Before,
+    Before { demands, in_force, since, former, baseline, now }: &Before,
 ) -> Result<(Accepted, Former), Refusal> {
     let manifest = gathered.manifest().cloned();
     let loaded = gathered.compile(None, None);
@@ -190,13 +193,14 @@ fn weighed(
         return Err(Refusal::of_problems(Why::Settings, Some(policy.named()), &problems, &[]));
     }
     let weaker = held_against(&policy, in_force, *now)?;
-    former.held_against(&policy, in_force, *now)?;
+    let offer = Offer::of(&policy, in_force, *now);
     if let Some(baseline) = baseline {
         let agreed = baseline.read(&loaded.sources);
         let agreed = agreed.map_err(|error| Refusal::of(Why::Baseline, &policy, chain(&error).to_string()))?;
-        held_against(&policy, &agreed, *now).map_err(|refusal| refusal.than("the baseline"))?;
+        offer.held_against_baseline(&agreed)?;
     }
-    let former = former.after(in_force, &policy, *now);
+    former.held_against(&offer)?;
+    let former = former.after((in_force, *since), &policy, *now);
     Ok((Accepted { policy, key_id, against: Some(in_force.named()), weaker }, former))
 }
 
@@ -274,7 +278,7 @@ impl PolicyWatch {
             fresh: None,
             told: Vec::new(),
             retired: Vec::new(),
-            former: Former::since(self.baseline.is_none().then(|| self.standing.policy())),
+            former: Former::since(self.standing.policy()),
             stale: None,
         };
         let mut is_told_whole = false;
@@ -298,17 +302,25 @@ impl PolicyWatch {
     }
 
     async fn look(&self, seen: &mut Seen, is_told_whole: bool) {
-        let stats: Vec<Option<Stat>> = self.source.paths(&seen.globs).iter().map(|path| stat(path)).collect();
+        // Apart, so that a file system which is slow or hangs holds up no certificate.
+        let (source, globs) = (self.source.clone(), seen.globs.clone());
+        let look = move || source.paths(&globs).iter().map(|path| stat(path)).collect();
+        let Ok(stats): Result<Vec<Option<Stat>>, _> = tokio::task::spawn_blocking(look).await else { return };
         let is_same = stats == seen.stats && seen.read_at.elapsed() < READ_AGAIN;
         if is_same && seen.fresh.is_none() && !is_told_whole && !seen.may_be_agreed(self.baseline.is_some()) {
             return;
         }
         (seen.stats, seen.read_at) = (stats, Instant::now());
-        let gathered = self.source.gather().map_err(Refusal::from);
-        let fingerprint = match &gathered {
-            Ok(gathered) => gathered.fingerprint(),
-            Err(refusal) => format!("{} {}", refusal.text, self.source.mark()),
+        let source = self.source.clone();
+        let gather = move || {
+            let gathered = source.gather().map_err(Refusal::from);
+            let fingerprint = match &gathered {
+                Ok(gathered) => gathered.fingerprint(),
+                Err(refusal) => format!("{} {}", refusal.text, source.mark()),
+            };
+            (gathered, fingerprint)
         };
+        let Ok((gathered, fingerprint)) = tokio::task::spawn_blocking(gather).await else { return };
         if let Ok(gathered) = &gathered {
             seen.globs = gathered.globs().to_vec();
         }
@@ -359,6 +371,7 @@ impl PolicyWatch {
         let before = Before {
             demands: Arc::clone(&self.demands),
             in_force: Arc::clone(&in_force.policy),
+            since: in_force.since,
             former: seen.former.clone(),
             baseline: self.baseline.clone(),
             now: self.clock.now(),

@@ -14,8 +14,9 @@ use super::Direction;
 use super::Kind;
 use super::reach::bound_by;
 use super::reach::first;
-use super::reach::in_force;
 use super::reach::kept;
+use super::reach::of_caller;
+use super::reach::of_subprocessor;
 use super::reach::open;
 use super::reach::reached;
 use super::reach::reaches;
@@ -91,7 +92,7 @@ pub(super) struct Open(pub(super) Vec<(PurposeId, Span)>);
 
 impl Open {
     /// What of it lies in a list of purposes and in a span of time.
-    fn and(&self, purposes: PurposeSet, window: Span) -> Self {
+    pub(super) fn and(&self, purposes: PurposeSet, window: Span) -> Self {
         let within = self.0.iter().filter(|(id, _)| purposes.contains(*id)).map(|(id, span)| (*id, span.and(window)));
         Self(within.filter(|(_, span)| !span.is_empty()).collect())
     }
@@ -294,6 +295,17 @@ impl Gains<'_> {
         for (id, purpose) in (0..).map(PurposeId).zip(&self.to.purposes) {
             let before = self.before(id).and_then(|id| self.from.purpose(id));
             let name = purpose.id.to_string();
+            if before.is_some_and(|before| !before.is_legal) && purpose.is_legal {
+                let concerns = self.concerned(|both| both.open.has(id));
+                let words = (
+                    format!(
+                        "`{name}` is the law's demand (`legal`): records name that as what a permit for it rests on"
+                    ),
+                    format!("`{name}` is the law's demand no more, and records name it no more"),
+                );
+                let place = Place::Key(vec!["purposes".to_owned(), name.clone(), "ccpa_business_purpose".to_owned()]);
+                self.note(Kind::BusinessPurpose, place, concerns, vec![name.clone()], words);
+            }
             if before.is_some_and(|before| before.requires_instruction) && !purpose.requires_instruction {
                 let concerns = self.concerned(|both| both.open.has(id));
                 let words = (
@@ -331,10 +343,7 @@ impl Gains<'_> {
 
     /// What a caller may do for a customer in `to`, and when.
     fn caller_reach(&self, caller: &OwnCaller, both: &Both<'_>) -> Open {
-        if caller.location.is_some_and(|place| !reached(self.to, both.to, place, None)) {
-            return Open(Vec::new());
-        }
-        both.open.and(caller.permitted_purposes, bound_by(caller))
+        of_caller(self.to, both.to, &both.open, caller)
     }
 
     fn callers(&mut self) {
@@ -402,20 +411,7 @@ impl Gains<'_> {
 
     /// What a subprocessor may have of a customer in `to`, and when.
     fn reach(&self, id: SubprocessorId, entry: &Subprocessor, both: &Both<'_>) -> Open {
-        let customer = both.to;
-        if !kept(self.to, customer, entry) || !reaches(self.to, customer, id, entry) {
-            return Open(Vec::new());
-        }
-        let mut purposes = entry.permitted_purposes;
-        for permits in in_force(customer) {
-            let is_listed = permits.subprocessors.as_ref().is_some_and(|list| list.contains(&id));
-            purposes.join(permits.purposes.filter(|_| is_listed).unwrap_or_default());
-        }
-        let window = Span::of(entry.agreement)
-            .and(Span::since(starts(customer, id, entry)))
-            .and(Span::before(entry.effective.until))
-            .and(Span::before(first(&customer.objections, id)));
-        both.open.and(purposes, window)
+        of_subprocessor(self.to, both.to, &both.open, id, entry)
     }
 
     fn subprocessors(&mut self) {
@@ -695,7 +691,7 @@ impl Gains<'_> {
             let entry = transfer.subprocessor.and_then(|id| self.to.subprocessor(id));
             // Also where that subprocessor is not: it may go there at any time, and nothing is weaker then.
             let places = transfer.to.iter().filter(|place| !covered(**place) && !open(**place, transfer.subprocessor));
-            let for_whom = entry.map_or_else(String::new, |entry| format!(" for `{}`", entry.id));
+            let for_whom = entry.map_or_else(String::new, |entry| format!(" for {}", entry.id));
             transfers.extend(in_words(places).into_iter().map(|place| format!("{place}{for_whom}")));
         }
         if !values.is_empty() {

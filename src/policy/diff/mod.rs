@@ -9,7 +9,8 @@
 //! has refused is not weaker for it. The other rules of the old policy do not count, so that of two
 //! changes which open something only together, both are weaker. An objection that is dropped is weaker even where nothing
 //! else would let that subprocessor in: it is the customer's word. Another company behind a subprocessor is weaker,
-//! though no rule reads its name: what passes goes to somebody else.
+//! though no rule reads its name: what passes goes to somebody else. A purpose that becomes the law's demand is weaker,
+//! though what passes is the same: records name another authority for it.
 //!
 //! A request that names an instruction is compared with what it may do without naming it too: that a request may
 //! now bear a name that opens nothing is no weakening.
@@ -22,6 +23,7 @@ mod spans;
 
 use jiff::Timestamp;
 
+pub use self::reach::open_names;
 pub use self::rest::rest;
 use super::Policy;
 use super::places::Place;
@@ -152,6 +154,8 @@ kinds!(
     RequiresInstruction = "requires_instruction",
     /// A purpose that needs nobody's list.
     Purpose = "purpose",
+    /// What a purpose is under the CCPA: `legal` has records name the law as what a permit rests on.
+    BusinessPurpose = "business_purpose",
     /// Only written otherwise.
     Wording = "wording",
 );
@@ -197,13 +201,6 @@ impl Change {
             (_, _) => None,
         }
     }
-}
-
-/// Whether some request for a customer may be permitted, now or later.
-#[must_use]
-pub fn is_open(policy: &Policy, customer: &str, now: Timestamp) -> bool {
-    let customer = policy.customer_named(customer).and_then(|id| policy.customer(id));
-    customer.is_some_and(|customer| !reach::open(policy, customer, now).is_empty())
 }
 
 /// Every change that makes some decision another: those that are weaker, then those that are tighter.

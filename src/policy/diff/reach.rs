@@ -1,5 +1,7 @@
 //! What one policy lets pass for a customer, and when.
 
+use std::collections::HashSet;
+
 use jiff::Timestamp;
 
 use super::gains::Open;
@@ -32,6 +34,56 @@ pub(super) fn open(policy: &Policy, customer: &Customer, since: Timestamp) -> Op
 /// What the instructions permit that hold at some time.
 pub(super) fn in_force(customer: &Customer) -> impl Iterator<Item = &Permits> {
     customer.instructions.iter().filter(|it| it.in_force.is_some()).filter_map(|it| it.permits.as_ref())
+}
+
+/// What may pass for a customer from a moment on, by its names: purposes (0), and who may have something, of the
+/// processor's own callers (1) and the subprocessors (2).
+#[must_use]
+pub fn open_names<'p>(policy: &'p Policy, customer: &str, since: Timestamp) -> HashSet<(u8, &'p str)> {
+    let Some(customer) = policy.customer_named(customer).and_then(|id| policy.customer(id)) else {
+        return HashSet::new();
+    };
+    let open = open(policy, customer, since);
+    let purposes = open.0.iter().filter_map(|(id, _)| Some((0, policy.purpose(*id)?.id.as_str())));
+    let callers = policy.callers.iter().filter(|caller| !of_caller(policy, customer, &open, caller).is_empty());
+    let subprocessors = (0..).map(SubprocessorId).zip(&policy.subprocessors);
+    let subprocessors =
+        subprocessors.filter(|(id, entry)| !of_subprocessor(policy, customer, &open, *id, entry).is_empty());
+    purposes
+        .chain(callers.map(|caller| (1, caller.id.as_str())))
+        .chain(subprocessors.map(|(_, entry)| (2, entry.id.as_str())))
+        .collect()
+}
+
+/// What a caller may do for a customer, and when, of what is open for it.
+pub(super) fn of_caller(policy: &Policy, customer: &Customer, open: &Open, caller: &OwnCaller) -> Open {
+    if caller.location.is_some_and(|place| !reached(policy, customer, place, None)) {
+        return Open(Vec::new());
+    }
+    open.and(caller.permitted_purposes, bound_by(caller))
+}
+
+/// What a subprocessor may have of a customer, and when, of what is open for it.
+pub(super) fn of_subprocessor(
+    policy: &Policy,
+    customer: &Customer,
+    open: &Open,
+    id: SubprocessorId,
+    entry: &Subprocessor,
+) -> Open {
+    if !kept(policy, customer, entry) || !reaches(policy, customer, id, entry) {
+        return Open(Vec::new());
+    }
+    let mut purposes = entry.permitted_purposes;
+    for permits in in_force(customer) {
+        let is_listed = permits.subprocessors.as_ref().is_some_and(|list| list.contains(&id));
+        purposes.join(permits.purposes.filter(|_| is_listed).unwrap_or_default());
+    }
+    let window = Span::of(entry.agreement)
+        .and(Span::since(starts(customer, id, entry)))
+        .and(Span::before(entry.effective.until))
+        .and(Span::before(first(&customer.objections, id)));
+    open.and(purposes, window)
 }
 
 /// While no law bars this purpose (clause 4.3).

@@ -72,7 +72,11 @@ impl Walk {
             path.push(key.text.clone());
             let old = old.and_then(|node| node.get(&key.text));
             let new = new.and_then(|node| node.get(&key.text));
-            if key.text == "instructions" {
+            if let [section, _] = path.as_slice()
+                && section == "purposes"
+            {
+                self.purpose(path, old, new);
+            } else if key.text == "instructions" {
                 self.entries(path, old.as_slice(), new.as_slice(), false);
             } else {
                 self.compare(path, old, new);
@@ -81,9 +85,36 @@ impl Walk {
         }
     }
 
+    /// A purpose: what it is under the CCPA is more than wording, even where no decision changes by it.
+    fn purpose(&mut self, path: &[String], old: Option<&Node>, new: Option<&Node>) {
+        let mapped = |node: Option<&Node>| node?.get(MAPPED)?.text().map(str::to_owned);
+        let Some((before, after)) = mapped(old).zip(mapped(new)).filter(|(before, after)| before != after) else {
+            self.compare(path, old, new);
+            return;
+        };
+        let name = path.last().cloned().unwrap_or_default();
+        let [old_mapped, new_mapped] = [old, new].map(|node| node.and_then(|node| node.get(MAPPED)));
+        if !self.is_told(old_mapped, new_mapped) {
+            let place = Place::Key(path.iter().cloned().chain([MAPPED.to_owned()]).collect());
+            self.found.push(Change {
+                kind: Kind::BusinessPurpose,
+                direction: Direction::Neutral,
+                concerns: Concerns::Nobody,
+                text: format!("`{name}` is `{after}` instead of `{before}`; no decision changes by it"),
+                values: vec![before, after],
+                place,
+            });
+        }
+        self.compare(path, old.map(unmapped).as_ref(), new.map(unmapped).as_ref());
+    }
+
+    fn is_told(&self, old: Option<&Node>, new: Option<&Node>) -> bool {
+        old.is_some_and(|node| self.old_told.contains(&node.at))
+            || new.is_some_and(|node| self.new_told.contains(&node.at))
+    }
+
     fn compare(&mut self, path: &[String], old: Option<&Node>, new: Option<&Node>) {
-        let is_told = old.is_some_and(|node| self.old_told.contains(&node.at))
-            || new.is_some_and(|node| self.new_told.contains(&node.at));
+        let is_told = self.is_told(old, new);
         let what = match (old, new) {
             (Some(old), Some(new)) if same(old, new) => return,
             (None, None) => return,
@@ -103,6 +134,18 @@ impl Walk {
             place: Place::Key(path.to_vec()),
         });
     }
+}
+
+/// The key that says what a purpose is under the CCPA.
+const MAPPED: &str = "ccpa_business_purpose";
+
+/// A purpose without that key.
+fn unmapped(node: &Node) -> Node {
+    let mut node = node.clone();
+    if let Value::Map(keys) = &mut node.value {
+        keys.retain(|(key, _)| key.text != MAPPED);
+    }
+    node
 }
 
 /// Entries by id, in file order.

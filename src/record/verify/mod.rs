@@ -339,7 +339,7 @@ impl Anchors {
 
 /// How a line ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Ended {
+pub enum Ended {
     /// With a line break.
     Whole,
     /// With the file.
@@ -348,8 +348,12 @@ enum Ended {
     TooLong,
 }
 
-/// Reads a line without its line break; `None` at the end.
-fn next_line(reader: &mut impl BufRead, line: &mut Vec<u8>) -> io::Result<Option<Ended>> {
+/// Reads a line without its line break; `None` at the end. Of one over [`MOST_LINE`], only its beginning is read.
+///
+/// # Errors
+///
+/// If the file cannot be read.
+pub fn next_line(reader: &mut impl BufRead, line: &mut Vec<u8>) -> io::Result<Option<Ended>> {
     line.clear();
     let most = u64::try_from(MOST_LINE).unwrap_or(u64::MAX).saturating_add(1);
     if io::Read::take(&mut *reader, most).read_until(b'\n', line)? == 0 {
