@@ -440,7 +440,11 @@ mod tests {
                 let hidden: usize = bytes.chunks(size).map(|piece| reads(&mut frames, piece).1).sum();
                 assert_eq!(hidden, usize::from(!shows), "{what}, in pieces of {size}");
                 let behind = [frame(1, 4, 3, b"\x82\x86"), frame(1, 5, 3, b"\x00\x01x\x01y")].concat();
-                assert_eq!(reads(&mut frames, &behind).1, 0, "{what}: what comes behind shows one, and trailers have none");
+                assert_eq!(
+                    reads(&mut frames, &behind).1,
+                    0,
+                    "{what}: what comes behind shows one, and trailers have none"
+                );
             }
         }
     }
