@@ -176,7 +176,10 @@ fn calls_that_waited_ended_or_held_up_all_others() {
     }
 }
 
-/// A caller that has room for one head that hides its scheme, and those beside it that do not.
+/// What five heads on a connection are, and how each answer begins.
+type Row = (&'static str, [Vec<u8>; 5], [u8; 5]);
+
+/// A permitted head that says its scheme so, and its host in this field.
 fn head(scheme: &[u8], host: &str) -> Vec<u8> {
     let rest = [vec![(":path", SUBSCRIBER), (host, "data.example")], permit()].concat();
     [b"\x82", scheme, &block(&rest)].concat()
@@ -194,7 +197,7 @@ fn a_hidden_scheme_stuck_to_its_connection() {
         let parts = block.split_at(2);
         [frame(HEADERS, END_STREAM, stream, parts.0), frame(CONTINUATION, END_HEADERS, stream, parts.1)].concat()
     };
-    let table: [(&str, [Vec<u8>; 5], [u8; 5]); 4] = [
+    let table: [Row; 4] = [
         (
             "another scheme between two",
             [1, 3, 5, 7, 9].map(|stream| whole(stream, if stream == 5 { learnt } else { shown }, "host")),
