@@ -119,8 +119,10 @@ pub(super) struct Line {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Holds {
     Nothing,
-    /// The last byte of the head and all behind it, until what came before is handed over.
+    /// The last byte of the head and all behind it. The library may have no room to write, and then it reads nothing.
     End,
+    /// The same, and it has asked for more: what came before is read, and is about to be handed over.
+    Asked,
     /// All but the last byte.
     LetsGo,
     /// All behind the head, until it is handed over.
@@ -171,8 +173,8 @@ impl Line {
     /// The library has handed over all requests that it has read. Whether it may read on now.
     fn turns(&self) -> bool {
         let next = match self.holds.get() {
-            held @ (Holds::Nothing | Holds::LetsGo) => held,
-            Holds::End => Holds::LetsGo,
+            held @ (Holds::Nothing | Holds::End | Holds::LetsGo) => held,
+            Holds::Asked => Holds::LetsGo,
             Holds::Rest => Holds::Nothing,
         };
         self.holds.replace(next) != next
@@ -215,7 +217,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for Overseen<S> {
         match line.holds.get() {
             Holds::Nothing => {}
             // Nothing wakes for it: the connection is polled again when its turn is over.
-            Holds::End | Holds::Rest => return Poll::Pending,
+            Holds::Asked | Holds::Rest => return Poll::Pending,
+            Holds::End => {
+                line.holds.set(Holds::Asked);
+                return Poll::Pending;
+            }
             Holds::LetsGo => {
                 line.holds.set(Holds::Rest);
                 buffer.put_slice(&first.split_to(first.len().min(1)));
@@ -238,6 +244,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Overseen<S> {
             buffer.set_filled(before + here);
             // Nothing read would say that there will be no more.
             if here == 0 {
+                line.holds.set(Holds::Asked);
                 return Poll::Pending;
             }
         }
@@ -448,7 +455,7 @@ struct Looks {
 enum Found {
     /// Nobody is late.
     Well,
-    /// A head, or a frame that is no content, while a request is under way.
+    /// A head, or a frame that is no content.
     LateHead,
     /// The rest of a frame with content: nothing behind it can be read. Or room for what is written, or for an answer
     /// that the library has whole: nobody can take it back.
