@@ -106,6 +106,7 @@ fn requests_beyond_the_places_are_turned_away_and_counted() {
     scrape.send("GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
     let metrics = scrape.answer().unwrap().text();
     assert!(metrics.contains(&format!("dpa_requests_unread_total{{why=\"overloaded\"}} {all}")), "{metrics}");
+    assert!(metrics.contains(&format!("dpa_requests_total{{listener=\"main\",status=\"5xx\"}} {all}")), "{metrics}");
 
     for connection in &mut held {
         allow.send(()).unwrap();

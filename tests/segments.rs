@@ -20,7 +20,7 @@ fn segments(folder: &Folder) -> Vec<PathBuf> {
     segments_beside(&folder.file("decisions.ndjson"))
 }
 
-fn segments_beside(active: &Path) -> Vec<PathBuf> {
+pub(crate) fn segments_beside(active: &Path) -> Vec<PathBuf> {
     let mut found: Vec<PathBuf> = std::fs::read_dir(active.parent().unwrap())
         .unwrap()
         .map(|entry| entry.unwrap().path())

@@ -1,8 +1,8 @@
 //! The frames of a connection of HTTP/2, by their heads, before the library reads them (RFC 9113 section 4.1).
 //!
 //! The library knows no time, and takes any number of frames that ask for nothing. [`Frames`] tells what has begun and
-//! not ended, what came that brings no request on, the two mistakes that the library passes over, and whether it may keep
-//! a scheme to itself. All other mistakes are up to the library.
+//! not ended, what came that brings no request on, the two mistakes that the library passes over, and of which heads it
+//! may keep the scheme to itself. All other mistakes are up to the library.
 
 /// What every connection begins with (RFC 9113 section 3.4).
 pub const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -25,8 +25,8 @@ const PADDED: u8 = 8;
 /// On HEADERS.
 const PRIORITY: u8 = 32;
 
-/// Bytes of HEADERS that are looked at.
-const MOST_GATHERED: usize = 4 * 1024;
+/// Bytes of HEADERS that are looked at: all that a frame may have.
+const MOST_GATHERED: usize = 16 * 1024;
 
 /// What has begun and not ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +60,8 @@ pub struct Frames {
     /// The payload of HEADERS, as far as it came.
     fields: Option<Vec<u8>>,
     is_wrong: bool,
+    /// The block that has begun shows no scheme.
+    is_hidden: bool,
     hides_scheme: bool,
 }
 
@@ -79,6 +81,7 @@ impl Default for Frames {
             content: 0,
             fields: None,
             is_wrong: false,
+            is_hidden: false,
             hides_scheme: false,
         }
     }
@@ -92,8 +95,8 @@ impl Frames {
         self.is_wrong
     }
 
-    /// Whether a request came whose scheme does not show as one of HTTP. The library tells the scheme only beside an
-    /// `:authority`.
+    /// Whether what was read last ends with the head of a request whose scheme does not show as one of HTTP. The library
+    /// tells the scheme only beside an `:authority`.
     #[must_use]
     pub fn hides_scheme(&self) -> bool {
         self.hides_scheme
@@ -128,10 +131,12 @@ impl Frames {
         self.opened
     }
 
-    /// Reads on. How many frames began that bring no body on: all but those with content, or with the end of a body.
-    pub fn read(&mut self, mut bytes: &[u8]) -> u32 {
+    /// Reads on, and stops behind a head that [hides its scheme](Self::hides_scheme); the rest is left in `bytes`. How
+    /// many frames began that bring no body on: all but those with content, or with the end of a body.
+    pub fn read(&mut self, bytes: &mut &[u8]) -> u32 {
         let mut spare: u32 = 0;
-        while !bytes.is_empty() {
+        self.hides_scheme = false;
+        while !bytes.is_empty() && !self.hides_scheme {
             if self.left > 0 {
                 let here = self.left.min(bytes.len());
                 self.left -= here;
@@ -147,7 +152,7 @@ impl Frames {
                     Some(fields) => fields.extend(piece.iter().take(MOST_GATHERED.saturating_sub(fields.len()))),
                     None => {}
                 }
-                bytes = rest;
+                *bytes = rest;
                 if self.left == 0 {
                     self.ends();
                 }
@@ -159,7 +164,7 @@ impl Frames {
                 place.copy_from_slice(piece);
             }
             self.filled += here;
-            bytes = rest;
+            *bytes = rest;
             if self.filled == HEAD {
                 self.filled = 0;
                 spare = spare.saturating_add(u32::from(self.begins()));
@@ -200,7 +205,7 @@ impl Frames {
         let end = whole.saturating_sub(padding).min(payload.len());
         let block = payload.get(before..end).unwrap_or_default();
         match self.opens {
-            true => self.hides_scheme |= !shows_scheme(block).unwrap_or(false),
+            true => self.is_hidden = !shows_scheme(block).unwrap_or(false),
             false => self.is_wrong |= has_pseudo_header(block).unwrap_or(false),
         }
     }
@@ -215,6 +220,7 @@ impl Frames {
         if !self.is_block {
             self.whole = self.whole.wrapping_add(1);
             self.opened = self.opened.wrapping_add(u64::from(std::mem::take(&mut self.opens)));
+            self.hides_scheme = std::mem::take(&mut self.is_hidden);
         }
     }
 }
@@ -325,6 +331,16 @@ mod tests {
         frame
     }
 
+    /// Reads all of it: how many frames bring no body on, and how many heads hide their scheme.
+    fn reads(frames: &mut Frames, mut bytes: &[u8]) -> (u32, usize) {
+        let (mut spare, mut hidden) = (0, 0);
+        while !bytes.is_empty() {
+            spare += frames.read(&mut bytes);
+            hidden += usize::from(frames.hides_scheme());
+        }
+        (spare, hidden)
+    }
+
     #[test]
     fn what_comes_is_told_in_pieces_of_any_size() {
         let whole = [
@@ -343,7 +359,7 @@ mod tests {
         .concat();
         for size in [1, 2, 7, 9, 24, whole.len()] {
             let mut frames = Frames::default();
-            let spare: u32 = whole.chunks(size).map(|piece| frames.read(piece)).sum();
+            let spare: u32 = whole.chunks(size).map(|piece| reads(&mut frames, piece).0).sum();
             assert_eq!((spare, frames.opened(), frames.content()), (8, 2, 7), "in pieces of {size}");
             assert_eq!(frames.due(), Due::Nothing, "in pieces of {size}");
         }
@@ -362,8 +378,8 @@ mod tests {
         for (what, payload, is_hidden) in table {
             let flags = if payload.len() > 2 || what.starts_with("padding") { 0xC } else { 4 };
             let mut frames = Frames::default();
-            frames.read(&[PREFACE.to_vec(), frame(4, 0, 0, b""), frame(1, flags, 1, &payload)].concat());
-            assert_eq!(frames.hides_scheme(), is_hidden, "{what}");
+            let bytes = [PREFACE.to_vec(), frame(4, 0, 0, b""), frame(1, flags, 1, &payload)].concat();
+            assert_eq!(reads(&mut frames, &bytes).1, usize::from(is_hidden), "{what}");
         }
     }
 
@@ -388,7 +404,7 @@ mod tests {
             for size in [1, 5, bytes.len()] {
                 let mut frames = Frames::default();
                 for piece in bytes.chunks(size) {
-                    frames.read(piece);
+                    reads(&mut frames, piece);
                 }
                 assert_eq!(frames.is_wrong(), is_wrong, "{what}, in pieces of {size}");
             }
@@ -421,13 +437,47 @@ mod tests {
             let bytes = [PREFACE.to_vec(), frame(4, 0, 0, b""), frame(1, flags, 1, block)].concat();
             for size in [1, 3, bytes.len()] {
                 let mut frames = Frames::default();
-                for piece in bytes.chunks(size) {
-                    frames.read(piece);
-                }
-                assert_eq!(frames.hides_scheme(), !shows, "{what}, in pieces of {size}");
-                frames.read(&[frame(1, 4, 3, b"\x82\x86"), frame(1, 5, 3, b"\x00\x01x\x01y")].concat());
-                assert_eq!(frames.hides_scheme(), !shows, "{what}: one is enough, and trailers have none");
+                let hidden: usize = bytes.chunks(size).map(|piece| reads(&mut frames, piece).1).sum();
+                assert_eq!(hidden, usize::from(!shows), "{what}, in pieces of {size}");
+                let behind = [frame(1, 4, 3, b"\x82\x86"), frame(1, 5, 3, b"\x00\x01x\x01y")].concat();
+                assert_eq!(
+                    reads(&mut frames, &behind).1,
+                    0,
+                    "{what}: what comes behind shows one, and trailers have none"
+                );
             }
+        }
+    }
+
+    /// What comes behind it is another head, and may show one.
+    #[test]
+    fn a_head_that_hides_its_scheme_is_the_last_that_is_read() {
+        let begin = [PREFACE.to_vec(), frame(4, 0, 0, b""), frame(1, 5, 1, b"\x82\x86")].concat();
+        let behind = frame(1, 5, 5, b"\x82\x86");
+        let table = [
+            ("in one frame", frame(1, 5, 3, b"\x82\xbe")),
+            ("that goes on", [frame(1, 1, 3, b"\x82\xbe"), frame(9, 0, 3, b""), frame(9, 4, 3, b"\x84")].concat()),
+            ("in the frames behind the first", [frame(1, 1, 3, b""), frame(9, 4, 3, b"\x82\x86")].concat()),
+        ];
+        for (what, hidden) in table {
+            let bytes = [begin.as_slice(), &hidden, &behind].concat();
+            let (mut frames, mut rest) = (Frames::default(), bytes.as_slice());
+            frames.read(&mut rest);
+            assert_eq!((frames.hides_scheme(), rest.len(), frames.opened()), (true, behind.len(), 2), "{what}");
+            frames.read(&mut rest);
+            assert_eq!((frames.hides_scheme(), rest.len(), frames.opened()), (false, 0, 3), "{what}");
+        }
+    }
+
+    /// No head of a request had 4 KiB before its scheme, until somebody asked for much.
+    #[test]
+    fn a_long_path_hid_the_scheme_behind_it() {
+        let path = [b"\x82\x04\x7f\xe1\x4d".to_vec(), vec![b'a'; 127 + 0x61 + (0x4d << 7)], b"\x86".to_vec()].concat();
+        let bytes = [PREFACE.to_vec(), frame(4, 0, 0, b""), frame(1, 5, 1, &path)].concat();
+        for size in [1000, bytes.len()] {
+            let mut frames = Frames::default();
+            let hidden: usize = bytes.chunks(size).map(|piece| reads(&mut frames, piece).1).sum();
+            assert_eq!((hidden, frames.opened()), (0, 1), "in pieces of {size}");
         }
     }
 
@@ -445,7 +495,7 @@ mod tests {
         ];
         for (what, bytes, due) in table {
             let mut frames = Frames::default();
-            frames.read(&bytes);
+            reads(&mut frames, &bytes);
             assert_eq!(frames.due(), due, "{what}");
         }
     }

@@ -58,9 +58,10 @@ use super::wire::Patience;
 use crate::doors::entrance::Answer;
 use crate::doors::entrance::entrance;
 use crate::doors::proxy::Proxy;
+use crate::forward::Protocol;
 use crate::observed::Peer;
-use crate::observed::is_call;
 use crate::observed::is_malformed;
+use crate::observed::is_plain_call;
 use crate::pace::Pace;
 use crate::pace::Upload;
 use crate::pace::Waited;
@@ -108,6 +109,24 @@ pub(super) struct Line {
     spare: Cell<u32>,
     spare_since: Cell<Instant>,
     is_flooded: Cell<bool>,
+    holds: Cell<Holds>,
+    /// The library has asked for more and there was nothing: it has decided about all that came.
+    is_read_out: Cell<bool>,
+}
+
+/// What is kept from the library around the end of a head that hides its scheme. Only by itself does it say which request
+/// it became: the library hands over what it read when it finds no more, and those before and behind may show theirs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Holds {
+    Nothing,
+    /// The last byte of the head and all behind it. The library may have no room to write, and then it reads nothing.
+    End,
+    /// The same, and it has asked for more: what came before is read, and is about to be handed over.
+    Asked,
+    /// All but the last byte.
+    LetsGo,
+    /// All behind the head, until it is handed over.
+    Rest,
 }
 
 impl Line {
@@ -119,12 +138,21 @@ impl Line {
             spare: Cell::new(most),
             spare_since: Cell::new(Instant::now()),
             is_flooded: Cell::new(false),
+            holds: Cell::new(Holds::Nothing),
+            is_read_out: Cell::new(false),
         })
     }
 
-    fn reads(&self, bytes: &[u8]) -> io::Result<()> {
+    /// How many of these bytes may be read now: not the end of a head that hides its scheme.
+    fn reads(&self, mut bytes: &[u8]) -> io::Result<usize> {
         let mut frames = self.frames.borrow_mut();
-        let spare = frames.read(bytes);
+        let all = bytes.len();
+        let spare = frames.read(&mut bytes);
+        let mut here = all - bytes.len();
+        if frames.hides_scheme() {
+            self.holds.set(Holds::End);
+            here = here.saturating_sub(1);
+        }
         if frames.is_wrong() {
             return Err(io::ErrorKind::InvalidData.into());
         }
@@ -139,7 +167,22 @@ impl Line {
                 return Err(io::ErrorKind::ConnectionAborted.into());
             }
         }
-        Ok(())
+        Ok(here)
+    }
+
+    /// The library has handed over all requests that it has read. Whether it may read on now.
+    fn turns(&self) -> bool {
+        let next = match self.holds.get() {
+            held @ (Holds::Nothing | Holds::End | Holds::LetsGo) => held,
+            Holds::Asked => Holds::LetsGo,
+            Holds::Rest => Holds::Nothing,
+        };
+        self.holds.replace(next) != next
+    }
+
+    /// Whether a request that is handed over now hid its scheme.
+    fn hid_scheme(&self) -> bool {
+        self.holds.get() == Holds::Rest
     }
 
     /// An answer, or a piece of one, makes up for frames.
@@ -163,7 +206,7 @@ impl Line {
 #[derive(Debug)]
 struct Overseen<S> {
     stream: S,
-    /// What was read before.
+    /// What was read before, or is kept from the library.
     first: Bytes,
     line: Rc<Line>,
 }
@@ -171,13 +214,41 @@ struct Overseen<S> {
 impl<S: AsyncRead + Unpin> AsyncRead for Overseen<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let Self { stream, first, line } = &mut *self;
+        match line.holds.get() {
+            Holds::Nothing => {}
+            // Nothing wakes for it: the connection is polled again when its turn is over.
+            Holds::Asked | Holds::Rest => return Poll::Pending,
+            Holds::End => {
+                line.holds.set(Holds::Asked);
+                return Poll::Pending;
+            }
+            Holds::LetsGo => {
+                line.holds.set(Holds::Rest);
+                buffer.put_slice(&first.split_to(first.len().min(1)));
+                return Poll::Ready(Ok(()));
+            }
+        }
         let before = buffer.filled().len();
+        line.is_read_out.set(false);
         if first.is_empty() {
-            ready!(Pin::new(stream).poll_read(cx, buffer))?;
+            let read = Pin::new(stream).poll_read(cx, buffer);
+            line.is_read_out.set(read.is_pending());
+            ready!(read)?;
         } else {
             buffer.put_slice(&first.split_to(first.len().min(buffer.remaining())));
         }
-        Poll::Ready(line.reads(buffer.filled().get(before..).unwrap_or_default()))
+        let came = buffer.filled().get(before..).unwrap_or_default();
+        let here = line.reads(came)?;
+        if here < came.len() {
+            *first = [came.get(here..).unwrap_or_default(), first].concat().into();
+            buffer.set_filled(before + here);
+            // Nothing read would say that there will be no more.
+            if here == 0 {
+                line.holds.set(Holds::Asked);
+                return Poll::Pending;
+            }
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -227,7 +298,8 @@ struct About {
     /// None if its body is there whole.
     body: Option<Arc<Pace>>,
     owing: Rc<Owing>,
-    /// Its body may be silent for long: gRPC, whose calls last as long as their watches and leases.
+    /// Its body may be silent for long: a call of gRPC to a service that speaks it, where calls last as long as their
+    /// watches and leases.
     may_rest: bool,
     /// It is not refused without a look.
     is_served: bool,
@@ -269,6 +341,11 @@ impl Future for Exchange<'_> {
 }
 
 impl Exchange<'_> {
+    /// Whether its caller is waited for to send more of its body, and has no leave to rest.
+    fn owes_body(&self) -> bool {
+        !self.about.may_rest && self.about.body.as_ref().is_some_and(|pace| pace.owed() > 0)
+    }
+
     /// Cuts it if its caller is late.
     fn look(&mut self, since_last: Duration, is_body_due: bool, patience: &Patience) {
         let Patience { stall, stall_bytes, .. } = *patience;
@@ -353,8 +430,11 @@ const SHORTEST_WAIT: Duration = Duration::from_millis(5);
 /// What the looks at a connection remember.
 struct Looks {
     since: Instant,
-    is_at_rest: bool,
-    /// Since when nothing has been under way.
+    /// A request is under way, or its answer.
+    is_open: bool,
+    /// Nothing waits for room on the connection.
+    is_written: bool,
+    /// Since when no request has been under way. What comes beside them is not worth to wait for more.
     rest_since: Instant,
     /// Answers that the library has whole, and callers have not.
     handed: Vec<Handed>,
@@ -365,6 +445,10 @@ struct Looks {
     whole: u64,
     content: u64,
     waited: Duration,
+    /// Content at the last look.
+    seen: u64,
+    /// Bytes of content that let bodies off, see [`Looks::is_paid`].
+    credit: u128,
 }
 
 /// What a look comes to.
@@ -385,7 +469,8 @@ impl Looks {
         let now = Instant::now();
         Self {
             since: now,
-            is_at_rest: true,
+            is_open: false,
+            is_written: true,
             rest_since: now,
             handed: Vec::new(),
             room: Waited::default(),
@@ -394,15 +479,37 @@ impl Looks {
             whole: 0,
             content: 0,
             waited: Duration::ZERO,
+            seen: 0,
+            credit: 0,
         }
     }
 
-    /// Whether something is under way now.
-    fn notes(&mut self, is_at_rest: bool) {
-        if is_at_rest && !self.is_at_rest {
+    /// Whether a request is under way now, and whether all is written.
+    fn notes(&mut self, is_open: bool, is_written: bool) {
+        if self.is_open && !is_open {
             self.rest_since = Instant::now();
         }
-        self.is_at_rest = is_at_rest;
+        (self.is_open, self.is_written) = (is_open, is_written);
+    }
+
+    /// Whether nothing is under way. What waits for room is the end of an answer, and has the time of one; or answers
+    /// PINGs and the like, and has no more.
+    fn is_at_rest(&self, patience: &Patience) -> bool {
+        let (times, _) = Patience::of_an_answer();
+        !self.is_open && (self.is_written || self.rest_since.elapsed() >= patience.stall.saturating_mul(times))
+    }
+
+    /// Whether the content that came pays for all bodies that are waited for, as long as they were: nobody can tell to
+    /// which of them the frame belongs that goes on coming, and no other can come before its end. So many bodies cost as
+    /// much as on connections of their own.
+    fn is_paid(&mut self, content: u64, bodies: usize, since_last: Duration, patience: &Patience) -> bool {
+        let come = content.saturating_sub(std::mem::replace(&mut self.seen, content));
+        let wanted = u128::try_from(patience.stall_bytes.saturating_mul(bodies)).unwrap_or(u128::MAX);
+        self.credit = self.credit.saturating_add(u128::from(come)).min(wanted);
+        let price = wanted.saturating_mul(since_last.as_nanos()).checked_div(patience.stall.as_nanos());
+        let left = price.and_then(|price| self.credit.checked_sub(price));
+        self.credit = left.unwrap_or(self.credit);
+        left.is_some()
     }
 
     fn look(&mut self, line: &Line, patience: &Patience, running: &mut FuturesUnordered<Exchange<'_>>) -> Found {
@@ -418,8 +525,9 @@ impl Looks {
         } else {
             self.waited += since_last;
         }
-        // A frame that goes on coming may be of any of them.
-        let is_body_due = due != Due::Content;
+        let bodies = running.iter().filter(|exchange| exchange.owes_body()).count();
+        let is_paid = self.is_paid(frames.content(), bodies, since_last, patience);
+        let is_body_due = due != Due::Content || !is_paid;
         for exchange in running.iter_mut() {
             exchange.look(since_last, is_body_due, patience);
         }
@@ -434,7 +542,8 @@ impl Looks {
             _ if is_room_late => Found::LateBytes,
             Due::Head if self.waited >= most(patience.head) => Found::LateHead,
             Due::Content if self.waited >= patience.stall => Found::LateBytes,
-            Due::Nothing if self.is_at_rest && now - rest_since >= most(patience.idle) => Found::Idle,
+            // Also while a frame comes. If it is the head of a request it has the time that a drain gives.
+            _ if self.is_at_rest(patience) && now - rest_since >= most(patience.idle) => Found::Idle,
             Due::Nothing | Due::Head | Due::Content => Found::Well,
         }
     }
@@ -444,7 +553,7 @@ impl Looks {
         let shortest = patience.shortest();
         let wait = if self.closing_since.is_some() {
             shortest.min(DRAIN_PATIENCE) / 4
-        } else if self.is_at_rest && self.due == Due::Nothing {
+        } else if self.is_at_rest(patience) && self.due == Due::Nothing {
             shortest.min((self.rest_since + patience.idle).saturating_duration_since(self.since))
         } else {
             shortest / 4
@@ -480,7 +589,8 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin + 'static>(
     ends: impl Future<Output = ()>,
 ) {
     let mut ends = std::pin::pin!(ends);
-    let entrance = entrance(door, peer, || unread.count_overloaded());
+    let is_http2_upstream = door.upstream.settings().protocol == Protocol::Http2;
+    let entrance = entrance(Rc::clone(&door), peer, || unread.count_overloaded());
     let (line, wire) = (Line::new(limits.http2.spare_frames), stream.wire());
     let begun = Rc::new(Begun { all: RefCell::default(), next: Cell::default() });
     let served = Cell::new(0_u64);
@@ -495,19 +605,19 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin + 'static>(
         if refused.is_none() {
             served.set(served.get() + 1);
         }
-        translate(&mut request, line.frames.borrow().hides_scheme());
+        translate(&mut request, line.hid_scheme());
         let is_large = request.headers().len() > limits.headers;
         let is_silent = request.method() == Method::HEAD;
         let body = (!request.body().is_end_stream()).then(Arc::<Pace>::default);
         let owing = Rc::<Owing>::default();
-        let may_rest = is_call(request.headers());
+        let may_rest = is_http2_upstream && is_plain_call(request.headers());
         let about = About { body: body.clone(), owing: Rc::clone(&owing), may_rest, is_served: refused.is_none() };
         begun.next.set(Some(about));
         // In a box: what is captured is held twice.
         let begin = || Box::pin(entrance.call(request.map(|upload| Upload::counted(upload, body))));
         let answered = refused.is_none().then(begin);
         let unseen = Unseen(refused.is_none().then_some(unread));
-        let line = Rc::clone(&line);
+        let (line, door) = (Rc::clone(&line), Rc::clone(&door));
         async move {
             unseen.end();
             let answered = match (answered, refused) {
@@ -517,7 +627,9 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin + 'static>(
             let response = match is_large {
                 true => {
                     unread.count_too_large();
-                    respond::head_too_large().map(Answer::bare)
+                    let response = respond::head_too_large();
+                    door.tally.answered(response.status());
+                    response.map(Answer::bare)
                 }
                 false => answered.await?,
             };
@@ -543,10 +655,11 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin + 'static>(
     let mut drains = std::pin::pin!(drain_begins(&mut draining));
     let (mut is_proven, mut is_last, mut is_closing) = (true, false, false);
     let mut refused = 0_u64;
-    let mut count_refused = |is_closing: bool| {
-        // What opened and did not get here was refused by the library. Behind a GOAWAY nobody expects to be read.
+    let mut count_refused = |is_closing: bool, is_decided: bool| {
+        // What opened and did not get here was refused by the library, once it has decided: it reads no further while it
+        // has no room to write. Behind a GOAWAY nobody expects to be read.
         let now = line.frames.borrow().opened().saturating_sub(served.get());
-        if !is_closing {
+        if !is_closing && is_decided {
             unread.count_refused(now.saturating_sub(std::mem::replace(&mut refused, now)));
         }
     };
@@ -561,16 +674,19 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin + 'static>(
             if let Poll::Ready(result) = connection.as_mut().poll(cx) {
                 return Poll::Ready(result.map_err(Some));
             }
+            if line.turns() {
+                continue;
+            }
             if !begun.all.borrow().is_empty() {
                 // Who is refused keeps nothing open.
                 let is_served = begun.all.borrow().iter().any(|exchange| exchange.about.is_served);
-                looks.notes(looks.is_at_rest && !is_served);
+                looks.is_open |= is_served;
                 running.extend(begun.all.borrow_mut().drain(..));
                 continue;
             }
             looks.handed.retain(|handed| handed.owing.is_owed());
-            looks.notes(running.is_empty() && looks.handed.is_empty() && line.room.owed() == 0);
-            count_refused(is_closing);
+            looks.notes(!running.is_empty() || !looks.handed.is_empty(), line.room.owed() == 0);
+            count_refused(is_closing, line.is_read_out.get());
             is_proven = is_proven && ends.as_mut().poll(cx).is_pending();
             if !is_proven && is_closing && over.get().is_none_or(|since| since > Instant::now()) {
                 over.set(Some(Instant::now()));
@@ -602,7 +718,7 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin + 'static>(
         }
     })
     .await;
-    count_refused(is_closing);
+    count_refused(is_closing, true);
     match result {
         _ if line.is_flooded.get() => unread.count_flooded(),
         _ if line.frames.borrow().is_wrong() => unread.count_malformed(),

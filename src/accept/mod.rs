@@ -551,7 +551,13 @@ async fn connection<S: AsyncRead + AsyncWrite + Unpin + 'static>(
                     }
                 }
                 (Ok(()), _) => {}
-                (Err(Some(error)), _) => unread.count(&error),
+                (Err(Some(error)), _) => {
+                    unread.count(&error);
+                    // The library has answered 400, 414 or 431.
+                    if error.is_parse() {
+                        door.tally.answered(StatusCode::BAD_REQUEST);
+                    }
+                }
                 (Err(None), _) => unread.count_late(),
             }
             return;

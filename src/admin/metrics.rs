@@ -93,7 +93,7 @@ families! {
     REQUEST: Histogram "dpa_request_duration_seconds" [],
         "From the head of a permitted request to the end of its answer";
     ANSWERS: Counter "dpa_requests_total" ["listener", "status"],
-        "Requests that came as far as the rules and were answered, by the first digit of the status; a refusal of gRPC has 2xx";
+        "Requests that were answered, by the first digit of the status; a refusal of gRPC has 2xx; what is wrong or too much for the library of HTTP/2 stands in dpa_requests_unread_total alone";
     UNREAD: Counter "dpa_requests_unread_total" ["why"],
         "Requests and handshakes that were refused before a decision";
     IN_FLIGHT: Gauge "dpa_requests_in_flight" [],

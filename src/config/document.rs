@@ -437,7 +437,7 @@ pub(super) struct Limits {
     pub(super) spare_frames: Option<Spanned<usize>>,
     /// Bytes of a body that a stream of HTTP/2 may hold. Default: 64KiB.
     pub(super) stream_window: Option<Spanned<Size>>,
-    /// The same for all streams of a connection. Default: 1MiB.
+    /// The same for all streams of a connection. Default: 4MiB.
     pub(super) connection_window: Option<Spanned<Size>>,
 }
 

@@ -937,7 +937,7 @@ impl Compiler<'_> {
                 wrong_streams: self.at_least(1, wrong_streams, 100),
                 spare_frames: small(self.at_least(100, spare_frames, 500)),
                 stream_window: self.window(1024, bytes(stream_window), 64 * 1024),
-                connection_window: self.window(64 * 1024, bytes(connection_window), 1 << 20),
+                connection_window: self.window(64 * 1024, bytes(connection_window), 4 << 20),
             },
         };
         // No signed token is smaller than a header, a handful of claims and 64 bytes of signature.

@@ -43,6 +43,7 @@ pub fn entrance(
     turned_away: impl Fn() + Clone,
 ) -> impl hyper::service::Service<Request<Upload>, Response = Response<Answer>, Error = BoxError> {
     let places = Arc::clone(&door.places);
+    let closed = Rc::clone(&door);
     let serve = move |request, place| {
         let (door, peer) = (Rc::clone(&door), Rc::clone(&peer));
         async move { Ok::<_, Infallible>(door.handle(&peer, request).await.map(|body| Answer { body, place })) }
@@ -50,13 +51,15 @@ pub fn entrance(
     let shedding = TowerToHyperService::new(ServiceBuilder::new().load_shed().service(Placed::new(places, serve)));
     service_fn(move |request: Request<Upload>| {
         let form = Form::of(request.headers());
-        let turned_away = turned_away.clone();
+        let (turned_away, closed) = (turned_away.clone(), Rc::clone(&closed));
         // Not awaited in a block of its own, which would have room for it twice.
         shedding.call(request).map(move |answered| {
             // The door itself never fails, so an error says that it was not asked.
             Ok(answered.unwrap_or_else(|_overloaded| {
                 turned_away();
-                respond::overloaded(form).map(Answer::bare)
+                let response = respond::overloaded(form);
+                closed.tally.answered(response.status());
+                response.map(Answer::bare)
             }))
         })
     })

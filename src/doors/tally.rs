@@ -45,7 +45,7 @@ impl Tally {
     }
 
     /// A request was answered so.
-    pub(super) fn answered(&self, status: StatusCode) {
+    pub fn answered(&self, status: StatusCode) {
         let first = usize::from(status.as_u16() / 100);
         if let Some(count) = first.checked_sub(1).and_then(|place| self.answers.get(place)) {
             count.fetch_add(1, Ordering::Relaxed);

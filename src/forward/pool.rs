@@ -259,7 +259,9 @@ impl Upstream {
         self.to.settings.storage_location
     }
 
-    pub(super) fn settings(&self) -> &UpstreamSettings {
+    /// Where it leads, and how.
+    #[must_use]
+    pub fn settings(&self) -> &UpstreamSettings {
         &self.to.settings
     }
 

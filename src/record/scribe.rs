@@ -453,6 +453,7 @@ impl Scribe {
         let Sink::Files(files) = &mut self.sink else { return Ok(()) };
         files.open_next(&self.lines, now)?;
         self.counters.records.inc_by(head.seq.saturating_sub(self.head.seq));
+        self.counters.bytes.inc_by(count(self.lines.len()));
         self.head = head;
         self.copied();
         for (_, path) in gone {
@@ -473,7 +474,7 @@ impl Scribe {
         let result = self.write_sealed(batches);
         self.counters.records.inc_by(self.head.seq.saturating_sub(before));
         if result.is_ok() {
-            self.counters.bytes.inc_by(u64::try_from(self.lines.len()).unwrap_or(0));
+            self.counters.bytes.inc_by(count(self.lines.len()));
             self.counters.writes.observe(begin.elapsed());
         }
         result
@@ -528,6 +529,7 @@ impl Scribe {
         };
         let taken = self.lines.get(..bytes).unwrap_or_default();
         let whole = taken.iter().rposition(|byte| *byte == b'\n').map_or(0, |place| place + 1);
+        self.counters.bytes.inc_by(count(whole));
         let lines =
             || taken.get(..whole).unwrap_or_default().split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
         self.head = lines().next_back().and_then(Sealed::read).map_or(self.head, |sealed| sealed.head());
@@ -555,6 +557,10 @@ impl Scribe {
             copy.send([line, b"\n"].concat());
         }
     }
+}
+
+fn count(bytes: usize) -> u64 {
+    u64::try_from(bytes).unwrap_or(u64::MAX)
 }
 
 /// All that the workers have recorded; `None` if there is nothing.

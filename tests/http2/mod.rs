@@ -4,6 +4,7 @@ mod conformance;
 mod fields;
 mod floods;
 pub(crate) mod raw;
+mod shared;
 mod slow;
 mod taken;
 mod translation;

@@ -71,6 +71,58 @@ fn an_idle_connection_is_told_and_closed() {
     assert!(!sidecar.records().iter().any(|record| record["timed_out"].as_u64() > Some(0)));
 }
 
+/// A PING of which a part was always missing: frames that nobody waits for, and the connection was never idle.
+fn trickles(raw: &mut Raw) {
+    let ping = frame(PING, 0, 0, b"are you?");
+    raw.send(&ping[..12]);
+    let begin = Instant::now();
+    while raw.try_send([&ping[12..], &ping[..12]].concat()) {
+        assert!(begin.elapsed() < CEILING, "it goes on for ever");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn frames_that_trickled_kept_an_idle_connection() {
+    let upstream = Upstream::ok();
+    let sidecar = with(&upstream, "limits: {idle_timeout: 300ms, spare_frames: 100000}");
+    let mut raw = Raw::begun(&sidecar);
+    raw.send(get(1));
+    assert!(raw.answers(1));
+    trickles(&mut raw);
+    sidecar.still_serves();
+}
+
+#[test]
+fn frames_that_trickled_kept_a_drain() {
+    let upstream = Upstream::ok();
+    let mut sidecar = with(&upstream, "limits: {spare_frames: 100000}\ndrain_timeout: 60s");
+    let mut raw = Raw::begun(&sidecar);
+    raw.send(get(1));
+    assert!(raw.answers(1));
+    terminate(&sidecar);
+    trickles(&mut raw);
+    assert_eq!(sidecar.ended(), Some(0));
+}
+
+/// PING is answered, and says nothing of a next request: time counts from the last one.
+#[test]
+fn who_asks_whether_the_other_side_is_there_is_idle_all_the_same() {
+    let upstream = Upstream::ok();
+    let sidecar = with(&upstream, "limits: {idle_timeout: 500ms, spare_frames: 100000}");
+    let mut raw = Raw::begun(&sidecar);
+    let begin = Instant::now();
+    loop {
+        assert!(begin.elapsed() < CEILING, "it goes on for ever");
+        raw.send(frame(PING, 0, 0, b"are you?"));
+        match raw.until(|frame| matches!(frame.kind, PING | GOAWAY)).unwrap() {
+            frame if frame.kind == GOAWAY => break assert_eq!(frame.number(4), 0, "NO_ERROR"),
+            ping => assert_eq!(ping.flags, ACK),
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
 #[test]
 fn a_body_that_stands_still_or_trickles_ends_alone() {
     let upstream = Upstream::ok();
@@ -105,28 +157,6 @@ fn a_body_that_stands_still_or_trickles_ends_alone() {
         let posted = records.iter().filter(|record| record["method"] == "POST");
         (posted.filter(has_ended).count() == 2).then_some(())
     });
-}
-
-/// A watch or a lease says next to nothing for hours.
-#[test]
-fn a_call_of_grpc_may_rest() {
-    let upstream = Upstream::start(|exchange| {
-        let body = exchange.body();
-        exchange.ok(body)
-    });
-    let sidecar = with(&upstream, "limits: {stall_timeout: 100ms, header_timeout: 100ms}");
-    let mut raw = Raw::begun(&sidecar);
-    let path = (":path", "/v1/support");
-    let fields = [&pseudo("POST")[..2], &[path, (":authority", "data.example")], &permit()].concat();
-    let fields = [fields.as_slice(), &[("content-type", "application/grpc")]].concat();
-    raw.send(frame(HEADERS, END_HEADERS, 1, block(&fields)));
-    raw.send(frame(DATA, 0, 1, b"\0\0\0\0\0"));
-    // A stream beside it that is cut shows that it would have been too.
-    raw.send(post(3));
-    let reset = raw.until(|frame| frame.kind == RST_STREAM).unwrap();
-    assert_eq!(reset.stream, 3);
-    raw.send(frame(DATA, END_STREAM, 1, b"\0\0\0\0\0"));
-    assert!(raw.answers(1));
 }
 
 #[test]

@@ -10,10 +10,15 @@ use serde_json::Value;
 use super::scrape;
 use super::value;
 use super::watched;
+use crate::http2::raw::END_HEADERS;
+use crate::http2::raw::END_STREAM;
+use crate::http2::raw::HEADERS;
 use crate::http2::raw::RST_STREAM;
 use crate::http2::raw::Raw;
 use crate::http2::raw::frame;
 use crate::http2::raw::get;
+use crate::http2::raw::request;
+use crate::segments::segments_beside;
 use crate::support::Head;
 use crate::support::SUBSCRIBER;
 use crate::support::Setup;
@@ -193,6 +198,61 @@ fn what_is_done_is_counted() {
     let written = value(&scrape(&sidecar), "dpa_log_records_total").unwrap();
     assert!(written >= 9.0, "the opening, the policy, five decisions, two outcomes: {written}");
     wait_for("a checkpoint", || value(&scrape(&sidecar), "dpa_log_checkpoints_total").filter(|count| *count >= 1.0));
+}
+
+/// Heads over a limit, and such as nobody can read, were answered and not among the answers.
+#[test]
+fn heads_that_were_refused_were_not_counted_as_answered() {
+    let upstream = Upstream::ok();
+    let sidecar = watched(&Setup::to(&upstream.address));
+    let many: String = (0..101).map(|number| format!("x-{number}: y\r\n")).collect();
+    let fields: Vec<(&'static str, &'static str)> = vec![("x", "y"); 101];
+    let begin = "GET / HTTP/1.1\r\nHost: data.example\r\n";
+    let table: [(&str, Vec<u8>, u16); 4] = [
+        ("many lines", format!("{begin}{many}\r\n").into(), 431),
+        ("a long line", format!("{begin}x: {}\r\n\r\n", "y".repeat(70_000)).into(), 431),
+        ("no HTTP", format!("{begin}x y: z\r\n\r\n").into(), 400),
+        ("many fields of HTTP/2", frame(HEADERS, END_STREAM | END_HEADERS, 1, request("GET", &fields)), 431),
+    ];
+    for (place, (what, bytes, status)) in table.into_iter().enumerate() {
+        if what.ends_with("HTTP/2") {
+            let mut raw = Raw::begun(&sidecar);
+            raw.send(bytes);
+            assert!(raw.answers(1), "{what}");
+        } else {
+            let mut connection = sidecar.connect();
+            connection.send(bytes);
+            assert_eq!(connection.answer().unwrap().status, status, "{what}");
+        }
+        let all = f64::from(u32::try_from(place + 1).unwrap());
+        wait_for(what, || {
+            let text = scrape(&sidecar);
+            let count = value(&text, "dpa_requests_total{listener=\"main\",status=\"4xx\"}");
+            let unread = ["too_large", "malformed"]
+                .map(|why| value(&text, &format!("dpa_requests_unread_total{{why=\"{why}\"}}")));
+            (count == Some(all) && unread.into_iter().flatten().sum::<f64>() == all).then_some(())
+        });
+    }
+}
+
+/// The first record of each segment was missing.
+#[test]
+fn the_bytes_of_the_log_were_less_than_its_files() {
+    let upstream = Upstream::ok();
+    let decision_log = "{file: {path: decisions.ndjson, rotate_bytes: 16KiB, keep: 100}}".to_owned();
+    let sidecar = watched(&Setup { decision_log, ..Setup::to(&upstream.address) });
+    for _ in 0..40 {
+        assert_eq!(sidecar.ask(permitted()).status, 200);
+    }
+    wait_for("as many as lie in the files", || {
+        let counted = value(&scrape(&sidecar), "dpa_log_bytes_total")?;
+        let logs: Vec<u64> = segments_beside(&sidecar.log())
+            .iter()
+            .map(|file| std::fs::metadata(file).map_or(0, |about| about.len()))
+            .collect();
+        let all: u64 = logs.iter().sum();
+        (logs.len() > 1 && counted == f64::from(u32::try_from(all).unwrap())).then_some(())
+    });
 }
 
 #[test]
