@@ -9,6 +9,9 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::path::PathBuf;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 use std::task::Context;
 use std::task::Poll;
 use std::time::Duration;
@@ -186,36 +189,60 @@ impl Listener {
 /// that on in one piece, however many streams there are.
 const SIP: u64 = 8 * 1024;
 
+/// Most bytes that are read at once for who waits for them. A piece is read ahead, too: for who does not take them, that
+/// one is small.
+const GULP: u64 = 16 * 1024;
+
+/// Whether who gets what is read from a stream has taken all of it, and waits for more.
+#[derive(Clone, Debug, Default)]
+pub struct Thirst(Arc<AtomicBool>);
+
+impl Thirst {
+    /// From now on it is so, or not.
+    pub fn set(&self, is_thirsty: bool) {
+        self.0.store(is_thirsty, Relaxed);
+    }
+}
+
 /// A stream that is read in small pieces.
 #[derive(Debug)]
-pub struct Sips<S>(Take<S>);
+pub struct Sips<S> {
+    stream: Take<S>,
+    thirst: Thirst,
+}
 
 impl<S: AsyncRead> Sips<S> {
     /// Reads this stream so.
     pub fn of(stream: S) -> Self {
-        Self(stream.take(SIP))
+        Self { stream: stream.take(SIP), thirst: Thirst::default() }
+    }
+
+    /// What is to be told of who gets what is read.
+    pub fn thirst(&self) -> Thirst {
+        self.thirst.clone()
     }
 
     /// The stream.
     #[must_use]
     pub fn get_ref(&self) -> &S {
-        self.0.get_ref()
+        self.stream.get_ref()
     }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Sips<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if u64::try_from(buffer.remaining()).is_ok_and(|room| room <= SIP) {
-            return Pin::new(self.0.get_mut()).poll_read(cx, buffer);
+        let most = if self.thirst.0.load(Relaxed) { GULP } else { SIP };
+        if u64::try_from(buffer.remaining()).is_ok_and(|room| room <= most) {
+            return Pin::new(self.stream.get_mut()).poll_read(cx, buffer);
         }
-        self.0.set_limit(SIP);
-        Pin::new(&mut self.0).poll_read(cx, buffer)
+        self.stream.set_limit(most);
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
     }
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Sips<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(self.0.get_mut()).poll_write(cx, bytes)
+        Pin::new(self.stream.get_mut()).poll_write(cx, bytes)
     }
 
     fn poll_write_vectored(
@@ -223,18 +250,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Sips<S> {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(self.0.get_mut()).poll_write_vectored(cx, slices)
+        Pin::new(self.stream.get_mut()).poll_write_vectored(cx, slices)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.0.get_ref().is_write_vectored()
+        self.stream.get_ref().is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(self.0.get_mut()).poll_flush(cx)
+        Pin::new(self.stream.get_mut()).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(self.0.get_mut()).poll_shutdown(cx)
+        Pin::new(self.stream.get_mut()).poll_shutdown(cx)
     }
 }

@@ -38,6 +38,7 @@ use super::shared::Shared;
 use super::shared::Sharing;
 use crate::policy::terms::Location;
 use crate::sockets::Sips;
+use crate::sockets::Thirst;
 use crate::tls;
 
 /// How long a connection from the pool may take to be ready.
@@ -200,6 +201,8 @@ pub(super) type Place = Arc<OwnedSemaphorePermit>;
 #[derive(Debug)]
 pub(super) struct Connection {
     pub(super) sender: SendRequest<Outgoing>,
+    /// Of who takes the answer.
+    pub(super) thirst: Thirst,
     task: AbortHandle,
     /// Which renewal of the upstream's TLS it came about with.
     renewal: u64,
@@ -431,8 +434,10 @@ impl Upstream {
     {
         let mut http = hyper::client::conn::http1::Builder::new();
         http.max_buf_size(self.settings().header_bytes.max(LEAST_BUFFER));
+        let stream = Sips::of(stream);
+        let thirst = stream.thirst();
         let (sender, connection) = http
-            .handshake(TokioIo::new(Sips::of(stream)))
+            .handshake(TokioIo::new(stream))
             .await
             .map_err(|error| ForwardError::Broken { name: self.name(), source: error.into() })?;
         let held = Arc::clone(&place);
@@ -441,7 +446,7 @@ impl Upstream {
             let _told_elsewhere = connection.with_upgrades().await;
             drop(held);
         });
-        Ok(Connection { sender, task: task.abort_handle(), renewal, turns: 0, _place: place })
+        Ok(Connection { sender, thirst, task: task.abort_handle(), renewal, turns: 0, _place: place })
     }
 
     fn take_idle(&self) -> Option<Connection> {

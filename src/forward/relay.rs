@@ -328,7 +328,11 @@ impl Body for Relay {
         if self.is_whole {
             return Poll::Ready(None);
         }
-        let Poll::Ready(frame) = self.body.poll_frame(cx) else {
+        let frame = self.body.poll_frame(cx);
+        if let Phase::UnderWay(Exchange { held: Held::Connection(connection, _), .. }) = &self.phase {
+            connection.thirst.set(frame.is_pending());
+        }
+        let Poll::Ready(frame) = frame else {
             let Self { phase, stall, .. } = &mut *self;
             let Phase::UnderWay(exchange) = phase else { return Poll::Pending };
             ready!(stall.poll(&exchange.progress, cx));
