@@ -388,8 +388,8 @@ PROXIES = {"sidecar": sidecar, "nginx": nginx, "HAProxy": haproxy, "Envoy": envo
 
 
 def wrk(bench, port, connections, seconds, **environment):
-    words = pinned(1, "wrk", "--threads", 1, "--connections", connections, "--duration", f"{seconds}s", "--script",
-                   bench.folder / "load.lua", f"http://127.0.0.1:{port}")
+    words = pinned(1, "wrk", "--threads", 1, "--connections", connections, "--duration", f"{seconds}s", "--timeout",
+                   "30s" if bench.under else "2s", "--script", bench.folder / "load.lua", f"http://127.0.0.1:{port}")
     out = subprocess.run(words, capture_output=True, text=True, env={**os.environ, **environment}).stdout
     found = re.search(r"(\d+) requests in", out)
     if not found or found.group(1) == "0" or "Non-2xx" in out or "Socket errors" in out:
