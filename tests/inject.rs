@@ -195,9 +195,14 @@ fn what_is_refused_and_where() {
     };
     let from_settings = ["--settings", "sidecar.yaml", "--env", "PLACE=US-OR"];
     let two = "ports: [{containerPort: 3000}, {containerPort: 3001}]";
-    let table: [(&str, String, &[&str], &str); 27] = [
+    let table: [(&str, String, &[&str], &str); 32] = [
         ("the network of the node", deployment("hostNetwork: true", HTTP), &[], "m.yaml:8:20: error[DPA070]: with `hostNetwork`"),
         ("Windows", deployment("os: {name: windows}", HTTP), &[], "m.yaml:8:18: error[DPA070]: the sidecar runs on Linux"),
+        ("the network of the node, as YAML 1.1 writes it", deployment("hostNetwork: True", HTTP), &[], "m.yaml:8:20: error[DPA070]: with `hostNetwork`"),
+        ("the network of the node, in another word", deployment("hostNetwork: on", HTTP), &[], "error[DPA070]: with `hostNetwork`"),
+        ("Windows, by the nodes that are chosen", deployment("nodeSelector: {kubernetes.io/os: windows}", HTTP), &[], "error[DPA070]: the sidecar runs on Linux"),
+        ("a port in hexadecimal digits", deployment("", "ports: [{containerPort: 0x20fb}, {containerPort: 80}]"), &["--port", "80"], "error[DPA070]: this is no plain number of a port"),
+        ("a port that is octal to Kubernetes", deployment("", "ports: [{containerPort: 03000}]"), &[], "write it in decimal digits"),
         ("the sidecar's port is taken", deployment("", "ports: [{containerPort: 8443}, {containerPort: 80}]"), &["--port", "80"], "m.yaml:10:19: error[DPA070]: port 8443 is taken by `spec/containers/web`"),
         ("the sidecar's port is that of the service", deployment("", "ports: [{containerPort: 8443}]"), &[], "or see `--loopback`"),
         ("so it is, and nobody declares it", deployment("", "image: x"), &["--port", "8443"], "the service listens on port 8443"),
@@ -355,4 +360,46 @@ proptest! {
             prop_assert_eq!(uninject(&folder.file("."), "injected.yaml"), first);
         }
     }
+}
+
+#[test]
+fn a_name_in_a_manifest_wrote_lines_into_the_report() {
+    let forged = r#"metadata: {name: "web\e[31mRED\nfake: injected"}"#;
+    let text = deployment("", "ports: [{containerPort: 3000}]").replace("metadata: {name: web}", forged);
+    let folder = Folder::new();
+    folder.write("m.yaml", &text);
+    let (code, _, told) = inject(&folder.file("."), &[], "m.yaml");
+    assert_eq!(code, Some(0), "{told}");
+    assert!(told.contains("fake: injected"), "{told}");
+    assert!(!told.lines().any(|line| line.starts_with("fake")) && !told.contains('\u{1b}'), "{told}");
+}
+
+#[test]
+fn a_list_within_a_list_passed_without_a_sidecar() {
+    let inner = deployment("", "ports: [{containerPort: 3000}]");
+    let inner = inner.trim_end().replace('\n', "\n      ");
+    let text =
+        format!("apiVersion: v1\nkind: List\nitems:\n  - apiVersion: v1\n    kind: List\n    items:\n    - {inner}\n");
+    let folder = Folder::new();
+    folder.write("m.yaml", &text);
+    let (code, written, told) = inject(&folder.file("."), &[], "m.yaml");
+    assert_eq!(code, Some(0), "{told}\n{text}");
+    assert!(written.contains("name: dpa-sidecar"), "{written}");
+}
+
+#[test]
+fn two_listeners_of_one_port_gave_a_container_one_name_twice() {
+    let settings = std::fs::read_to_string(repository("tests/inject/several-ports.sidecar.yaml")).unwrap();
+    let one = r#"  - {name: grpc, address: "${POD_IP}:8444", upstream: grpc}"#;
+    assert!(settings.contains(one), "{settings}");
+    let folder = Folder::new();
+    folder.write("sidecar.yaml", &settings.replace(one, &one.replace("upstream: grpc", "upstream: http")));
+    folder.write("m.yaml", &deployment("", "ports: [{containerPort: 3000, name: http}]"));
+    let flags = ["--settings", "sidecar.yaml", "--env", "PLACE=US-OR"];
+    let (code, written, told) = inject(&folder.file("."), &flags, "m.yaml");
+    assert_eq!(code, Some(0), "{told}");
+    let of_name = |name: &str| written.lines().filter(|line| line.trim().trim_start_matches("- ") == name).count();
+    let is_there = |text: &str| written.contains(text);
+    assert!(is_there("8443") && is_there("8444") && is_there("dpa-8444"), "{written}");
+    assert_eq!(of_name("name: http"), 1, "{written}");
 }

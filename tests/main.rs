@@ -42,6 +42,7 @@ mod policy_words;
 mod pool;
 mod properties;
 mod proxy;
+mod readme;
 mod record;
 mod replay;
 mod said;

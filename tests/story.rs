@@ -89,7 +89,7 @@ impl Told {
 }
 
 /// Whether lines are alike; `…` stands for any number of them.
-fn are_alike(shown: &[&str], said: &[&str]) -> bool {
+pub(crate) fn are_alike(shown: &[&str], said: &[&str]) -> bool {
     match (shown.split_first(), said.split_first()) {
         (None, None) => true,
         (Some((&"…", rest)), None) => are_alike(rest, said),

@@ -25,7 +25,7 @@ Examples:
   dpa-sidecar healthcheck --live --timeout 1s
 
 In an image that holds nothing else:
-  HEALTHCHECK --timeout=3s CMD [\"/dpa-sidecar\", \"healthcheck\", \"-c\", \"/etc/dpa/sidecar.yaml\"]
+  HEALTHCHECK --timeout=3s CMD [\"/dpa-sidecar\", \"healthcheck\", \"-c\", \"/etc/dpa-sidecar/sidecar.yaml\"]
 
 Exit codes: 0 ready, 1 not ready, 2 could not tell (nobody answers, no `health` in the settings, unreadable file).")]
 pub(super) struct Arguments {

@@ -93,6 +93,13 @@ pub(super) fn is_null(node: &Node) -> bool {
     matches!(text.as_str(), "" | "~" | "null" | "Null" | "NULL")
 }
 
+/// Whether this is anything but off. Kubernetes reads YAML 1.1, in which `yes` and `On` are true; so what is not
+/// certainly off counts as on.
+pub(super) fn is_on(node: &Node) -> bool {
+    let off = ["false", "no", "off", "n"];
+    !is_null(node) && !node.text().is_some_and(|text| off.iter().any(|word| text.eq_ignore_ascii_case(word)))
+}
+
 /// The entries, if this is a list; of anything else none.
 pub(super) fn items(node: Option<&Node>) -> &[Node] {
     match node.map(|node| &node.value) {

@@ -87,7 +87,11 @@ pub(super) fn taken(template: &Node, terms: &Terms<'_>) -> Result<Vec<Taken>, Ve
     let mut problems = Vec::new();
     for entrance in &terms.wanted.entrances {
         match behind(entrance, template, &all, terms) {
-            Ok(Some(app)) => found.push(take(entrance, app, &all)),
+            Ok(Some(app)) => {
+                // A second entrance to the same port: its name has moved already.
+                let is_named = found.iter().any(|other: &Taken| other.app == app);
+                found.push(take(entrance, app, if is_named { &[] } else { &all }));
+            }
             Ok(None) => {}
             Err(problem) => problems.push(problem),
         }

@@ -11,16 +11,16 @@ use crate::yaml::Value;
 
 /// The objects of a stream, in order: also those within lists, as `kubectl get` prints them.
 pub(super) fn objects(documents: &mut [Node]) -> impl Iterator<Item = &mut Node> {
-    documents.iter_mut().flat_map(|document| {
-        let is_list = word(document, "kind").is_some_and(|kind| kind.ends_with("List"));
-        match is_list {
-            true => match at_mut(document, "items").map(|items| &mut items.value) {
-                Some(Value::List(items)) => items.as_mut_slice(),
-                Some(Value::Scalar { .. } | Value::Map(_)) | None => &mut [],
-            },
-            false => std::slice::from_mut(document),
+    let mut found = Vec::new();
+    let mut left: Vec<&mut Node> = documents.iter_mut().rev().collect();
+    while let Some(object) = left.pop() {
+        if !word(object, "kind").is_some_and(|kind| kind.ends_with("List")) {
+            found.push(object);
+        } else if let Some(Value::List(items)) = at_mut(object, "items").map(|items| &mut items.value) {
+            left.extend(items.iter_mut().rev());
         }
-    })
+    }
+    found.into_iter()
 }
 
 /// Kind and name, as kubectl writes them: `deployment/web`.
