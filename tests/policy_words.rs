@@ -299,9 +299,11 @@ fn what_came_after_the_start_was_closed_and_came_back_wider_on_its_old_consents(
     type Closed = fn(u64) -> String;
     let desk = |number, data: &str| lampwick(&revision(number), &terms(data, true, SINCE_MAY));
     let table: [(&str, Closed); 3] = [
-        ("its agreement binds it to nothing for a while", |number| {
+        ("its agreement is over for a while", |number| {
             let consent = format!("{REDWOOD}    consents: [{{subprocessor: sp-13, given_at: 2026-06-02, ref: C-1}}]\n");
-            with(&lampwick(&revision(number), &terms("user", false, SINCE_MAY)), REDWOOD, &consent)
+            let terms = terms("user", true, SINCE_MAY)
+                .replace("signed_on: 2026-06-01", "signed_on: 2020-06-01, expires_on: 2020-07-01");
+            with(&lampwick(&revision(number), &terms), REDWOOD, &consent)
         }),
         ("it is gone for a while, and the consent with it", revision),
         ("only the consent is gone for a while", |number| {
@@ -376,5 +378,45 @@ fn a_purpose_became_the_demand_of_the_law_by_a_word_of_the_file() {
         assert!(found[0]["new"]["line"].is_number() && found[0]["old"]["line"].is_number(), "{name}: {said}");
         let is_entry = |it: &&Value| it["text"].as_str().unwrap().contains("purposes.customer_marketing");
         assert_eq!(changes.iter().filter(is_entry).count(), usize::from(to == "e1"), "{name}: {said}");
+    }
+}
+
+/// `sp-08` kept and reached data in Germany, which no customer with its data in the US allows.
+#[test]
+fn a_subprocessor_got_the_data_of_customers_that_never_said_a_word() {
+    let places = "    storage_locations: [DE]\n    access_locations: [DE]\n    agreement";
+    let moved = |number, to: &str| with(&revision(number), places, &places.replace("DE", to));
+    let consented = |text: &str| {
+        let mut text = text.to_owned();
+        for id in ["redwood-strand", "granite-notch", "salt-flat"] {
+            let name = format!("  - id: {id}\n");
+            let consent = format!("{name}    consents: [{{subprocessor: sp-08, given_at: 2026-06-02, ref: C-1}}]\n");
+            text = with(&text, &name, &consent);
+        }
+        text
+    };
+    let refused = |kind: &str, who: &str| format!("subprocessor_{kind}: {who}");
+    let own = "redwood-strand granite-notch";
+    let bare = |flows, more: &str| lampwick(&revision(13), &terms("user.name", flows, SINCE_MAY)) + more;
+    let bound =
+        |from: &str| from.replace("revision: 13", "revision: 14").replace("flow_down: false", "flow_down: true");
+    let over = bare(true, "").replace("signed_on: 2026-06-01,", "signed_on: 2026-06-01, expires_on: 2026-06-30,");
+    let renewed =
+        over.replace("revision: 13", "revision: 14").replace("expires_on: 2026-06-30", "expires_on: 2036-06-30");
+    let moved_on = moved(14, "US-OR");
+    let table = [
+        ("nobody agreed", revision(12), moved(13, "US-WA"), vec![refused("storage", own), refused("access", own)]),
+        ("each consents", revision(12), consented(&moved(13, "US-WA")), vec![]),
+        ("from one agreed place to another", moved(13, "US-WA"), moved_on, vec![]),
+        (
+            "bound for the first time",
+            bare(false, ""),
+            bound(&bare(false, "")),
+            vec![refused("agreement", "redwood-strand")],
+        ),
+        ("an agreement is renewed", over, renewed, vec![]),
+    ];
+    for (name, old, new, expected) in table {
+        assert_eq!(not_agreed(&old, &new), expected, "{name}");
     }
 }

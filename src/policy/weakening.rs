@@ -67,10 +67,10 @@ enum Needs {
 #[must_use]
 pub fn refused(changes: &[Change], old: &Policy, new: &Policy, now: Timestamp) -> Vec<Refused> {
     let weaker = changes.iter().filter(|change| change.direction == Direction::Weaker);
-    weaker.filter_map(|change| refusal(change, &needs(change)?, old, new, now)).collect()
+    weaker.filter_map(|change| refusal(change, &needs(change, old)?, old, new, now)).collect()
 }
 
-fn needs(change: &Change) -> Option<Needs> {
+fn needs(change: &Change, old: &Policy) -> Option<Needs> {
     let subprocessor = || Some(Needs::Subprocessor(change.subprocessor()?.to_owned()));
     match change.kind {
         Kind::MinTlsVersion => Some(Needs::Consent(Measure::MinTlsVersion)),
@@ -87,7 +87,10 @@ fn needs(change: &Change) -> Option<Needs> {
         // What the customer permitted was not said to be the law's demand.
         Kind::BusinessPurpose => Some(Needs::PurposesInstructedAnew),
         Kind::StorageLocation | Kind::AccessLocation | Kind::Transfer => Some(Needs::ResidencyInstructed),
-        // Another company, or somebody else's machine, behind the same name is another subprocessor.
+        // Who is bound for the first time becomes one; that an agreement is renewed is what clause 2.3 wants.
+        Kind::SubprocessorAgreement => subprocessor().filter(|_| !was_bound(change, old)),
+        // Another company, or somebody else's machine, behind the same name is another subprocessor. One that moves to
+        // where a customer's data may be comes to have it.
         Kind::Subprocessor
         | Kind::SubprocessorName
         | Kind::SubprocessorIdentity
@@ -95,6 +98,8 @@ fn needs(change: &Change) -> Option<Needs> {
         | Kind::SubprocessorOperation
         | Kind::SubprocessorData
         | Kind::SubprocessorPeriod
+        | Kind::SubprocessorStorage
+        | Kind::SubprocessorAccess
         | Kind::Objection => subprocessor(),
         // The customer's own word. Who is new comes with its own contract, whatever that permits.
         Kind::Acceptance
@@ -112,12 +117,16 @@ fn needs(change: &Change) -> Option<Needs> {
         | Kind::CallerOperation
         | Kind::CallerLocation
         | Kind::Confidentiality
-        | Kind::SubprocessorStorage
-        | Kind::SubprocessorAccess
-        | Kind::SubprocessorAgreement
         | Kind::Purpose
         | Kind::Wording => None,
     }
+}
+
+/// Whether the subprocessor of a change had an agreement that flows the duties down, whenever that was.
+fn was_bound(change: &Change, old: &Policy) -> bool {
+    let entry = change.subprocessor().and_then(|id| old.subprocessor(old.subprocessor_named(id)?));
+    let agreement = entry.and_then(|entry| entry.agreement);
+    agreement.is_some_and(|agreement| agreement.until.is_none_or(|until| agreement.from < until))
 }
 
 fn refusal(change: &Change, needs: &Needs, old: &Policy, new: &Policy, now: Timestamp) -> Option<Refused> {

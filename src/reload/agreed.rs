@@ -226,7 +226,11 @@ fn new_values(change: &Change, customer: &str, passing: &[Passing<'_>]) -> Optio
         return Some(change.values.clone());
     }
     // Its value is a span of time, of which the policy in force has another part: more of it is weaker than that one too.
-    if change.kind == Kind::SubprocessorPeriod {
+    // Or places, of which the customer allows all, and those of the policy in force as well.
+    if matches!(
+        change.kind,
+        Kind::SubprocessorPeriod | Kind::SubprocessorStorage | Kind::SubprocessorAccess | Kind::SubprocessorAgreement
+    ) {
         return None;
     }
     let is_known = |value: &&String| known.iter().any(|it| it.values.contains(value));
