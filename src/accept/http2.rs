@@ -449,6 +449,8 @@ struct Looks {
     seen: u64,
     /// Bytes of content that let bodies off, see [`Looks::is_paid`].
     credit: u128,
+    /// The next look is as far off as there is nothing to look at.
+    is_far: bool,
 }
 
 /// What a look comes to.
@@ -481,7 +483,17 @@ impl Looks {
             waited: Duration::ZERO,
             seen: 0,
             credit: 0,
+            is_far: true,
         }
+    }
+
+    /// How long until the next look at the latest, if something has begun since the last one found nothing to look at.
+    fn hurries(&mut self, line: &Line, patience: &Patience) -> Option<Duration> {
+        let has_begun = self.is_far && (self.is_open || line.frames.borrow().due() != Due::Nothing);
+        has_begun.then(|| {
+            self.is_far = false;
+            (patience.shortest() / 4).max(SHORTEST_WAIT)
+        })
     }
 
     /// Whether a request is under way now, and whether all is written.
@@ -549,11 +561,13 @@ impl Looks {
     }
 
     /// How long until the next look.
-    fn wait(&self, patience: &Patience) -> Duration {
+    fn wait(&mut self, patience: &Patience) -> Duration {
         let shortest = patience.shortest();
+        self.is_far = false;
         let wait = if self.closing_since.is_some() {
             shortest.min(DRAIN_PATIENCE) / 4
         } else if self.is_at_rest(patience) && self.due == Due::Nothing {
+            self.is_far = true;
             shortest.min((self.rest_since + patience.idle).saturating_duration_since(self.since))
         } else {
             shortest / 4
@@ -700,6 +714,10 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin + 'static>(
                 look.as_mut().reset(Instant::now());
                 connection.as_mut().graceful_shutdown();
                 continue;
+            }
+            if let Some(wait) = looks.hurries(&line, &limits.patience) {
+                let soonest = look.deadline().min(Instant::now() + wait);
+                look.as_mut().reset(soonest);
             }
             if look.as_mut().poll(cx).is_pending() {
                 return Poll::Pending;

@@ -46,7 +46,7 @@ pub fn entrance(
     let closed = Rc::clone(&door);
     let serve = move |request, place| {
         let (door, peer) = (Rc::clone(&door), Rc::clone(&peer));
-        async move { Ok::<_, Infallible>(door.handle(&peer, request).await.map(|body| Answer { body, place })) }
+        async move { Ok::<_, Infallible>(door.handle(&peer, request).await.map(|body| Answer::placed(body, place))) }
     };
     let shedding = TowerToHyperService::new(ServiceBuilder::new().load_shed().service(Placed::new(places, serve)));
     service_fn(move |request: Request<Upload>| {
@@ -65,7 +65,7 @@ pub fn entrance(
     })
 }
 
-/// The body of an answer. Until it has ended, or is dropped, its request counts as under way.
+/// The body of an answer. Until one of the upstream has ended, or is dropped, its request counts as under way.
 #[derive(Debug)]
 pub struct Answer {
     body: AnswerBody,
@@ -90,6 +90,13 @@ impl Leaving {
 }
 
 impl Answer {
+    /// The body of an answer to a request with a place. One of the sidecar's own lets go of it: it holds no service, and
+    /// who does not take its few bytes would keep others out, whoever he is.
+    fn placed(body: AnswerBody, place: Option<OwnedSemaphorePermit>) -> Self {
+        let place = place.filter(|_| matches!(body, Either::Right(_)));
+        Self { body, place }
+    }
+
     /// The body of an answer to a request that has no place.
     #[must_use]
     pub fn bare(body: AnswerBody) -> Self {

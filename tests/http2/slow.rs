@@ -296,3 +296,22 @@ fn every_stream_of_a_broken_connection_has_its_outcome() {
         (aborted == streams.len()).then_some(())
     });
 }
+
+/// Their bodies wait for room that never comes.
+#[test]
+fn refusals_that_nobody_took_kept_all_others_out() {
+    let upstream = Upstream::ok();
+    let sidecar = with(&upstream, "limits: {concurrent_requests: 3}");
+    let mut raw = Raw::begun_with(&sidecar, &setting(4, 0));
+    let nobody = [(":method", "GET"), (":scheme", "http"), (":authority", "data.example"), (":path", "/v1/customers")];
+    for stream in [1, 3, 5, 7] {
+        raw.send(frame(HEADERS, END_STREAM | END_HEADERS, stream, block(&nobody)));
+        let answer = raw.until(|frame| frame.kind == HEADERS && frame.stream == stream).unwrap();
+        assert_eq!(answer.flags & END_STREAM, 0, "a body is to come");
+    }
+    let mut other = Raw::begun(&sidecar);
+    other.send(get(1));
+    other.until(|frame| frame.kind == HEADERS && frame.stream == 1).unwrap();
+    sidecar.record("a permit", |record| record["decision"] == "permit" && record["event"] == "dpa.decision");
+    assert_eq!(upstream.seen().len(), 1);
+}
