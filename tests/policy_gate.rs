@@ -129,7 +129,7 @@ fn what_was_closed_was_widened_and_opened_again() {
             "customer_purpose",
         ),
         (
-            "a subprocessor that had no agreement for a while",
+            "a subprocessor whose agreement was over for a while",
             paper,
             |text| with(text, "Brightpost Marketing, Inc.", "Harrow Data Brokers, Inc."),
             "subprocessor_name",
@@ -139,7 +139,7 @@ fn what_was_closed_was_widened_and_opened_again() {
         let folder = Folder::new();
         let policy = folder.write("policy.yaml", &revision(12));
         let sidecar = start(folder, &upstream.address, "{file: policy.yaml}");
-        let closed = open.replace("accepted_at: 2023-03-15, ", "").replace("flow_down: true", "flow_down: false");
+        let closed = open.replace("accepted_at: 2023-03-15, ", "").replace("flow", "expires_on: 2026-01-10, flow");
         std::fs::write(&policy, change(&with(&revision(13), open, &closed))).unwrap();
         loaded(&sidecar, 13);
         std::fs::write(&policy, change(&revision(14))).unwrap();

@@ -420,3 +420,60 @@ fn a_subprocessor_got_the_data_of_customers_that_never_said_a_word() {
         assert_eq!(not_agreed(&old, &new), expected, "{name}");
     }
 }
+
+/// It had signed nothing, so it could agree to nothing.
+#[test]
+fn a_customer_that_signed_was_refused_for_consents_that_it_could_not_have_given() {
+    let upstream = Upstream::ok();
+    let folder = Folder::new();
+    folder.write("policy.yaml", &revision(12));
+    let sidecar = start(folder, &upstream.address, "{file: policy.yaml}");
+    let offer = "contract_ref: MSA-0511}\n    permitted_purposes: [base]";
+    let other = |number| with(&revision(number), offer, &offer.replace("[base]", "[base, customer_analytics]"));
+    let signed = |text: &str| with(text, "contract_ref: MSA-0511}", "contract_ref: MSA-0511, accepted_at: 2026-06-20}");
+    put(&sidecar, "policy.yaml", &other(13));
+    loaded(&sidecar, 13);
+    put(&sidecar, "policy.yaml", &signed(&other(14)));
+    loaded(&sidecar, 14);
+    // From here on it needs its word.
+    let wide =
+        offer.replace("}", ", accepted_at: 2026-06-20}").replace("[base]", "[base, customer_analytics, ad_audit]");
+    let wider = with(&revision(15), offer, &wide);
+    put(&sidecar, "policy.yaml", &wider);
+    assert_eq!(refused_at(&sidecar, 15)["changes"][0]["kind"], "customer_purpose");
+}
+
+#[test]
+fn a_consent_that_was_used_up_counted_again_once_it_was_written_otherwise() {
+    let named = "from: enforce, to: observe, ";
+    let policy = |number, issued: &str, mode: &str, step: &str, day: &str| {
+        let text = revision(number).replace("issued_at: 2020-06-01", &format!("issued_at: {issued}"));
+        let own = format!(
+            "{REDWOOD}    enforcement: {mode}\n    consents: [{{weakening: enforcement, {step}given_at: {day}, ref: C-1}}]\n"
+        );
+        with(&text, REDWOOD, &own)
+    };
+    let refused = || vec!["enforcement: redwood-strand".to_owned()];
+    let day = "2026-06-05";
+    let table = [
+        ("as it was", "", "", day, refused()),
+        ("the step written in", "", named, day, refused()),
+        ("the step left out", named, "", day, refused()),
+        ("another one", "", named, "2026-07-02", vec![]),
+    ];
+    for (name, before, after, given, expected) in table {
+        let old = policy(14, "2026-07-01", "enforce", before, day);
+        assert_eq!(not_agreed(&old, &policy(15, "2026-07-03", "observe", after, given)), expected, "{name}");
+    }
+}
+
+#[test]
+fn a_hard_link_made_the_policy_its_own_baseline() {
+    let folder = Folder::new();
+    folder.write("policy.yaml", &revision(12));
+    std::fs::hard_link(folder.file("policy.yaml"), folder.file("agreed.yaml")).unwrap();
+    folder.write("sidecar.yaml", &settings("127.0.0.1:1", "{file: policy.yaml, baseline: agreed.yaml}", "enforce"));
+    let output = run(&folder.file("."), &["check", "sidecar.yaml"]);
+    assert_eq!(output.status.code(), Some(1), "{}", out(&output));
+    assert!((out(&output) + &err(&output)).contains("held against itself"), "{}{}", out(&output), err(&output));
+}

@@ -162,9 +162,18 @@ fn refusal(change: &Change, needs: &Needs, old: &Policy, new: &Policy, now: Time
             }
         }
     };
+    // Whose agreement was not accepted could give no word: its contract is new.
+    let is_offer = |id: &str| {
+        let before = old.customer_named(id).and_then(|id| old.customer(id));
+        !matches!(needs, Needs::Consent(_)) && before.is_some_and(|before| before.accepted_at.is_none())
+    };
     let concerned: Vec<&Customer> = match &change.concerns {
         Concerns::All => new.customers.iter().collect(),
-        Concerns::Customers(ids) => ids.iter().filter_map(|id| new.customer(new.customer_named(id)?)).collect(),
+        Concerns::Customers(ids) if ids.iter().all(|id| is_offer(id)) => return None,
+        Concerns::Customers(ids) => {
+            let ids = ids.iter().filter(|id| !is_offer(id));
+            ids.filter_map(|id| new.customer(new.customer_named(id)?)).collect()
+        }
         Concerns::Unnamed | Concerns::Nobody => Vec::new(),
     };
     let without: Vec<String> =
@@ -313,8 +322,17 @@ fn consented(
     now: Timestamp,
 ) -> Vec<Step> {
     let given = customer.weakenings.iter().filter(|it| it.measure == measure && it.given_at <= now);
-    let is_used_up =
-        |it: &Weakening| before.is_some_and(|(before, issued)| it.given_at <= issued && before.weakenings.contains(it));
+    // By its day, however it is written.
+    let named = |it: &Weakening| it.step.as_ref().map(|(from, to)| step(measure, from, to));
+    let is_same = |one: &Weakening, two: &Weakening| {
+        let steps = named(one).zip(named(two));
+        one.measure == two.measure && one.given_at == two.given_at && steps.is_none_or(|(one, two)| one == two)
+    };
+    let is_used_up = |it: &Weakening| {
+        before.is_some_and(|(before, issued)| {
+            it.given_at <= issued && before.weakenings.iter().any(|known| is_same(known, it))
+        })
+    };
     let steps = given.filter(|it| !is_used_up(it)).filter_map(|it| match (&it.step, values(measure)) {
         (Some((from, to)), _) => step(measure, from, to),
         (None, [from, to]) if before.is_none_or(|(_, issued)| issued <= it.given_at) => Some([*from, *to]),

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::collections::HashMap;
 use std::collections::HashSet;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -58,9 +59,9 @@ impl Baseline {
     pub fn read(&self, policy: &[Source]) -> Result<Policy, NoBaseline> {
         let source = PolicySource { path: self.path.clone(), key: None };
         let gathered = source.gather().map_err(NoBaseline::Unread)?;
-        // By whatever name, and through whatever links.
-        let real = |source: &Source| std::fs::canonicalize(&source.path).ok();
-        let theirs: HashSet<PathBuf> = policy.iter().filter_map(real).collect();
+        // By whatever name, and through whatever links, hard ones too.
+        let real = |source: &Source| std::fs::metadata(&source.path).ok().map(|file| (file.dev(), file.ino()));
+        let theirs: HashSet<(u64, u64)> = policy.iter().filter_map(real).collect();
         if let Some(same) = gathered.sources.iter().find(|source| real(source).is_some_and(|it| theirs.contains(&it))) {
             return Err(NoBaseline::Itself(same.path.clone()));
         }
