@@ -11,6 +11,7 @@ slower or faster does so for all.
 
   http1    GET of 1 KiB, 64 connections that are kept: us of processor time a request, requests a second
   latency  2,000 requests a second over 16 connections: p50 and p99 in ms; of the rounds, the best
+  calm     the same with 1,000 requests a second
   large    GET of 1 MiB, 16 connections: us of processor time a MiB, MiB a second
   mtls     as http1, over TLS 1.3 with client certificates, which HAProxy on core 1 shows, as a tunnel
   h2       HTTP/2 in clear, 16 connections with 8 streams, from an HTTP/1.1 service: us a request
@@ -56,7 +57,7 @@ CALLERS = [
 CUSTOMERS = ["redwood-strand", "granite-notch"]
 CONTEXT = 'customer="redwood-strand", purpose=customer_support'
 METHOD = "/subscribers.v1.Subscribers/Get"
-SCENARIOS = ["http1", "latency", "large", "mtls", "h2", "grpc", "memory"]
+SCENARIOS = ["http1", "latency", "calm", "large", "mtls", "h2", "grpc", "memory"]
 TOOLS = {"nginx": "nginx-light", "haproxy": "haproxy", "wrk": "wrk", "h2load": "nghttp2-client", "nghttpd": "nghttp2-server"}
 
 
@@ -170,7 +171,8 @@ class Bench:
             f"""local callers = {{ {callers} }}
 local requests, next, count = {{}}, 0, 0
 function init()
-    local large, one = os.getenv("LARGE"), os.getenv("ONE_CALLER")
+    local large, one, rest = os.getenv("LARGE"), os.getenv("ONE_CALLER"), os.getenv("REST")
+    if rest then function delay() return math.random(0, rest) end end
     for number = 0, 255 do
         local caller = callers[number % (one and 2 or 4) + 1]
         local customer = number % 8 < 4 and "redwood-strand" or "granite-notch"
@@ -387,14 +389,18 @@ def envoy(rbac=None):
 PROXIES = {"sidecar": sidecar, "nginx": nginx, "HAProxy": haproxy, "Envoy": envoy(), "Envoy, RBAC tree": envoy(rbac_tree), "Envoy, RBAC list": envoy(rbac_list)}
 
 
-def wrk(bench, port, connections, seconds, **environment):
+def wrk_says(bench, port, connections, seconds, *options, **environment):
     words = pinned(1, "wrk", "--threads", 1, "--connections", connections, "--duration", f"{seconds}s", "--timeout",
-                   "30s" if bench.under else "2s", "--script", bench.folder / "load.lua", f"http://127.0.0.1:{port}")
+                   "30s" if bench.under else "2s", "--script", bench.folder / "load.lua", *options, f"http://127.0.0.1:{port}")
     out = subprocess.run(words, capture_output=True, text=True, env={**os.environ, **environment}).stdout
-    found = re.search(r"(\d+) requests in", out)
-    if not found or found.group(1) == "0" or "Non-2xx" in out or "Socket errors" in out:
+    if not re.search(r"[1-9]\d* requests in", out) or "Non-2xx" in out or "Socket errors" in out:
         fail(f"not every request was answered 200: {out}")
-    return int(found.group(1)), float(re.search(r"Requests/sec:\s+([\d.]+)", out).group(1))
+    return out
+
+
+def wrk(bench, port, connections, seconds, **environment):
+    out = wrk_says(bench, port, connections, seconds, **environment)
+    return int(re.search(r"(\d+) requests in", out).group(1)), float(re.search(r"Requests/sec:\s+([\d.]+)", out).group(1))
 
 
 def h2load(bench, port, kind, seconds, *options):
@@ -459,13 +465,16 @@ def streams(kind):
     return run
 
 
-def latency(bench, process, port):
-    log = bench.folder / "latency.tsv"
-    h2load(bench, port, "http1", 1, "--h1", "-c16", "--rps=125")
-    log.unlink(missing_ok=True)
-    h2load(bench, port, "http1", bench.seconds, "--h1", "-c16", "--rps=125", f"--log-file={log}")
-    taken = sorted(int(line.split("\t")[2]) for line in log.read_text().splitlines())
-    return taken[len(taken) // 2] / 1000, taken[len(taken) * 99 // 100] / 1000
+def latency(rate):
+    def run(bench, process, port):
+        # Each of 16 connections rests a while after an answer, some longer, so that they do not ask in bursts.
+        rest = str(2 * 16 * 1000 // rate)
+        wrk(bench, port, 16, 1, REST=rest)
+        out = wrk_says(bench, port, 16, bench.seconds, "--latency", REST=rest)
+        parts = [re.search(rf" {share}% +([\d.]+)(us|ms|s)", out) for share in (50, 99)]
+        return tuple(float(part.group(1)) * {"us": 0.001, "ms": 1, "s": 1000}[part.group(2)] for part in parts)
+
+    return run
 
 
 def memory(bench, process, port):
@@ -493,8 +502,8 @@ def memory(bench, process, port):
     return at_start / 1024, grown / 9500
 
 
-RUNS = {"http1": http1, "latency": latency, "large": large, "mtls": mtls, "h2": streams("h2"), "grpc": streams("grpc"), "memory": memory}
-UNITS = {"http1": ("us/request", "requests/s"), "latency": ("p50 ms", "p99 ms"), "large": ("us/MiB", "MiB/s"), "mtls": ("us/request", "requests/s"),
+RUNS = {"http1": http1, "latency": latency(2000), "calm": latency(1000), "large": large, "mtls": mtls, "h2": streams("h2"), "grpc": streams("grpc"), "memory": memory}
+UNITS = {"http1": ("us/request", "requests/s"), "latency": ("p50 ms", "p99 ms"), "calm": ("p50 ms", "p99 ms"), "large": ("us/MiB", "MiB/s"), "mtls": ("us/request", "requests/s"),
          "h2": ("us/request", "requests/s"), "grpc": ("us/request", "requests/s"), "memory": ("MiB at start", "KiB/idle connection")}
 
 
@@ -534,7 +543,7 @@ def main():
         bench = Bench(folder, given.program, seconds)
         for scenario in chosen:
             # What permits costs depends on the request; the other scenarios are about what carries it.
-            proxies = PROXIES if scenario in ("http1", "latency", "memory") else {name: PROXIES[name] for name in list(PROXIES)[:4]}
+            proxies = PROXIES if scenario in ("http1", "latency", "calm", "memory") else {name: PROXIES[name] for name in list(PROXIES)[:4]}
             found = {name: [] for name in proxies}
             for _ in range(1 if scenario == "memory" else rounds):
                 for name, start in proxies.items():
@@ -542,7 +551,7 @@ def main():
                     [port] = free_ports(1)
                     with serving, start(bench, scenario, port, service) as process:
                         found[name].append(RUNS[scenario](bench, process, port))
-            pick = min if scenario == "latency" else statistics.median
+            pick = min if scenario in ("latency", "calm") else statistics.median
             print(f"\n{scenario:10} {UNITS[scenario][0]:>14} {'ratio':>7} {UNITS[scenario][1]:>20} {'ratio':>7}   rounds")
             lines = {name: [pick(column) for column in zip(*values)] for name, values in found.items()}
             for name, (first, second) in lines.items():
