@@ -265,3 +265,24 @@ fn each_command_that_a_document_names_is_there() {
     }
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
 }
+
+#[test]
+fn the_readme_has_a_row_for_each_command() {
+    let help = out(&run(&repository(""), &["--help"]));
+    let commands = help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
+    let text = std::fs::read_to_string(repository("README.md")).unwrap();
+    let (mut seen, mut missing) = (0, Vec::new());
+    // What goes on from the line before is indented further.
+    for name in commands.filter_map(|line| line.strip_prefix("  ")).filter(|line| !line.starts_with(' ')) {
+        let name = name.split(' ').next().unwrap();
+        seen += 1;
+        let has_row = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("| `"))
+            .any(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '`'])));
+        if name != "help" && !has_row {
+            missing.push(name.to_owned());
+        }
+    }
+    assert!(seen > 10 && missing.is_empty(), "{seen} commands; without a row: {missing:?}");
+}
