@@ -203,11 +203,21 @@ impl ForwardError {
         }
     }
 
+    /// Whether nobody is left who could be answered: the caller took its request of HTTP/2 back, or its connection has
+    /// ended. One of HTTP/1.1 that sends no more may still read.
+    #[must_use]
+    pub fn is_unheard(&self) -> bool {
+        let Self::CallerBroke(source) = self else { return false };
+        let source: &(dyn std::error::Error + 'static) = &**source;
+        // What goes wrong with a body of HTTP/2 has ended its stream.
+        std::iter::successors(Some(source), |error| error.source()).any(|error| error.is::<h2::Error>())
+    }
+
     /// Whether it is not worth a line of the operational log for each request: it was told when it began, or it is up
     /// to the caller.
     #[must_use]
     pub fn is_told_elsewhere(&self) -> bool {
-        matches!(self, Self::Down { .. } | Self::Overloaded { .. } | Self::TooLarge { .. })
+        matches!(self, Self::Down { .. } | Self::Overloaded { .. } | Self::TooLarge { .. }) || self.is_unheard()
     }
 }
 
@@ -386,7 +396,9 @@ fn is_bare(method: &Method, status: StatusCode) -> bool {
 }
 
 fn fail(mut outcome: OutcomeGuard, ending: Ending, error: ForwardError) -> ForwardError {
-    outcome.answered(error.status());
+    if !error.is_unheard() {
+        outcome.answered(error.status());
+    }
     outcome.end(ending);
     error
 }
