@@ -18,6 +18,7 @@ use std::time::Duration;
 use std::time::Instant;
 
 use futures_util::future::Either;
+use h2::Reason;
 use http::Method;
 use http::Request;
 use http::Response;
@@ -201,6 +202,13 @@ impl ForwardError {
             Self::Down { .. } | Self::Overloaded { .. } => 503,
             Self::TimedOut { .. } => 504,
         }
+    }
+
+    /// Why the upstream reset the stream of the request before it answered, if it did (RFC 9113 section 7).
+    #[must_use]
+    pub fn reset(&self) -> Option<Reason> {
+        let Self::Broken { source, .. } = self else { return None };
+        source.downcast_ref::<h2::Error>().and_then(h2::Error::reason)
     }
 
     /// Whether nobody is left who could be answered: the caller took its request of HTTP/2 back, or its connection has
