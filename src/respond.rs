@@ -5,6 +5,7 @@
 use std::fmt::Write as _;
 
 use bytes::Bytes;
+use h2::Reason;
 use http::HeaderMap;
 use http::HeaderName;
 use http::HeaderValue;
@@ -74,6 +75,19 @@ fn grpc_status(status: u16) -> &'static str {
         413 => "8",
         400 | 500 => "13",
         _ => "2",
+    }
+}
+
+/// The status of a call whose stream its service reset for this reason ("Errors" of gRPC's protocol over HTTP/2).
+fn status_of_reset(reason: Reason) -> &'static str {
+    match reason {
+        // UNAVAILABLE: it did nothing with the call. Callers may ask again for this one alone.
+        Reason::REFUSED_STREAM => "14",
+        Reason::CANCEL => "1",
+        Reason::ENHANCE_YOUR_CALM => "8",
+        Reason::INADEQUATE_SECURITY => "7",
+        // INTERNAL, also of those that are in no list.
+        _ => "13",
     }
 }
 
@@ -240,7 +254,11 @@ pub fn no_answer(error: &ForwardError, decision: Uuid, form: Form) -> Response<A
             "The sidecar permitted the request; the upstream that it goes to took too long.",
         ),
     };
-    failure(reason_of(error), title, error.status(), detail, Some(decision), form)
+    let mut response = failure(reason_of(error), title, error.status(), detail, Some(decision), form);
+    if let (Form::Grpc, Some(reason)) = (form, error.reset()) {
+        response.headers_mut().insert(GRPC_STATUS, HeaderValue::from_static(status_of_reset(reason)));
+    }
+    response
 }
 
 /// Answers a request that came while too many were under way: it was not decided on, so it has no decision.

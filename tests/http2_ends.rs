@@ -118,3 +118,35 @@ fn a_large_answer_stood_still_in_the_middle() {
         assert_eq!(sidecar.outcome(&answer.decision_id())["outcome"], "completed");
     }
 }
+
+/// All of its exchanges ended, and nobody was told that it was for frames.
+#[test]
+fn a_shared_connection_that_was_ended_for_too_many_frames_was_not_told_of() {
+    // ENHANCE_YOUR_CALM, of streams above 0.
+    let goaway: &[u8] = &[0, 0, 0, 0, 0, 0, 0, 11];
+    let table: [(&str, u8, &[u8], usize, &str); 2] = [
+        ("empty frames of the service", http2::DATA, b"", 101, "sidecar"),
+        ("a service that has had enough", http2::GOAWAY, goaway, 1, "upstream"),
+    ];
+    for (what, kind, payload, times, by) in table {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        std::thread::spawn(move || {
+            let mut frames = Frames::accept(&listener, &[]);
+            let stream = frames.await_one(http2::HEADERS).stream;
+            frames.send(http2::HEADERS, http2::END_HEADERS, stream, &block(&[(":status", "200")]));
+            for _ in 0..times {
+                frames.send(kind, 0, if kind == http2::GOAWAY { 0 } else { stream }, payload);
+            }
+            while frames.next().is_some() {}
+        });
+        let sidecar = Setup { upstream_keys: ", protocol: http2", ..Setup::to(&address) }.start();
+        let mut connection = sidecar.connect();
+        connection.send(Head::permitted("GET", SUBSCRIBER).end());
+        let line = wait_for(what, || {
+            let text = sidecar.stderr.text();
+            text.lines().find(|line| line.contains("a shared connection was ended")).map(str::to_owned)
+        });
+        assert!(line.contains("WARN") && line.contains("app") && line.contains(by), "{what}: {line}");
+    }
+}

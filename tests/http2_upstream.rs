@@ -128,6 +128,11 @@ fn id<B>(answer: &Response<B>) -> String {
     answer.headers()["dpa-decision-id"].to_str().unwrap().to_owned()
 }
 
+/// The status of a call that has an answer without a body.
+fn status_of<B>(answer: &Response<B>) -> Option<&str> {
+    answer.headers().get("grpc-status").map(|status| status.to_str().unwrap())
+}
+
 fn ended(sidecar: &Sidecar, id: &str) -> (String, u64) {
     let outcome = sidecar.outcome(id);
     (outcome["outcome"].as_str().unwrap().to_owned(), outcome["status"].as_u64().unwrap_or(0))
@@ -396,6 +401,67 @@ fn a_request_is_sent_again_only_if_the_upstream_did_nothing_with_it() {
             }
             sidecar.still_decides();
         }
+    }
+}
+
+/// Whatever the reason was, the status was 14 (UNAVAILABLE), for which callers ask again: also for what the service had
+/// done, or would not do.
+#[test]
+fn a_call_that_its_service_reset_was_unavailable() {
+    let table = [
+        ("NO_ERROR", 0, "13"),
+        ("PROTOCOL_ERROR", 1, "13"),
+        ("INTERNAL_ERROR", 2, "13"),
+        ("FLOW_CONTROL_ERROR", 3, "13"),
+        ("SETTINGS_TIMEOUT", 4, "13"),
+        ("STREAM_CLOSED", 5, "13"),
+        ("FRAME_SIZE_ERROR", 6, "13"),
+        ("REFUSED_STREAM", 7, "14"),
+        ("CANCEL", 8, "1"),
+        ("COMPRESSION_ERROR", 9, "13"),
+        ("CONNECT_ERROR", 10, "13"),
+        ("ENHANCE_YOUR_CALM", 11, "8"),
+        ("INADEQUATE_SECURITY", 12, "7"),
+        ("HTTP_1_1_REQUIRED", 13, "13"),
+        ("one that nobody knows", 0x4242, "13"),
+    ];
+    let upstream = serving(|mut call| {
+        Box::pin(async move {
+            let code: u32 = call.asked.uri.path().rsplit('/').next().unwrap().parse().unwrap();
+            call.respond.send_reset(Reason::from(code));
+        })
+    });
+    let broken = Upstream::start(|exchange| {
+        exchange.send("HTTP/9 what?\r\n\r\n");
+        Then::Close
+    });
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let breaking = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        loop {
+            drop(Frames::accept(&listener, &[]).await_one(http2::HEADERS));
+        }
+    });
+    let by_http2 = sidecar(&upstream.address, HTTP2);
+    on_one_connection(&by_http2, async |sender| {
+        for (name, code, status) in table {
+            let answer = ask(&sender, call(&code.to_string()), true).await.0.head().await;
+            assert_eq!((answer.status(), status_of(&answer)), (StatusCode::OK, Some(status)), "{name}");
+            assert_eq!(ended(&by_http2, &id(&answer)), ("aborted".to_owned(), 502), "{name}");
+            // Who calls nothing is told what it was told.
+            let plain = request("POST", &format!("/care.Subscribers/{code}")).body(()).unwrap();
+            let answer = ask(&sender, plain, true).await.0.head().await;
+            assert_eq!((answer.status(), status_of(&answer)), (StatusCode::BAD_GATEWAY, None), "{name}");
+        }
+    });
+    for (name, sidecar) in [
+        ("the connection breaks", sidecar(&breaking, HTTP2)),
+        ("HTTP/1.1, and it is none", sidecar(&broken.address, "")),
+    ] {
+        on_one_connection(&sidecar, async |sender| {
+            let answer = ask(&sender, call("Find"), true).await.0.head().await;
+            assert_eq!((answer.status(), status_of(&answer)), (StatusCode::OK, Some("14")), "{name}");
+        });
     }
 }
 

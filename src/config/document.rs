@@ -420,8 +420,8 @@ pub(super) struct Limits {
     pub(super) connections: Option<Spanned<usize>>,
     /// How long nothing may move on a connection that has switched protocols. Default: 5m.
     pub(super) tunnel_idle_timeout: Option<Span>,
-    /// Requests under way in the whole process, each until its answer has ended; more are answered 503 `overloaded`.
-    /// Default: 2000.
+    /// Requests under way in the whole process, each until its answer has ended, or until the sidecar has made an answer
+    /// of its own; more are answered 503 `overloaded`. Default: 2000.
     #[schemars(range(min = 1))]
     pub(super) concurrent_requests: Option<Spanned<usize>>,
     /// Requests at a time on a connection of HTTP/2; more are refused by the HTTP layer. Default: 100.

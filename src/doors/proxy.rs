@@ -54,6 +54,10 @@ const DRAIN_TIME: Duration = Duration::from_secs(1);
 
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 
+/// Marks an answer that nobody is left to get: it is not counted.
+#[derive(Clone, Copy, Debug)]
+struct Unheard;
+
 /// Tells the time. The demo's begins at a date of its own.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Clock {
@@ -113,7 +117,9 @@ impl Proxy {
             self.tally.failed(respond::INTERNAL_ERROR);
             respond::failed(ids.decision, form)
         });
-        self.tally.answered(response.status());
+        if response.extensions().get::<Unheard>().is_none() {
+            self.tally.answered(response.status());
+        }
         response
     }
 
@@ -186,6 +192,11 @@ impl Proxy {
                 *response.version_mut() = Version::HTTP_11;
                 response.headers_mut().insert(DPA_DECISION_ID, id_value(decision));
                 self.timed(response, own)
+            }
+            Err(error) if error.is_unheard() => {
+                let mut response = Box::pin(no_answer(error, ids, form, version)).await;
+                response.extensions_mut().insert(Unheard);
+                response
             }
             Err(error) => {
                 self.tally.failed(respond::reason_of(&error));

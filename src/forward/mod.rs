@@ -18,6 +18,7 @@ use std::time::Duration;
 use std::time::Instant;
 
 use futures_util::future::Either;
+use h2::Reason;
 use http::Method;
 use http::Request;
 use http::Response;
@@ -203,11 +204,28 @@ impl ForwardError {
         }
     }
 
+    /// Why the upstream reset the stream of the request before it answered, if it did (RFC 9113 section 7).
+    #[must_use]
+    pub fn reset(&self) -> Option<Reason> {
+        let Self::Broken { source, .. } = self else { return None };
+        source.downcast_ref::<h2::Error>().and_then(h2::Error::reason)
+    }
+
+    /// Whether nobody is left who could be answered: the caller took its request of HTTP/2 back, or its connection has
+    /// ended. One of HTTP/1.1 that sends no more may still read.
+    #[must_use]
+    pub fn is_unheard(&self) -> bool {
+        let Self::CallerBroke(source) = self else { return false };
+        let source: &(dyn std::error::Error + 'static) = &**source;
+        // What goes wrong with a body of HTTP/2 has ended its stream.
+        std::iter::successors(Some(source), |error| error.source()).any(|error| error.is::<h2::Error>())
+    }
+
     /// Whether it is not worth a line of the operational log for each request: it was told when it began, or it is up
     /// to the caller.
     #[must_use]
     pub fn is_told_elsewhere(&self) -> bool {
-        matches!(self, Self::Down { .. } | Self::Overloaded { .. } | Self::TooLarge { .. })
+        matches!(self, Self::Down { .. } | Self::Overloaded { .. } | Self::TooLarge { .. }) || self.is_unheard()
     }
 }
 
@@ -386,7 +404,9 @@ fn is_bare(method: &Method, status: StatusCode) -> bool {
 }
 
 fn fail(mut outcome: OutcomeGuard, ending: Ending, error: ForwardError) -> ForwardError {
-    outcome.answered(error.status());
+    if !error.is_unheard() {
+        outcome.answered(error.status());
+    }
     outcome.end(ending);
     error
 }

@@ -385,19 +385,19 @@ impl Upstream {
     /// The same, up to the settings that the upstream sends first.
     async fn connect_shared(&self, place: Place) -> Result<Rc<Shared>, ForwardError> {
         let deadline = tokio::time::Instant::now() + self.settings().connect_timeout;
-        let head = self.settings().header_bytes;
-        let shared = match &self.settings().address {
-            Address::Unix(path) => Shared::over(self.unix(path, deadline).await?, 0, place, deadline, head).await,
+        let settings = self.settings();
+        let shared = match &settings.address {
+            Address::Unix(path) => Shared::over(self.unix(path, deadline).await?, 0, place, deadline, settings).await,
             Address::Tcp(address) => {
                 let stream = self.tcp(address, deadline).await?;
                 let keepalive = TcpKeepalive::new().with_time(ASKED_AFTER).with_interval(ASKED_EVERY);
                 let asked = SockRef::from(&stream).set_tcp_keepalive(&keepalive.with_retries(ASKED_TIMES));
                 asked.map_err(|source| ForwardError::Connect { name: self.name(), source })?;
                 match &self.to.tls {
-                    None => Shared::over(stream, 0, place, deadline, head).await,
+                    None => Shared::over(stream, 0, place, deadline, settings).await,
                     Some(tls) => {
                         let renewal = tls.renewal();
-                        Shared::over(self.shake_hands(tls, stream, deadline).await?, renewal, place, deadline, head)
+                        Shared::over(self.shake_hands(tls, stream, deadline).await?, renewal, place, deadline, settings)
                             .await
                     }
                 }

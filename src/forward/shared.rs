@@ -18,6 +18,7 @@ use std::time::Duration;
 use std::time::Instant;
 
 use bytes::Bytes;
+use h2::Reason;
 use h2::client::SendRequest;
 use http::Request;
 use tokio::io::AsyncRead;
@@ -25,6 +26,7 @@ use tokio::io::AsyncWrite;
 use tokio::sync::oneshot;
 
 use super::ForwardError;
+use super::UpstreamSettings;
 use super::pool::Place;
 use super::pool::Upstream;
 use super::pool::Waiting;
@@ -78,7 +80,7 @@ impl Shared {
         renewal: u64,
         place: Place,
         deadline: tokio::time::Instant,
-        header_bytes: usize,
+        settings: &UpstreamSettings,
     ) -> io::Result<Rc<Self>>
     where
         S: AsyncRead + AsyncWrite + Unpin + 'static,
@@ -88,7 +90,7 @@ impl Shared {
             .initial_window_size(WINDOW)
             .initial_connection_window_size(WINDOW_OF_ALL)
             .data_frame_budget(OVERHEAD)
-            .max_header_list_size(u32::try_from(header_bytes).unwrap_or(u32::MAX))
+            .max_header_list_size(u32::try_from(settings.header_bytes).unwrap_or(u32::MAX))
             .max_concurrent_reset_streams(RESET_STREAMS)
             // It never comes down again, and would end the connection.
             .max_local_error_reset_streams(None)
@@ -108,10 +110,11 @@ impl Shared {
         };
         let (sender, mut connection) = in_time(deadline, begun).await?;
         let (open, closed) = oneshot::channel::<Infallible>();
+        let name = settings.name.clone();
         tokio::task::spawn_local(async move {
             tokio::select! {
                 // Its error is also the error of the exchanges that are under way.
-                _told_elsewhere = &mut connection => {}
+                ended = &mut connection => tell_of_calm(&name, ended.err()),
                 // Polled again, it sees that nobody needs it.
                 _ = closed => drop(tokio::time::timeout(FAREWELL, &mut connection).await),
             }
@@ -136,6 +139,14 @@ impl Shared {
 
     fn has_room(&self) -> bool {
         self.streams.get() < usize::from(STREAMS).min(self.sender.current_max_send_streams())
+    }
+}
+
+/// Tells of a connection that was ended for what there was too much of: all of its exchanges have ended with it.
+fn tell_of_calm(upstream: &str, error: Option<h2::Error>) {
+    if let Some(error) = error.filter(|error| error.reason() == Some(Reason::ENHANCE_YOUR_CALM)) {
+        let by = if error.is_remote() { "upstream" } else { "sidecar" };
+        tracing::warn!(upstream, by, "a shared connection was ended for too many frames (ENHANCE_YOUR_CALM)");
     }
 }
 

@@ -10,11 +10,13 @@ use serde_json::Value;
 use super::scrape;
 use super::value;
 use super::watched;
+use crate::http2::raw::DATA;
 use crate::http2::raw::END_HEADERS;
 use crate::http2::raw::END_STREAM;
 use crate::http2::raw::HEADERS;
 use crate::http2::raw::RST_STREAM;
 use crate::http2::raw::Raw;
+use crate::http2::raw::block;
 use crate::http2::raw::frame;
 use crate::http2::raw::get;
 use crate::http2::raw::request;
@@ -25,6 +27,7 @@ use crate::support::Setup;
 use crate::support::Then;
 use crate::support::Upstream;
 use crate::support::denied;
+use crate::support::http2::Http2Upstream;
 use crate::support::permitted;
 use crate::support::repository;
 use crate::support::wait_for;
@@ -198,6 +201,57 @@ fn what_is_done_is_counted() {
     let written = value(&scrape(&sidecar), "dpa_log_records_total").unwrap();
     assert!(written >= 9.0, "the opening, the policy, five decisions, two outcomes: {written}");
     wait_for("a checkpoint", || value(&scrape(&sidecar), "dpa_log_checkpoints_total").filter(|count| *count >= 1.0));
+}
+
+/// Their outcomes had the status 400, which nobody got, and it was counted as an answer.
+#[test]
+fn calls_that_were_taken_back_were_recorded_as_answered() {
+    let cancel = frame(RST_STREAM, 0, 1, 8_u32.to_be_bytes());
+    let by_http1 = Upstream::start(|exchange| {
+        exchange.until_closed();
+        Then::Close
+    });
+    let by_http2 = Http2Upstream::start(&h2::server::Builder::new(), None, |mut call| {
+        Box::pin(async move { drop(call.read().await) })
+    });
+    let trailers = frame(HEADERS, END_STREAM | END_HEADERS, 1, block(&[("x-sum", " 1")]));
+    let length: &[(&str, &str)] = &[("content-length", "3")];
+    // What its head says of its body, and what is sent behind; nothing: the connection is closed.
+    let table = [
+        ("the stream is reset", length, cancel.clone(), None),
+        ("the stream is reset behind a piece", length, [frame(DATA, 0, 1, b"x"), cancel].concat(), None),
+        ("the connection is closed", length, Vec::new(), None),
+        ("more than it says", length, frame(DATA, END_STREAM, 1, b"four"), None),
+        ("less than it says", length, frame(DATA, END_STREAM, 1, b"x"), None),
+        ("trailers that are none", &[], [frame(DATA, 0, 1, b"all"), trailers].concat(), Some(400)),
+    ];
+    for (address, upstream_keys) in [(&by_http1.address, ""), (&by_http2.address, ", protocol: http2")] {
+        for (what, fields, then, status) in &table {
+            let what = format!("{what}{upstream_keys}");
+            let asked = || by_http1.seen().len() + by_http2.asked().len();
+            let before = asked();
+            let sidecar = watched(&Setup { upstream_keys, ..Setup::to(address) });
+            let mut raw = Raw::begun(&sidecar);
+            raw.send(frame(HEADERS, END_HEADERS, 1, request("POST", fields)));
+            wait_for(&what, || (asked() > before).then_some(()));
+            if then.is_empty() {
+                drop(raw);
+            } else {
+                raw.send(then);
+            }
+            let outcome = sidecar.record(&what, |record| record["event"] == "dpa.outcome");
+            assert_eq!((&outcome["outcome"], outcome["status"].as_u64()), (&"aborted".into(), *status), "{what}");
+            wait_for(&format!("{what}: what is counted"), || {
+                let text = scrape(&sidecar);
+                let lines = [
+                    "dpa_requests_total{listener=\"main\",status=\"4xx\"}",
+                    "dpa_requests_failed_total{upstream=\"app\",reason=\"request_unreadable\"}",
+                ];
+                let expected = if status.is_some() { 1.0 } else { 0.0 };
+                lines.iter().all(|line| value(&text, line) == Some(expected)).then_some(())
+            });
+        }
+    }
 }
 
 /// Heads over a limit, and such as nobody can read, were answered and not among the answers.
