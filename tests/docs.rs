@@ -49,7 +49,7 @@ pub(crate) fn document(path: &str) -> Vec<Block> {
 }
 
 /// A folder with the sample policy.
-fn beside_the_sample_policy() -> Folder {
+pub(crate) fn beside_the_sample_policy() -> Folder {
     let folder = Folder::new();
     folder.write("policy.yaml", &std::fs::read_to_string(repository("config/policy.yaml")).unwrap());
     // What the settings of the documentation name.
@@ -84,7 +84,7 @@ cases:
 }
 
 /// The first configuration of the README with these settings in place of its own. There, each of them is one line.
-fn resetting(settings: &str) -> String {
+pub(crate) fn resetting(settings: &str) -> String {
     let key =
         |line: &str| line.split_once(':').map(|(key, _)| key.to_owned()).filter(|key| !key.starts_with([' ', '-']));
     let keys: Vec<String> = settings.lines().filter_map(key).collect();
