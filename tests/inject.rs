@@ -478,3 +478,32 @@ fn the_kinds_that_are_said_to_get_the_sidecar_are_those_that_do() {
         assert!(said.iter().all(|kind| told.contains(kind.as_str())), "{told}");
     }
 }
+
+/// Why `inject` does not write the label by which the component's NetworkPolicy finds pods: it would cut callers off.
+#[test]
+fn the_policy_of_the_component_does_not_let_callers_in_where_inject_listens() {
+    let read = |path: &str| -> Value {
+        let text = std::fs::read_to_string(repository(path)).unwrap();
+        serde_yaml::from_str(text.split("\n---\n").next().unwrap()).unwrap()
+    };
+    let policy = read("deploy/kustomize/components/sidecar/networkpolicy.yaml");
+    let (label, value) = policy["spec"]["podSelector"]["matchLabels"].as_object().unwrap().iter().next().unwrap();
+    let open: Vec<_> = policy["spec"]["ingress"][0]["ports"].as_array().unwrap().iter().map(|it| &it["port"]).collect();
+    let before = read("tests/inject/named-port.yaml");
+    let injected = read("tests/golden/inject/named-port.yaml");
+    let listens = &injected["spec"]["template"]["spec"]["initContainers"][0]["ports"][0]["containerPort"];
+    assert!(listens.is_u64() && !open.contains(&listens), "{open:?}");
+    let labels = |object: &Value| object["spec"]["template"]["metadata"]["labels"].clone();
+    assert_eq!(labels(&injected), labels(&before));
+
+    // Who listens where that policy lets callers in may write the label: it stays, with the sidecar and without.
+    let labelled = format!("labels: {{app: web, {label}: {value}}}");
+    let folder = Folder::new();
+    folder.write("m.yaml", &deployment("", "ports: [{containerPort: 3000}]").replace("labels: {app: web}", &labelled));
+    let (code, text, told) = inject(&folder.file("."), &["--listen", "8080"], "m.yaml");
+    assert_eq!(code, Some(0), "{told}");
+    folder.write("injected.yaml", &text);
+    for text in [text, uninject(&folder.file("."), "injected.yaml")] {
+        assert_eq!(labels(&values(&text)[0])[label], *value, "{text}");
+    }
+}
