@@ -1,5 +1,5 @@
-//! The guides that a newcomer takes: each command in them is typed here, or stands in a table of those that need more than
-//! this machine.
+//! The guides that a newcomer takes: each command in them is typed here, or stands in a table of those that need more
+//! than this machine.
 
 use std::fs::File;
 use std::os::unix::fs::PermissionsExt as _;
@@ -52,8 +52,8 @@ const EXITS: [(&str, &str, i32, &str); 4] = [
     (OBSERVE, "dpa-sidecar coverage", 1, "what is observed is not enforced"),
 ];
 
-/// `kubectl` as far as the guides need it: objects in a file, names of ConfigMaps and Secrets in another. It knows nothing
-/// else, so that a new command has to be looked at.
+/// `kubectl` as far as the guides need it: objects in a file, names of ConfigMaps and Secrets in another. It knows
+/// nothing else, so that a new command has to be looked at.
 const KUBECTL: &str = r#"#!/usr/bin/env bash
 set -eu
 cd "$CLUSTER"
@@ -139,8 +139,8 @@ impl Desk {
         (code, said("out"), said("err"))
     }
 
-    /// Types all commands of a guide. What is shown after one is what comes; so is a block that says `said`, on standard
-    /// error.
+    /// Types all commands of a guide. What is shown after one is what comes; so is a block that says `said`, on
+    /// standard error.
     fn take(&self, guide: &str, blocks: &[Block]) -> Vec<String> {
         let mut wrong = Vec::new();
         let mut last = String::new();
