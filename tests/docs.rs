@@ -49,7 +49,7 @@ pub(crate) fn document(path: &str) -> Vec<Block> {
 }
 
 /// A folder with the sample policy.
-fn beside_the_sample_policy() -> Folder {
+pub(crate) fn beside_the_sample_policy() -> Folder {
     let folder = Folder::new();
     folder.write("policy.yaml", &std::fs::read_to_string(repository("config/policy.yaml")).unwrap());
     // What the settings of the documentation name.
@@ -83,17 +83,51 @@ cases:
     text
 }
 
-/// The first configuration of the README with these settings in place of its own. There, each of them is one line.
-fn resetting(settings: &str) -> String {
-    let key =
-        |line: &str| line.split_once(':').map(|(key, _)| key.to_owned()).filter(|key| !key.starts_with([' ', '-']));
-    let keys: Vec<String> = settings.lines().filter_map(key).collect();
+/// The first configuration of the README with these settings in place of its own.
+pub(crate) fn resetting(settings: &str) -> String {
     let first = document("README.md").into_iter().find(|block| block.language == "yaml").unwrap().text;
+    laid_over(&first, settings)
+}
+
+/// Settings with others in place of those of the same key.
+fn laid_over(first: &str, settings: &str) -> String {
+    let key =
+        |line: &str| line.split_once(':').filter(|_| !line.starts_with([' ', '-', '#'])).map(|(key, _)| key.to_owned());
+    let keys: Vec<String> = settings.lines().filter_map(key).collect();
     let mut text = String::new();
-    for line in first.lines().filter(|line| key(line).is_none_or(|key| !keys.contains(&key))) {
-        writeln!(text, "{line}").unwrap();
+    let mut is_kept = true;
+    for line in first.lines() {
+        if !line.starts_with(' ') {
+            is_kept = key(line).is_none_or(|key| !keys.contains(&key));
+        }
+        if is_kept {
+            writeln!(text, "{line}").unwrap();
+        }
     }
     text + settings
+}
+
+/// What a patch lacks to fit the Deployment of `deploy/kustomize`: it means the container that is there, mounts what it
+/// brings, and brings nothing else.
+fn no_patch(text: &str) -> Option<String> {
+    let patch: Value = match serde_yaml::from_str(text) {
+        Ok(patch) => patch,
+        Err(error) => return Some(error.to_string()),
+    };
+    let component = std::fs::read_to_string(repository("deploy/kustomize/components/sidecar/pod.yaml")).unwrap();
+    let component: Value = serde_yaml::from_str(&component).unwrap();
+    let names = |object: &Value, place: &str| -> Vec<String> {
+        let list = object.pointer(place).and_then(Value::as_array).cloned().unwrap_or_default();
+        list.iter().filter_map(|entry| Some(entry["name"].as_str()?.to_owned())).collect()
+    };
+    let pod = "/spec/template/spec";
+    let containers = format!("{pod}/initContainers");
+    let (mounts, volumes) = (format!("{containers}/0/volumeMounts"), format!("{pod}/volumes"));
+    let is_good = names(&patch, &containers) == names(&component, &containers)
+        && !names(&patch, &volumes).is_empty()
+        && names(&patch, &mounts) == names(&patch, &volumes)
+        && patch.pointer(&mounts).and_then(|it| it[0]["mountPath"].as_str()) == Some("/etc/dpa-sidecar/tls");
+    (!is_good).then(|| format!("no patch of the component's container: {patch}"))
 }
 
 /// What a NetworkPolicy lacks to be one.
@@ -141,6 +175,25 @@ fn faults(path: &str, blocks: &[Block]) -> Vec<String> {
                 folder.write("block.yaml", &resetting(text));
                 "check"
             }
+            // Mounted as the component does: settings, policy and certificates each in a folder of their own.
+            "settings of the demo" => {
+                let demo = "deploy/kustomize/overlays/demo";
+                for inner in ["settings", "policy", "tls"] {
+                    std::fs::create_dir(folder.file(inner)).unwrap();
+                }
+                std::fs::copy(repository(&format!("{demo}/policy/policy.yaml")), folder.file("policy/policy.yaml"))
+                    .unwrap();
+                for name in ["tls.crt", "tls.key", "ca.crt"] {
+                    std::fs::rename(folder.file(name), folder.file("tls").join(name)).unwrap();
+                }
+                let first = std::fs::read_to_string(repository(&format!("{demo}/settings/sidecar.yaml"))).unwrap();
+                folder.write("settings/sidecar.yaml", &laid_over(&first, text));
+                "check"
+            }
+            "patch" => {
+                faults.extend(no_patch(text).map(|fault| format!("{path}:{line}: {fault}")));
+                continue;
+            }
             "cases" => {
                 if let Some((before, _)) = text.split_once("\ncases:\n") {
                     head = format!("{before}\ncases:\n");
@@ -156,12 +209,13 @@ fn faults(path: &str, blocks: &[Block]) -> Vec<String> {
             }
             other => {
                 faults.push(format!(
-                    "{path}:{line}: `{other}`: write `<!-- check: whole -->`, `merge`, `merge too`, `cases`, `settings` or `kubernetes` before the block"
+                    "{path}:{line}: `{other}`: write `<!-- check: whole -->`, `merge`, `merge too`, `cases`, `settings`, `settings of the demo`, `patch` or `kubernetes` before the block"
                 ));
                 continue;
             }
         };
-        let output = run(&folder.file("."), &[command, "block.yaml"]);
+        let file = if what == "settings of the demo" { "settings/sidecar.yaml" } else { "block.yaml" };
+        let output = run(&folder.file("."), &[command, file]);
         if output.status.code() != Some(0) {
             faults.push(format!("{path}:{line}: {}:\n{}{}", output.status, out(&output), err(&output)));
         }
@@ -180,6 +234,7 @@ fn each_piece_of_yaml_is_good() {
         ("docs/egress.md", 3),
         ("docs/change-a-policy.md", 3),
         ("docs/kubernetes.md", 2),
+        ("docs/deploy.md", 2),
     ] {
         let blocks = document(path);
         let count = blocks.iter().filter(|block| block.language == "yaml").count();
@@ -197,6 +252,8 @@ fn a_piece_that_is_not_good_is_seen() {
         ("a comment that means nothing", "<!-- check: perhaps -->\n", "version: 1\n", "write `<!-- check: whole -->`"),
         ("a comment for something else", "<!-- check: merge -->\nText.\n", customer, "write `<!-- check: whole -->`"),
         ("a policy with a mistake", "<!-- check: whole -->\n", "version: 1\nnonsense: 1\n", "DPA004"),
+        ("a patch of another container", "<!-- check: patch -->\n", "spec: {}\n", "no patch"),
+        ("settings of the demo with a mistake", "<!-- check: settings of the demo -->\n", "probe: []\n", "DPA004"),
         ("a piece with a mistake", "<!-- check: merge -->\n\n", customer, "there is no key `acepted_at` here"),
         (
             "a case that cannot be",

@@ -403,3 +403,107 @@ fn two_listeners_of_one_port_gave_a_container_one_name_twice() {
     assert!(is_there("8443") && is_there("8444") && is_there("dpa-8444"), "{written}");
     assert_eq!(of_name("name: http"), 1, "{written}");
 }
+
+#[test]
+fn three_thousand_objects_took_a_quarter_of_a_minute() {
+    // Whether each Service has an entry of its own, shares one with all others, or selects all there are.
+    for (name, label, selector, count) in [
+        ("labels of its own", "{app: web-N}", "{app: web-N}", 2_000),
+        ("a label that all have", "{part: shop, app: web-N}", "{part: shop, app: web-N}", 2_000),
+        ("each selects all", "{part: shop}", "{part: shop}", 400),
+    ] {
+        let all: String = (0..count)
+            .map(|number| {
+                let text = deployment("", "ports: [{containerPort: 3000}]").replace("{app: web}", label)
+                    + "---\napiVersion: v1\nkind: Service\nmetadata: {name: web}\n"
+                    + &format!("spec: {{selector: {selector}, ports: [{{port: 80, targetPort: 3000}}]}}\n---\n");
+                text.replace("name: web}", &format!("name: web-{number}}}")).replace("-N", &format!("-{number}"))
+            })
+            .collect();
+        let folder = Folder::new();
+        folder.write("m.yaml", &all);
+        let began = std::time::Instant::now();
+        let (code, written, told) = inject(&folder.file("."), &[], "m.yaml");
+        // Far more than it takes, and far less than it would take if every Service were held against every workload.
+        assert!(began.elapsed().as_secs() < 60, "{name}: {:?}", began.elapsed());
+        assert_eq!(code, Some(0), "{name}: {told}");
+        assert_eq!(written.matches("targetPort: 8443").count(), count, "{name}");
+    }
+}
+
+/// The kinds of the sentence in a text that says which get the sidecar, each in the singular.
+fn kinds_in(text: &str) -> Vec<String> {
+    let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let (before, _) = words.split_once(" get the sidecar, also within").unwrap();
+    let list = &before[before.rfind("Deployments").unwrap()..];
+    list.replace(" and ", ", ").split(", ").map(|kind| kind.trim_end_matches('s').to_owned()).collect()
+}
+
+#[test]
+fn the_kinds_that_are_said_to_get_the_sidecar_are_those_that_do() {
+    let version = |kind: &str| match kind {
+        "Pod" | "ReplicationController" => "v1",
+        "Job" | "CronJob" => "batch/v1",
+        _ => "apps/v1",
+    };
+    let pod = "spec: {containers: [{name: web, image: x, ports: [{containerPort: 3000}]}]}";
+    let does = |kind: &str| {
+        let spec = match kind {
+            "Pod" => pod.to_owned(),
+            "CronJob" => format!("spec: {{jobTemplate: {{spec: {{template: {{{pod}}}}}}}}}"),
+            _ => format!("spec: {{template: {{{pod}}}}}"),
+        };
+        let folder = Folder::new();
+        folder.write(
+            "m.yaml",
+            &format!("apiVersion: {}\nkind: {kind}\nmetadata: {{name: web}}\n{spec}\n", version(kind)),
+        );
+        let (code, written, told) = inject(&folder.file("."), &[], "m.yaml");
+        let refused = told.contains("no object here has pods");
+        assert_eq!((code == Some(0), written.contains("name: dpa-sidecar")), (!refused, !refused), "{kind}: {told}");
+        (!refused, told)
+    };
+    let help = out(&run(&repository("tests/inject"), &["inject", "--help"]));
+    let guide = std::fs::read_to_string(repository("docs/kubernetes.md")).unwrap();
+    let said = kinds_in(&help);
+    assert_eq!(said, kinds_in(&guide));
+    assert_eq!(said.len(), 8, "{said:?}");
+    for kind in &said {
+        assert!(does(kind).0, "{kind}");
+    }
+    // Whatever else has a template of pods, or looks so.
+    for kind in ["PodTemplate", "Rollout", "ControllerRevision", "Service", "Node"] {
+        let (does, told) = does(kind);
+        assert!(!does && !said.iter().any(|said| said == kind), "{kind}");
+        assert!(said.iter().all(|kind| told.contains(kind.as_str())), "{told}");
+    }
+}
+
+/// Why `inject` does not write the label by which the component's NetworkPolicy finds pods: it would cut callers off.
+#[test]
+fn the_policy_of_the_component_does_not_let_callers_in_where_inject_listens() {
+    let read = |path: &str| -> Value {
+        let text = std::fs::read_to_string(repository(path)).unwrap();
+        serde_yaml::from_str(text.split("\n---\n").next().unwrap()).unwrap()
+    };
+    let policy = read("deploy/kustomize/components/sidecar/networkpolicy.yaml");
+    let (label, value) = policy["spec"]["podSelector"]["matchLabels"].as_object().unwrap().iter().next().unwrap();
+    let open: Vec<_> = policy["spec"]["ingress"][0]["ports"].as_array().unwrap().iter().map(|it| &it["port"]).collect();
+    let before = read("tests/inject/named-port.yaml");
+    let injected = read("tests/golden/inject/named-port.yaml");
+    let listens = &injected["spec"]["template"]["spec"]["initContainers"][0]["ports"][0]["containerPort"];
+    assert!(listens.is_u64() && !open.contains(&listens), "{open:?}");
+    let labels = |object: &Value| object["spec"]["template"]["metadata"]["labels"].clone();
+    assert_eq!(labels(&injected), labels(&before));
+
+    // Who listens where that policy lets callers in may write the label: it stays, with the sidecar and without.
+    let labelled = format!("labels: {{app: web, {label}: {value}}}");
+    let folder = Folder::new();
+    folder.write("m.yaml", &deployment("", "ports: [{containerPort: 3000}]").replace("labels: {app: web}", &labelled));
+    let (code, text, told) = inject(&folder.file("."), &["--listen", "8080"], "m.yaml");
+    assert_eq!(code, Some(0), "{told}");
+    folder.write("injected.yaml", &text);
+    for text in [text, uninject(&folder.file("."), "injected.yaml")] {
+        assert_eq!(labels(&values(&text)[0])[label], *value, "{text}");
+    }
+}

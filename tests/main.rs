@@ -26,6 +26,7 @@ mod forged;
 mod forwarded;
 mod framing;
 mod fuzz_corpus;
+mod guides;
 mod hostile_files;
 mod house;
 mod http2;

@@ -8,16 +8,18 @@ use crate::story::are_alike;
 use crate::support::Folder;
 use crate::support::repository;
 
-/// The commands of a block, each with what is shown after it. One may go on over several lines.
-fn commands(text: &str) -> Vec<(String, Vec<String>)> {
+/// The commands of a block, each with what is shown after it. One may go on over several lines: after a backslash, or
+/// where another program takes what comes.
+pub(crate) fn commands(text: &str) -> Vec<(String, Vec<String>)> {
     let mut found: Vec<(String, Vec<String>)> = Vec::new();
     for line in text.lines() {
         if let Some(command) = line.strip_prefix("$ ") {
             found.push((command.to_owned(), Vec::new()));
         } else if let Some((command, shown)) = found.last_mut() {
-            match command.strip_suffix('\\').filter(|_| shown.is_empty()).map(str::to_owned) {
-                Some(begun) => *command = begun + line.trim_start(),
-                None => shown.push(line.to_owned()),
+            let goes_on = shown.is_empty() && command.ends_with(['\\', '|']);
+            match goes_on {
+                true => *command = format!("{} {}", command.trim_end_matches('\\').trim_end(), line.trim_start()),
+                false => shown.push(line.to_owned()),
             }
         }
     }

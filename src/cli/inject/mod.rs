@@ -7,6 +7,8 @@ mod takeover;
 mod workload;
 mod write;
 
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::io;
 use std::io::Write;
 use std::path::PathBuf;
@@ -26,6 +28,7 @@ use self::sidecar::Shape;
 use self::takeover::Taken;
 use self::takeover::Terms;
 use self::workload::Service;
+use self::workload::Services;
 use super::CliError;
 use super::Exit;
 use super::colour;
@@ -52,9 +55,10 @@ Examples:
   kubectl get deploy/api svc/api -o yaml | dpa-sidecar inject --uninject - | kubectl apply -f -
 
 Standard output has all objects of all files, in order, as YAML. Deployments, StatefulSets, DaemonSets, ReplicaSets,
-Jobs, CronJobs and Pods get the sidecar, also within Lists; Services that point to the service's port by its number then
-point to the sidecar's. All else passes unchanged; only comments are lost. Standard error says what was changed, and
-what a person has to look at. If one object is refused, nothing is written.
+ReplicationControllers, Jobs, CronJobs and Pods get the sidecar, also within Lists, unless another object owns them;
+Services that point to the service's port by its number then point to the sidecar's. All else passes unchanged; only
+comments are lost. Standard error says what was changed, and what a person has to look at. If one object is refused,
+nothing is written.
 
 The settings have to fit: listen on 0.0.0.0:8443 for callers, name the service as 127.0.0.1:PORT, have health on
 0.0.0.0:9901, and write the log to /var/log/dpa-sidecar. With `--settings` they are read, and the flags of ports are not
@@ -226,8 +230,8 @@ fn change(
     let is_meant = |object: &Node| {
         workload::template_of(object).is_some() && (only.is_empty() || only.contains(&workload::named(object)))
     };
-    let mut selected = Vec::new();
-    let services: Vec<Service> = workload::objects(documents).filter_map(|object| Service::of(object)).collect();
+    let services = Services::of(documents);
+    let mut selected = BTreeSet::new();
     let mut met = 0_usize;
     for object in workload::objects(documents).filter(|object| is_meant(object)) {
         if let Some(owner) = workload::owner_of(object) {
@@ -235,13 +239,12 @@ fn change(
             continue;
         }
         met += 1;
-        let selects = |service: &&Service| service.selects(object);
-        selected.extend(services.iter().filter(selects).cloned());
+        selected.extend(services.selecting(object).into_iter().map(|(place, _)| place));
         bring_back(object, *uninject, told, problems);
     }
-    for object in workload::objects(documents) {
+    for (place, object) in workload::objects(documents).filter(|it| Service::of(it).is_some()).enumerate() {
         // A Service may serve a workload that keeps its sidecar: then it keeps pointing there.
-        if Service::of(object).is_some_and(|it| selected.contains(&it) || *uninject && only.is_empty()) {
+        if selected.contains(&place) || *uninject && only.is_empty() {
             bring_back(object, *uninject, told, problems);
         }
     }
@@ -253,13 +256,15 @@ fn change(
     }
     if met == 0 {
         let message = if only.is_empty() { "no object here has pods" } else { "no object here is one of `--only`" };
-        let help = "give a Deployment, StatefulSet, DaemonSet, ReplicaSet, Job, CronJob or Pod";
+        let help = "give a Deployment, StatefulSet, DaemonSet, ReplicaSet, ReplicationController, Job, CronJob or Pod";
         let Some(at) = root else { return Err(CliError::Unknown("the manifests are empty".to_owned())) };
         problems.push(Problem::error(Code::Workload, at, message, help));
         return Ok(());
     }
-    let services: Vec<Service> = workload::objects(documents).filter_map(|object| Service::of(object)).collect();
-    let mut redirects = Vec::new();
+    let services = Services::of(documents);
+    let mut injected: Vec<Vec<Taken>> = Vec::new();
+    // By the place of a Service: the places of those among `injected` that it selects.
+    let mut redirects: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
     for object in workload::objects(documents) {
         let is_owned = workload::owner_of(object).is_some();
         let Some(path) = workload::template_of(object).filter(|_| !is_owned && is_meant(object)) else { continue };
@@ -268,27 +273,29 @@ fn change(
             Ok((taken, selected)) => {
                 told.push(format!("{}: injected", workload::named(object)));
                 told.extend(lines.into_iter().map(|line| format!("  {line}")));
-                redirects.push((taken, selected));
+                selected.into_iter().for_each(|place| redirects.entry(place).or_default().push(injected.len()));
+                injected.push(taken);
             }
             Err(all) => all.into_iter().for_each(|problem| problems.push(problem)),
         }
     }
-    let bare: Vec<(Service, String)> = workload::objects(documents)
-        .filter(|object| workload::template_of(object).is_some() && workload::owner_of(object).is_none())
-        .filter(|object| !has_sidecar(object))
-        .flat_map(|object| {
-            let selecting = services.iter().filter(|service| service.selects(object));
-            selecting.map(|service| (service.clone(), workload::named(object))).collect::<Vec<_>>()
-        })
-        .collect();
+    let mut bare: BTreeMap<usize, String> = BTreeMap::new();
     for object in workload::objects(documents) {
-        if let Some(service) = Service::of(object) {
-            let without = bare.iter().find(|(known, _)| *known == service).map(|(_, name)| name.as_str());
-            problems.0.extend(redirect(object, &service, &redirects, without, told));
+        let is_workload = workload::template_of(object).is_some() && workload::owner_of(object).is_none();
+        if is_workload && !has_sidecar(object) {
+            for (place, _) in services.selecting(object) {
+                bare.entry(place).or_insert_with(|| workload::named(object));
+            }
         }
     }
+    let found = workload::objects(documents).filter_map(|object| Some((Service::of(object)?, object)));
+    for (place, (service, object)) in found.enumerate() {
+        let taken: Vec<_> =
+            redirects.get(&place).into_iter().flatten().filter_map(|place| injected.get(*place)).flatten().collect();
+        problems.0.extend(redirect(object, &service, &taken, bare.get(&place).map(String::as_str), told));
+    }
     told.extend(wanted.notes.iter().map(|note| format!("note: {note}")));
-    if !arguments.classic && redirects.iter().any(|(taken, _)| taken.iter().any(|it| it.moved_name().is_some())) {
+    if !arguments.classic && injected.iter().flatten().any(|it| it.moved_name().is_some()) {
         told.push(
             "note: before Kubernetes 1.33 Services do not find names of a native sidecar's ports: `--classic`"
                 .to_owned(),
@@ -394,8 +401,8 @@ fn in_the_way(object: &Node, template: &Node, arguments: &Arguments) -> Vec<Prob
     problems
 }
 
-/// What a workload takes over, and which Services select it.
-type PutIn = (Vec<Taken>, Vec<Service>);
+/// What a workload takes over, and the places of the Services that select it.
+type PutIn = (Vec<Taken>, Vec<usize>);
 
 /// Puts the sidecar into one workload.
 fn put_in(
@@ -403,7 +410,7 @@ fn put_in(
     path: &str,
     arguments: &Arguments,
     wanted: &Wanted,
-    services: &[Service],
+    services: &Services,
     told: &mut Vec<String>,
 ) -> Result<PutIn, Vec<Problem>> {
     let is_job = workload::is_job(object);
@@ -415,8 +422,7 @@ fn put_in(
     if !problems.is_empty() {
         return Err(problems);
     }
-    let selecting: Vec<&Service> = services.iter().filter(|service| service.selects(whole)).collect();
-    let selected: Vec<Service> = selecting.iter().map(|service| (*service).clone()).collect();
+    let (selected, selecting): (Vec<usize>, Vec<&Service>) = services.selecting(whole).into_iter().unzip();
     let terms = Terms { wanted, loopback: arguments.loopback, is_job, services: selecting };
     let taken = takeover::taken(template, &terms)?;
     notes(template, arguments, &taken, &selected, told);
@@ -463,7 +469,7 @@ fn ours(faults: Vec<Fault>) -> Vec<Problem> {
 }
 
 /// What a person should know of one workload.
-fn notes(template: &Node, arguments: &Arguments, taken: &[Taken], services: &[Service], told: &mut Vec<String>) {
+fn notes(template: &Node, arguments: &Arguments, taken: &[Taken], services: &[usize], told: &mut Vec<String>) {
     if taken.is_empty() {
         told.push("no port is put behind the sidecar: only what the service sends through it is weighed".to_owned());
     }
@@ -494,12 +500,10 @@ fn notes(template: &Node, arguments: &Arguments, taken: &[Taken], services: &[Se
 fn redirect(
     object: &mut Node,
     service: &Service,
-    all: &[PutIn],
+    selected: &[&Taken],
     without: Option<&str>,
     told: &mut Vec<String>,
 ) -> Option<Problem> {
-    let selected: Vec<&Taken> =
-        all.iter().filter(|(_, services)| services.contains(service)).flat_map(|(taken, _)| taken).collect();
     if selected.is_empty() {
         return None;
     }

@@ -1,5 +1,7 @@
 //! Finds workloads and Services among the objects of a stream.
 
+use std::collections::HashMap;
+
 use super::edit::at;
 use super::edit::at_mut;
 use super::edit::is_null;
@@ -74,7 +76,7 @@ fn texts(node: Option<&Node>) -> impl Iterator<Item = (&str, &str)> {
 }
 
 /// A Service that has a selector.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) struct Service {
     /// As [`named`].
     pub(super) name: String,
@@ -87,7 +89,7 @@ pub(super) struct Service {
 }
 
 /// A port of a Service.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) struct ServicePort {
     /// Its number.
     pub(super) port: u16,
@@ -119,13 +121,56 @@ impl Service {
             ports,
         })
     }
+}
 
-    /// Whether it selects the pods of a workload.
-    pub(super) fn selects(&self, workload: &Node) -> bool {
+/// The Services of a stream, found by what they select. Each is known by its place among them.
+pub(super) struct Services {
+    all: Vec<Service>,
+    /// Places by namespace and the entry of the selector that fewest Services have: each stands under one entry, so a
+    /// workload meets few that do not select it.
+    by_entry: HashMap<(String, String, String), Vec<usize>>,
+}
+
+impl Services {
+    /// Those among the objects of a stream, in order.
+    pub(super) fn of(documents: &mut [Node]) -> Self {
+        let all: Vec<Service> = objects(documents).filter_map(|object| Service::of(object)).collect();
+        let entry = |service: &Service, (key, value): &(String, String)| {
+            (service.namespace.clone(), key.clone(), value.clone())
+        };
+        let mut counts: HashMap<_, usize> = HashMap::new();
+        for service in &all {
+            for pair in &service.selector {
+                let count = counts.entry(entry(service, pair)).or_default();
+                *count = count.saturating_add(1);
+            }
+        }
+        let mut by_entry: HashMap<_, Vec<usize>> = HashMap::new();
+        for (place, service) in all.iter().enumerate() {
+            let entries = service.selector.iter().map(|pair| entry(service, pair));
+            if let Some(rarest) = entries.min_by_key(|entry| counts.get(entry).copied()) {
+                by_entry.entry(rarest).or_default().push(place);
+            }
+        }
+        Self { all, by_entry }
+    }
+
+    /// Those that select the pods of a workload, in order.
+    pub(super) fn selecting(&self, workload: &Node) -> Vec<(usize, &Service)> {
         let template = template_of(workload).and_then(|path| at(workload, path));
-        let labels: Vec<_> = texts(template.and_then(|template| at(template, "metadata/labels"))).collect();
-        self.namespace == namespace(workload)
-            && self.selector.iter().all(|(key, value)| labels.contains(&(key.as_str(), value.as_str())))
+        let labels: HashMap<_, _> = texts(template.and_then(|template| at(template, "metadata/labels"))).collect();
+        let namespace = namespace(workload);
+        let met = labels.iter().filter_map(|(key, value)| {
+            self.by_entry.get(&(namespace.to_owned(), (*key).to_owned(), (*value).to_owned()))
+        });
+        let has = |(key, value): &(String, String)| labels.get(key.as_str()) == Some(&value.as_str());
+        let mut found: Vec<_> = met
+            .flatten()
+            .filter_map(|place| Some((*place, self.all.get(*place)?)))
+            .filter(|(_, service)| service.selector.iter().all(has))
+            .collect();
+        found.sort_by_key(|(place, _)| *place);
+        found
     }
 }
 
