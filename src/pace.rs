@@ -97,6 +97,13 @@ impl Upload {
     pub fn counted(body: Incoming, pace: Option<Arc<Pace>>) -> Self {
         Self { body, pace }
     }
+
+    /// Whether its caller took it back with NO_ERROR, which the library has for an end like any other. To be asked once it
+    /// has given its last piece.
+    #[must_use]
+    pub fn was_taken_back(&self) -> bool {
+        self.pace.is_some() && !self.body.is_end_stream()
+    }
 }
 
 impl Body for Upload {

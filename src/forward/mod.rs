@@ -208,7 +208,7 @@ impl ForwardError {
     #[must_use]
     pub fn reset(&self) -> Option<Reason> {
         let Self::Broken { source, .. } = self else { return None };
-        source.downcast_ref::<h2::Error>().and_then(h2::Error::reason)
+        source.downcast_ref::<h2::Error>().filter(|error| error.is_reset()).and_then(h2::Error::reason)
     }
 
     /// Whether nobody is left who could be answered: the caller took its request of HTTP/2 back, or its connection has

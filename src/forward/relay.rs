@@ -37,6 +37,8 @@ use crate::record::entry::Ending;
 pub(super) enum OutgoingError {
     #[error("the caller broke off its body, or it is not framed as it says")]
     Broken(#[source] hyper::Error),
+    #[error("the caller took its request back")]
+    TakenBack(#[source] h2::Error),
     #[error("the body is larger than its route allows")]
     TooLarge,
     #[error("a trailer of the request begins or ends with a blank")]
@@ -124,7 +126,7 @@ impl Body for Outgoing {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, OutgoingError>>> {
         let Some(body) = &mut self.body else { return Poll::Ready(Some(Err(OutgoingError::TooLarge))) };
-        let frame = ready!(Pin::new(body).poll_frame(cx));
+        let frame = ready!(Pin::new(&mut *body).poll_frame(cx));
         Poll::Ready(match frame {
             // Nothing comes behind them.
             Some(Ok(frame)) if frame.is_trailers() => self.trailers(frame),
@@ -144,6 +146,11 @@ impl Body for Outgoing {
             Some(Err(error)) => {
                 self.progress.failed();
                 Some(Err(OutgoingError::Broken(error)))
+            }
+            // Without its end it would be another request.
+            None if body.was_taken_back() => {
+                self.progress.failed();
+                Some(Err(OutgoingError::TakenBack(h2::Reason::NO_ERROR.into())))
             }
             None => {
                 self.progress.ended();

@@ -6,6 +6,11 @@ use http::HeaderMap;
 use http::Request;
 use http::Response;
 
+use super::raw::DATA;
+use super::raw::RST_STREAM;
+use super::raw::Raw;
+use super::raw::frame;
+use super::raw::post;
 use crate::support::CARE_DESK;
 use crate::support::CEILING;
 use crate::support::ROLLUP;
@@ -335,4 +340,31 @@ fn too_many_requests_at_a_time_are_turned_away() {
     release.send(()).unwrap();
     let first = caller.runtime.block_on(answer).unwrap();
     assert_eq!(first.status(), 200);
+}
+
+/// The library has NO_ERROR for an end like any other: the service got the piece that had come, and the end behind it.
+#[test]
+fn a_body_that_was_taken_back_without_an_error_came_to_its_end() {
+    let (tell, told) = std::sync::mpsc::channel();
+    let upstream = Upstream::start(move |exchange| {
+        tell.send(exchange.body_and_end()).unwrap();
+        exchange.ok("")
+    });
+    let sidecar = Setup::to(&upstream.address).start();
+    for (before, what, reason) in [(0, "NO_ERROR", 0_u32), (1, "CANCEL", 8)] {
+        let mut raw = Raw::begun(&sidecar);
+        raw.send([post(1), frame(DATA, 0, 1, b"part")].concat());
+        wait_for("the request", || (upstream.seen().len() > before).then_some(()));
+        raw.send(frame(RST_STREAM, 0, 1, reason.to_be_bytes()));
+        let (_, is_whole) = told.recv_timeout(CEILING).unwrap();
+        assert!(!is_whole, "{what}: the service took it for all");
+    }
+    let outcomes = wait_for("both outcomes", || {
+        let records = sidecar.records();
+        let outcomes: Vec<_> = records.into_iter().filter(|it| it["event"] == "dpa.outcome").collect();
+        (outcomes.len() == 2).then_some(outcomes)
+    });
+    for outcome in outcomes {
+        assert_eq!((&outcome["outcome"], outcome.get("status")), (&"aborted".into(), None), "{outcome}");
+    }
 }
