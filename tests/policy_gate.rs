@@ -109,7 +109,7 @@ fn a_customer_that_was_dropped_came_back_wider_in_a_second_load() {
     put(&with(&lake(18), base, &base.replace("[base]", "[base, customer_analytics]")));
     let record = sidecar.record("revision 18", |it| it["offered"]["revision"] == 18);
     assert_eq!(record["changes"][0]["customers"], json!(["birch-lake"]));
-    assert!(record["text"].as_str().unwrap().starts_with("held against when it was there last: weaker"), "{record}");
+    assert!(record["text"].as_str().unwrap().starts_with("held against a policy since the start: weaker"), "{record}");
     put(&lake(19));
     loaded(&sidecar, 19);
 }
@@ -152,6 +152,131 @@ fn what_was_closed_was_widened_and_opened_again() {
         // What is tighter only is held against the policy in force alone.
         std::fs::write(&policy, change(&with(&revision(15), open, &closed))).unwrap();
         loaded(&sidecar, 15);
+    }
+}
+
+/// A policy in which a customer consents to a subprocessor, on each of these days of June.
+fn consenting(text: &str, customer: &str, subprocessor: &str, days: &[u8]) -> String {
+    let entry = text.find(&format!("  - id: {customer}\n")).unwrap();
+    let at = entry + text[entry..].find("    permitted_purposes:").unwrap();
+    let consents: Vec<String> = days
+        .iter()
+        .map(|day| format!("{{subprocessor: {subprocessor}, given_at: 2026-06-{day}, ref: C-{day}}}"))
+        .collect();
+    format!("{}    consents: [{}]\n{}", &text[..at], consents.join(", "), &text[at..])
+}
+
+/// What one rule opened was closed by another one still, so it was not weaker; and that the other one went needs no word,
+/// or one about something else. What was agreed in between was no word on it.
+#[test]
+fn of_two_rules_that_closed_the_same_each_was_taken_away_by_itself() {
+    const EFFECTIVE: &str = "    effective_at: 2021-06-01\n";
+    let until = |text: &str, end: &str| with(text, EFFECTIVE, &format!("{EFFECTIVE}    removed_at: {end}\n"));
+    let leaving = |text: &str, paper: &str, end: &str| {
+        with(text, paper, &format!("{paper}, terminated_at: {end}, return_until: 2098-01-31"))
+    };
+    let all = |text: &str, days: &[u8], of_granite: &[u8]| {
+        let text = consenting(&consenting(text, "redwood-strand", "sp-05", days), "cedar-hollow", "sp-05", days);
+        if of_granite.is_empty() { text } else { consenting(&text, "granite-notch", "sp-05", of_granite) }
+    };
+    let notch = "accepted_at: 2023-03-15, contract_ref: MSA-0264";
+    let lake = |number| and_customer(&revision(number), "");
+    let mail = |number, more: &str| {
+        let own = "    permitted_purposes: [customer_marketing]\n    data_categories: [user.name, user.contact";
+        let wider = own.replace("customer_marketing", &format!("customer_marketing{more}")) + ", user.device";
+        with(&revision(number), own, &wider)
+    };
+    let instructed = |text: &str, days: &[u8]| {
+        let first = "    instructions:\n      - id: ins-001\n";
+        let dates = "received_at: 2026-06-02, accepted_at: 2026-06-02, valid_from: 2026-06-02";
+        let own = format!(
+            "    instructions:\n      - {{id: ins-900, issuer_role: x, reference: R-1, {dates}, permits: {{purposes: [ad_audit]}}}}\n"
+        );
+        let text = with(text, first, &first.replace("    instructions:\n", &own));
+        consenting(&with(&text, REDWOOD, &REDWOOD.replace("[base", "[base, ad_audit")), "redwood-strand", "sp-09", days)
+    };
+    let table: [(&str, [String; 5], &str, &str); 4] = [
+        (
+            "the end of a subprocessor, and that of a customer's agreement",
+            [
+                until(&revision(12), "2096-12-31"),
+                leaving(&until(&all(&revision(13), &[20], &[20]), "2097-12-31"), notch, "2097-12-31"),
+                leaving(&all(&revision(14), &[20, 21], &[20]), notch, "2097-12-31"),
+                all(&revision(15), &[20, 21], &[20]),
+                all(&revision(16), &[20, 21], &[20, 22]),
+            ],
+            "subprocessor_period",
+            "granite-notch",
+        ),
+        (
+            "the same, in two steps",
+            [
+                until(&revision(12), "2096-12-31"),
+                leaving(&until(&all(&revision(13), &[20], &[20]), "2097-12-31"), notch, "2096-12-31"),
+                leaving(&all(&revision(14), &[20, 21], &[20]), notch, "2096-12-31"),
+                leaving(&all(&revision(15), &[20, 21], &[20]), notch, "2098-01-15"),
+                all(&revision(16), &[20, 21], &[20, 22]),
+            ],
+            "subprocessor_period",
+            "granite-notch",
+        ),
+        (
+            "the same, of a customer that came after the start",
+            [
+                until(&revision(12), "2096-12-31"),
+                until(&leaving(&lake(13), "MSA-0600", "2096-12-31"), "2096-12-31"),
+                leaving(&all(&lake(14), &[20], &[20]), "MSA-0600", "2096-12-31"),
+                all(&lake(15), &[20], &[20]),
+                consenting(&all(&lake(16), &[20], &[20]), "birch-lake", "sp-05", &[20]),
+            ],
+            "subprocessor_period",
+            "birch-lake",
+        ),
+        (
+            "a purpose of a subprocessor, and what a customer permits",
+            [
+                revision(12),
+                consenting(&mail(13, ""), "redwood-strand", "sp-09", &[20]),
+                consenting(&mail(14, ", ad_audit"), "redwood-strand", "sp-09", &[20]),
+                instructed(&mail(15, ", ad_audit"), &[20]),
+                instructed(&mail(16, ", ad_audit"), &[20, 21]),
+            ],
+            "subprocessor_purpose",
+            "redwood-strand",
+        ),
+    ];
+    let upstream = Upstream::ok();
+    for (name, [start_with, one, two, both, agreed], kind, customer) in table {
+        let folder = Folder::new();
+        let policy = folder.write("policy.yaml", &start_with);
+        let sidecar = start(folder, &upstream.address, "{file: policy.yaml}");
+        for (number, text) in [(13, one), (14, two)] {
+            std::fs::write(&policy, text).unwrap();
+            loaded(&sidecar, number);
+        }
+        std::fs::write(&policy, both).unwrap();
+        let record = sidecar.record(name, |it| it["policy"]["revision"] == 15 || it["offered"]["revision"] == 15);
+        assert_eq!(record["why"], "weaker", "{name}: {record}");
+        assert_eq!(record["changes"].as_array().unwrap().len(), 1, "{name}: {record}");
+        assert_eq!(record["changes"][0]["kind"], kind, "{name}");
+        assert_eq!(record["changes"][0]["customers"], json!([customer]), "{name}");
+        let text = record["text"].as_str().unwrap();
+        assert!(text.starts_with("held against a policy since the start: weaker"), "{name}: {text}");
+        std::fs::write(&policy, agreed).unwrap();
+        loaded(&sidecar, 16);
+    }
+    // Given with the first of both, the word is there when the second goes; and who only leaves, or stays away, needs none.
+    let folder = Folder::new();
+    let policy = folder.write("policy.yaml", &until(&revision(12), "2096-12-31"));
+    let sidecar = start(folder, &upstream.address, "{file: policy.yaml}");
+    for (number, text) in [
+        (13, leaving(&until(&all(&revision(13), &[20], &[20]), "2097-12-31"), notch, "2097-12-31")),
+        (14, leaving(&all(&revision(14), &[20, 21], &[20, 21]), notch, "2097-12-31")),
+        (15, leaving(&all(&revision(15), &[20, 21], &[20, 21]), notch, "2097-06-30")),
+        (16, all(&revision(16), &[20, 21], &[20, 21])),
+    ] {
+        std::fs::write(&policy, text).unwrap();
+        loaded(&sidecar, number);
     }
 }
 

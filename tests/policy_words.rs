@@ -322,7 +322,7 @@ fn what_came_after_the_start_was_closed_and_came_back_wider_on_its_old_consents(
         let record = refused(&sidecar, "weaker");
         assert_eq!(record["changes"][0]["kind"], "subprocessor_data", "{name}");
         let text = record["text"].as_str().unwrap();
-        assert!(text.starts_with("held against when it was there last: weaker"), "{name}: {record}");
+        assert!(text.starts_with("held against a policy since the start: weaker"), "{name}: {record}");
         // As it was agreed, it comes back.
         put(&sidecar, "policy.yaml", &consented(&desk(16, "user.name")));
         loaded(&sidecar, 16);

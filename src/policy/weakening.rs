@@ -70,6 +70,12 @@ pub fn refused(changes: &[Change], old: &Policy, new: &Policy, now: Timestamp) -
     weaker.filter_map(|change| refusal(change, &needs(change, old)?, old, new, now)).collect()
 }
 
+/// Whether a weaker change needs a word at all.
+#[must_use]
+pub fn needs_word(change: &Change, old: &Policy) -> bool {
+    needs(change, old).is_some()
+}
+
 fn needs(change: &Change, old: &Policy) -> Option<Needs> {
     let subprocessor = || Some(Needs::Subprocessor(change.subprocessor()?.to_owned()));
     match change.kind {

@@ -20,11 +20,13 @@ use crate::policy::diff::Direction;
 use crate::policy::diff::Kind;
 use crate::policy::diff::diff;
 use crate::policy::diff::open_names;
+use crate::policy::diff::weaker_if_open;
 use crate::policy::problem::Source;
 use crate::policy::terms::Id;
 use crate::policy::weakening;
 use crate::policy::weakening::Refused;
 use crate::policy::weakening::is_forgotten;
+use crate::policy::weakening::needs_word;
 use crate::record::policy_event::Why;
 
 /// The policy that was agreed last, as the settings name it.
@@ -244,9 +246,11 @@ fn is_same_thing(one: &Change, two: &Change) -> bool {
 }
 
 /// What this process has seen agreed, beside the policy in force: the first policy, and customers for whom a load closed
-/// something or dropped a word, each as the last policy that had it.
+/// something or dropped a word, each as the last policy that had it, or opened something that another rule keeps closed,
+/// as the last policy without it.
 ///
-/// So two loads cannot do what one may not: close something, change it while nothing passes by it, and open it again.
+/// So two loads cannot do what one may not: close something, change it while nothing passes by it, and open it again; or
+/// take away one after the other two rules that close the same.
 #[derive(Clone, Debug, Default)]
 pub struct Former {
     first: Option<Arc<Policy>>,
@@ -274,7 +278,7 @@ impl Former {
     /// [`Refusal`].
     pub fn held_against(&self, offer: &Offer<'_>) -> Result<(), Refusal> {
         let first = self.first.iter().map(|first| (first, "the policy of the start"));
-        let gone = self.gone.iter().map(|(gone, _)| (gone, "when it was there last"));
+        let gone = self.gone.iter().map(|(gone, _)| (gone, "a policy since the start"));
         for (former, which) in first.chain(gone).filter(|(former, _)| offer.concerns(former)) {
             offer.held_against(former).map_err(|refusal| refusal.than(which))?;
         }
@@ -290,17 +294,21 @@ impl Former {
             let is_left = |name| still.get(id).is_some_and(|names| names.contains(&name));
             is_forgotten(former, new, id) || !open_names(former, id, since).into_iter().all(is_left)
         };
+        let remembered = |former: &Policy, since: Timestamp| -> HashSet<String> {
+            let waits = waiting(former, new, now);
+            let ids = former.customer_names().map(Id::as_str);
+            ids.filter(|id| waits.contains(*id) || went(former, since, id)).map(str::to_owned).collect()
+        };
         let mut all: Vec<(Arc<Policy>, Timestamp)> = Vec::new();
         for (former, since) in &self.gone {
-            let ids: HashSet<&str> =
-                former.customer_names().map(Id::as_str).filter(|id| went(former, *since, id)).collect();
+            let ids = remembered(former, *since);
             if ids.len() == former.customer_names().count() {
                 all.push((Arc::clone(former), *since));
             } else if !ids.is_empty() {
                 all.push((Arc::new(former.with_only(|customer| ids.contains(customer.id.as_str()))), *since));
             }
         }
-        let ids: HashSet<&str> = old.customer_names().map(Id::as_str).filter(|id| went(old, since, id)).collect();
+        let ids = remembered(old, since);
         if !ids.is_empty() {
             all.push((Arc::new(old.with_only(|customer| ids.contains(customer.id.as_str()))), since));
         }
@@ -314,6 +322,23 @@ impl Former {
         gone.reverse();
         Self { first: self.first.clone(), gone }
     }
+}
+
+/// The customers for whom something has been opened that needs a word, and has none, since another rule closes it: where
+/// that one goes away, the step from the policy in force says nothing of this one.
+fn waiting(old: &Policy, new: &Policy, now: Timestamp) -> HashSet<String> {
+    let mut changes = weaker_if_open(old, new, now);
+    changes.retain(|change| needs_word(change, old) && !concerned(change).is_empty());
+    if changes.is_empty() {
+        return HashSet::new();
+    }
+    let open = weaker(old, new, now);
+    let waits = |change: &Change| -> Vec<String> {
+        let open = open.iter().filter(|it| is_same_thing(it, change)).flat_map(concerned);
+        let open: HashSet<&String> = open.collect();
+        concerned(change).iter().filter(|id| !open.contains(id)).cloned().collect()
+    };
+    changes.iter().flat_map(waits).collect()
 }
 
 /// The customers that a change names.

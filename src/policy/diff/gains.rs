@@ -12,6 +12,7 @@ use super::Change;
 use super::Concerns;
 use super::Direction;
 use super::Kind;
+use super::reach::all_open;
 use super::reach::bound_by;
 use super::reach::first;
 use super::reach::kept;
@@ -56,12 +57,22 @@ use crate::policy::terms::Operation;
 
 /// What `to` permits beyond `from`; `direction` is what that is to the reader.
 pub(super) fn gains(from: &Policy, to: &Policy, since: Timestamp, direction: Direction) -> Vec<Change> {
+    gained(from, to, since, direction, false)
+}
+
+/// The same, if in `to` nothing were closed to anybody by another rule than the one that is changed.
+pub(super) fn gains_if_open(from: &Policy, to: &Policy, since: Timestamp) -> Vec<Change> {
+    gained(from, to, since, Direction::Weaker, true)
+}
+
+fn gained(from: &Policy, to: &Policy, since: Timestamp, direction: Direction, is_all_open: bool) -> Vec<Change> {
     let mut both = Vec::new();
     for (id, customer) in (0..).map(CustomerId).zip(&to.customers) {
         let Some(before) = from.customer_named(customer.id.as_str()).and_then(|id| from.customer(id)) else { continue };
-        both.push(Both { id, from: before, to: customer, open: open(to, customer, since) });
+        let open = if is_all_open { all_open(to, since) } else { open(to, customer, since) };
+        both.push(Both { id, from: before, to: customer, open });
     }
-    let mut gains = Gains { from, to, since, direction, both, changes: Vec::new() };
+    let mut gains = Gains { from, to, since, direction, is_all_open, both, changes: Vec::new() };
     gains.measures();
     gains.enforcement();
     gains.whole_customers();
@@ -88,6 +99,7 @@ struct Both<'p> {
 }
 
 /// What requests for a customer may be for in `to`, and when, as far as the rules looked at so far allow it.
+#[derive(Clone)]
 pub(super) struct Open(pub(super) Vec<(PurposeId, Span)>);
 
 impl Open {
@@ -122,6 +134,8 @@ struct Gains<'p> {
     /// Nothing before it counts.
     since: Timestamp,
     direction: Direction,
+    /// Whether callers and subprocessors reach all that there is.
+    is_all_open: bool,
     both: Vec<Both<'p>>,
     changes: Vec<Change>,
 }
@@ -343,6 +357,9 @@ impl Gains<'_> {
 
     /// What a caller may do for a customer in `to`, and when.
     fn caller_reach(&self, caller: &OwnCaller, both: &Both<'_>) -> Open {
+        if self.is_all_open {
+            return both.open.clone();
+        }
         of_caller(self.to, both.to, &both.open, caller)
     }
 
@@ -411,6 +428,9 @@ impl Gains<'_> {
 
     /// What a subprocessor may have of a customer in `to`, and when.
     fn reach(&self, id: SubprocessorId, entry: &Subprocessor, both: &Both<'_>) -> Open {
+        if self.is_all_open {
+            return both.open.clone();
+        }
         of_subprocessor(self.to, both.to, &both.open, id, entry)
     }
 

@@ -214,3 +214,10 @@ pub fn diff(old: &Policy, new: &Policy, since: Option<Timestamp>) -> Vec<Change>
     changes.sort_by_key(|change| (change.direction, change.kind));
     changes
 }
+
+/// What would be weaker if in the new policy nothing else were closed to anybody, from `since` on: also what another rule
+/// keeps closed.
+#[must_use]
+pub fn weaker_if_open(old: &Policy, new: &Policy, since: Timestamp) -> Vec<Change> {
+    gains::gains_if_open(old, new, since)
+}

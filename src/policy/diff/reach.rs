@@ -31,6 +31,12 @@ pub(super) fn open(policy: &Policy, customer: &Customer, since: Timestamp) -> Op
     Open(spans.filter(|(_, span)| !span.is_empty()).collect())
 }
 
+/// What a request could be for, if nothing were closed.
+pub(super) fn all_open(policy: &Policy, since: Timestamp) -> Open {
+    let purposes = (0..).map(PurposeId).zip(&policy.purposes);
+    Open(purposes.map(|(id, _)| (id, Span::since(Some(since)))).collect())
+}
+
 /// What the instructions permit that hold at some time.
 pub(super) fn in_force(customer: &Customer) -> impl Iterator<Item = &Permits> {
     customer.instructions.iter().filter(|it| it.in_force.is_some()).filter_map(|it| it.permits.as_ref())
