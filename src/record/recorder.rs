@@ -403,24 +403,30 @@ impl Recorder {
         loop {
             self.pass_on_answers();
             self.gather().await;
-            let due = {
+            let (due, is_called) = {
                 let mut papers = self.desk.papers();
                 let is_due = papers.due.is_some_and(|due| due <= Instant::now());
                 // A write is short: what comes while it goes on makes the next one larger. A sync is long, and
                 // whatever is there when it ends is to go with the next.
                 let is_free = self.log.is_synced() || papers.taken == 0;
-                if (papers.is_urgent || is_due) && is_free {
+                let is_called = (papers.is_urgent || is_due) && is_free;
+                if is_called {
                     (papers.is_urgent, papers.due, papers.is_offered) = (false, None, true);
-                    if !self.log.wake() {
-                        papers.waiting.clear();
-                        papers.pending = Batch::default();
-                    }
+                }
+                (papers.due.filter(|_| is_free), is_called)
+            };
+            // Not with the papers in hand: the writer wants them as soon as it is awake.
+            let is_gone = is_called && !self.log.wake();
+            {
+                let mut papers = self.desk.papers();
+                if is_gone {
+                    papers.waiting.clear();
+                    papers.pending = Batch::default();
                 }
                 if papers.is_finished && papers.pending.ends.is_empty() && papers.taken == 0 {
                     return;
                 }
-                papers.due.filter(|_| is_free)
-            };
+            }
             let wait = async {
                 match due {
                     Some(due) => tokio::time::sleep_until(due.into()).await,

@@ -207,6 +207,18 @@ fn weighed(
 /// How often the files are read even if nothing about them seems to have changed: not every file system tells.
 const READ_AGAIN: Duration = Duration::from_secs(3);
 
+/// What took long is repeated after a pause of so many times that, up to [`LONGEST_PAUSE`]: patterns may lead through a
+/// hundred thousand entries, and requests need the processors.
+const PAUSES: u32 = 10;
+
+/// Longest time between two looks.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+/// How long to wait with what took so long, and is usually repeated after that.
+fn pause(usual: Duration, took: Duration) -> Duration {
+    took.saturating_mul(PAUSES).clamp(usual, LONGEST_PAUSE)
+}
+
 /// How long files that do not fit each other, or are not there, are given to become whole before that is told.
 const BECOMING_WHOLE: Duration = Duration::from_secs(2);
 
@@ -250,6 +262,9 @@ struct Seen {
     globs: Vec<String>,
     stats: Vec<Option<Stat>>,
     read_at: Instant,
+    /// How long it took to look whether files changed, and to read them.
+    look_took: Duration,
+    read_took: Duration,
     /// What was dealt with last.
     settled: Option<(String, Option<Why>, Instant)>,
     /// Something else, since when.
@@ -270,17 +285,7 @@ impl PolicyWatch {
     /// What two looks saw the same is taken, so that files which are being written, and volumes that are being
     /// swapped, are not taken by halves. `again` is somebody who says that the files are whole.
     pub(super) async fn watch(self, mut draining: watch::Receiver<bool>, again: &Notify) {
-        let mut seen = Seen {
-            globs: Vec::new(),
-            stats: Vec::new(),
-            read_at: Instant::now(),
-            settled: None,
-            fresh: None,
-            told: Vec::new(),
-            retired: Vec::new(),
-            former: Former::since(self.standing.policy()),
-            stale: None,
-        };
+        let mut seen = Seen::nothing(Former::since(self.standing.policy()));
         let mut is_told_whole = false;
         loop {
             let looks = async {
@@ -289,7 +294,7 @@ impl PolicyWatch {
                 // Dropped here, and not by the worker that had it last: that takes its time.
                 seen.retired.retain(|it| Arc::strong_count(it) > 1 || Arc::strong_count(&it.policy) > 1);
                 tokio::select! {
-                    () = tokio::time::sleep(LOOK_AGAIN) => false,
+                    () = tokio::time::sleep(pause(LOOK_AGAIN, seen.look_took)) => false,
                     () = again.notified() => true,
                 }
             };
@@ -303,10 +308,12 @@ impl PolicyWatch {
 
     async fn look(&self, seen: &mut Seen, is_told_whole: bool) {
         // Apart, so that a file system which is slow or hangs holds up no certificate.
+        let begin = Instant::now();
         let (source, globs) = (self.source.clone(), seen.globs.clone());
         let look = move || source.paths(&globs).iter().map(|path| stat(path)).collect();
         let Ok(stats): Result<Vec<Option<Stat>>, _> = tokio::task::spawn_blocking(look).await else { return };
-        let is_same = stats == seen.stats && seen.read_at.elapsed() < READ_AGAIN;
+        seen.look_took = begin.elapsed();
+        let is_same = stats == seen.stats && seen.read_at.elapsed() < pause(READ_AGAIN, seen.read_took);
         if is_same && seen.fresh.is_none() && !is_told_whole && !seen.may_be_agreed(self.baseline.is_some()) {
             return;
         }
@@ -321,6 +328,7 @@ impl PolicyWatch {
             (gathered, fingerprint)
         };
         let Ok((gathered, fingerprint)) = tokio::task::spawn_blocking(gather).await else { return };
+        seen.read_took = seen.read_at.elapsed();
         if let Ok(gathered) = &gathered {
             seen.globs = gathered.globs().to_vec();
         }
@@ -459,6 +467,22 @@ impl PolicyWatch {
 }
 
 impl Seen {
+    fn nothing(former: Former) -> Self {
+        Self {
+            globs: Vec::new(),
+            stats: Vec::new(),
+            read_at: Instant::now(),
+            look_took: Duration::ZERO,
+            read_took: Duration::ZERO,
+            settled: None,
+            fresh: None,
+            told: Vec::new(),
+            retired: Vec::new(),
+            former,
+            stale: None,
+        }
+    }
+
     /// Whether what was refused for what was agreed may be agreed by now.
     fn may_be_agreed(&self, has_baseline: bool) -> bool {
         let is_due = |at: &Instant| at.elapsed() >= AGREED_MEANWHILE;
@@ -505,6 +529,19 @@ async fn apart<T: Send + 'static>(work: impl FnOnce() -> Result<T, Refusal> + Se
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A pattern that was too wide was walked every three seconds, and took a third of a processor for good.
+    #[test]
+    fn a_walk_that_took_long_was_repeated_at_once() {
+        let second = Duration::from_secs(1);
+        for (name, took, expected) in [
+            ("a short one", Duration::from_millis(1), READ_AGAIN),
+            ("a long one", second, 10 * second),
+            ("one on a file system that hung", 100 * second, LONGEST_PAUSE),
+        ] {
+            assert_eq!(pause(READ_AGAIN, took), expected, "{name}");
+        }
+    }
 
     #[test]
     fn a_policy_that_stayed_too_old_was_told_once() {
