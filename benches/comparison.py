@@ -10,7 +10,8 @@ a tree of look-ups by hash and as the usual list of rules. All take turns in eac
 slower or faster does so for all.
 
   http1    GET of 1 KiB, 64 connections that are kept: us of processor time a request, requests a second
-  latency  2,000 requests a second over 16 connections: p50 and p99 in ms; of the rounds, the best
+  latency  2,000 requests a second, evenly spaced over 16 connections, on cores that do not halt: p50 and p99 in ms from
+           when each was due; of the rounds, the best
   calm     the same with 1,000 requests a second
   large    GET of 1 MiB, 16 connections: us of processor time a MiB, MiB a second
   mtls     as http1, over TLS 1.3 with client certificates, which HAProxy on core 1 shows, as a tunnel
@@ -21,7 +22,7 @@ slower or faster does so for all.
 Processor time is utime + stime of all processes of the proxy, over the requests that were answered. Ratios are
 against nginx of the same run, medians of the rounds; the microseconds belong to the machine.
 
-Takes about eight minutes (--quick: three). 0: measured, 1: something was not answered as it should be, 2: cannot be
+Takes about ten minutes (--quick: three). 0: measured, 1: something was not answered as it should be, 2: cannot be
 measured here (it says why). What is missing of wrk, h2load, nginx and HAProxy is installed if it can be, Envoy into
 target/peers.
 """
@@ -390,17 +391,12 @@ def envoy(rbac=None):
 PROXIES = {"sidecar": sidecar, "nginx": nginx, "HAProxy": haproxy, "Envoy": envoy(), "Envoy, RBAC tree": envoy(rbac_tree), "Envoy, RBAC list": envoy(rbac_list)}
 
 
-def wrk_says(bench, port, connections, seconds, *options, **environment):
+def wrk(bench, port, connections, seconds, **environment):
     words = pinned(1, "wrk", "--threads", 1, "--connections", connections, "--duration", f"{seconds}s", "--timeout",
-                   "30s" if bench.under else "2s", "--script", bench.folder / "load.lua", *options, f"http://127.0.0.1:{port}")
+                   "30s" if bench.under else "2s", "--script", bench.folder / "load.lua", f"http://127.0.0.1:{port}")
     out = subprocess.run(words, capture_output=True, text=True, env={**os.environ, **environment}).stdout
     if not re.search(r"[1-9]\d* requests in", out) or "Non-2xx" in out or "Socket errors" in out:
         fail(f"not every request was answered 200: {out}")
-    return out
-
-
-def wrk(bench, port, connections, seconds, **environment):
-    out = wrk_says(bench, port, connections, seconds, **environment)
     return int(re.search(r"(\d+) requests in", out).group(1)), float(re.search(r"Requests/sec:\s+([\d.]+)", out).group(1))
 
 
