@@ -96,9 +96,9 @@ revision=$(told 'index .OCIv1.Config.Labels "org.opencontainers.image.revision"'
 [ "$revision" = "$commit" ] || wrong "is labelled $revision"
 ok 'runs as 65532:65532, and is labelled with its commit'
 
+cp -a "$root" "$dir/root" # before buildah's run, which leaves folders of its own in the root
 buildah "${storage[@]}" run --isolation chroot "$image" -- /dpa-sidecar demo --once >"$dir/demo.txt" 2>&1 ||
     { cat "$dir/demo.txt" >&2; wrong 'demo --once in the image'; }
 ok "demo --once in the image: $(tail -n 1 "$dir/demo.txt")"
 
-cp -a "$root" "$dir/root"
 unshare --net --mount tests/peers/in_image.py "$dir/root"
