@@ -21,13 +21,14 @@ import multiprocessing
 import os
 import pathlib
 import re
-import shutil
 import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+
+from sidecar import installed
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CALLERS = 200
@@ -218,8 +219,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("names", nargs="*", choices=[*ATTACKS, []])
     names = parser.parse_args().names or list(ATTACKS)
-    if shutil.which("slowhttptest") is None:
-        skip("no slowhttptest (apt-get install slowhttptest)")
+    installed("slowhttptest", "slowhttptest")
     binary = os.environ.get("DPA_SIDECAR")
     if binary is None:
         subprocess.run(["cargo", "build", "--release", "--locked", "--quiet"], cwd=ROOT, check=True)
